@@ -1,0 +1,167 @@
+"""Coin Flipping Network: how often has a state been visited, without a table (Lobel, Bagaria, Konidaris, ICML 2023).
+
+Toss C fair coins c in {-1, +1} at every visit of a state s and let a network f(s) regress on them. Where s was visited n
+times the best it can do is the average of n tosses, and the average of n fair coins has mean 0 and variance 1/n. So the mean
+of f(s)^2 over the C coins estimates 1/n, and a network shares the counts between states that look alike to it.
+
+Here: coins fixed by the address of the visit, a network with a frozen random prior, the loss, a bounded replay of past
+visits, learning. Not here: where hidden states come from (nanomerci/model.py), what a count is worth (nanomerci/merci.py).
+Run alone: `python cfn.py` counts a table of states and prints the true 1/n beside the estimate.
+
+Axes: N visits (flattened tokens), D hidden width, C coins, H width of the head.
+"""
+import torch
+from torch import nn
+
+from nanomerci.address import address, uniform
+
+
+def draw_coins(address_N, coins):  # [CFN:coins]
+    """Fair coins of each visit. address_N int64 -> float (N, C) of -1 and +1, the same whenever the address is the same.
+
+    A visit keeps its coins for ever: drawn anew at each training pass they would average to 0, "visited infinitely often".
+    """
+    bits_NC = address(address_N[:, None], torch.arange(coins, device=address_N.device))
+    return torch.where(bits_NC < 0, -1.0, 1.0)
+
+
+def inverse_count(flips_NC):  # [CFN:inverse-count]
+    """f(s) -> 1/n(s): the average of n fair coins has variance 1/n. (N, C) -> (N,), float32."""
+    return flips_NC.float().square().mean(-1)
+
+
+def coin_loss(flips_NC, coins_NC):  # [CFN:loss]
+    """||c - f(s)||^2 per visit, averaged over its coins (Lobel et al., eq. 3). (N, C), (N, C) -> (N,). 1.0 = knows nothing."""
+    return (coins_NC - flips_NC).square().mean(-1)
+
+
+class CoinFlipNet(nn.Module):
+    """hidden_ND -> flips_NC = head(x) + (prior(x) - mean) / sd, with x the normalised hidden state.
+
+    The prior is a frozen random network of the head's shape, normalised so that over visited states its outputs have mean 0
+    and variance 1; the last layer of the head starts at 0. So before any training 1/n reads about 1 everywhere, and where
+    training never went it still does: optimism for unseen states (Lobel et al., section 4). Without it (prior=False) an unseen
+    state reads 0, "visited infinitely often". `hidden=0` makes head and prior linear without bias: on one-hot states, a table.
+    """
+
+    def __init__(self, width, coins=20, hidden=128, prior=True, seed=0):
+        super().__init__()
+        rng = torch.Generator().manual_seed(seed)
+        self.head, self.prior = (self._mlp(width, hidden, coins, rng) for _ in range(2))
+        nn.init.zeros_(self.head[-1].weight)
+        self.prior.requires_grad_(False)
+        for name, value in (("mean_D", torch.zeros(width)), ("scale_D", torch.ones(width)),
+                            ("prior_mean_C", torch.zeros(coins)), ("prior_scale_C", torch.full((coins,), float(prior)))):
+            self.register_buffer(name, value)
+
+    @staticmethod
+    def _mlp(width, hidden, coins, rng):
+        sizes = (width, hidden, coins) if hidden else (width, coins)
+        layers = []
+        for fan_in, fan_out in zip(sizes, sizes[1:]):
+            linear = nn.Linear(fan_in, fan_out, bias=hidden > 0)
+            nn.init.normal_(linear.weight, std=fan_in**-0.5, generator=rng)
+            if linear.bias is not None:
+                nn.init.zeros_(linear.bias)
+            layers += [linear, nn.ReLU()]
+        return nn.Sequential(*layers[:-1])
+
+    @torch.no_grad()
+    def calibrate(self, hidden_ND, features=True, all_sum=lambda x: x):
+        """Measure the normalisation of features and prior once, on visited states; then frozen, so that a prior never moves.
+
+        features=False leaves the features as they are (one-hot states are orthogonal and should stay so).
+        all_sum: sums a tensor over ranks, so that all ranks end with the same moments.
+        """
+        count = all_sum(torch.tensor(float(len(hidden_ND)), device=hidden_ND.device))
+        if features:
+            self.mean_D.copy_(all_sum(hidden_ND.float().sum(0)) / count)
+            self.scale_D.copy_((all_sum((hidden_ND.float() - self.mean_D).square().sum(0)) / count + 1e-6).rsqrt())
+        if self.prior_scale_C.any():
+            raw_NC = self.prior(self.normalise(hidden_ND))
+            self.prior_mean_C.copy_(all_sum(raw_NC.sum(0)) / count)
+            self.prior_scale_C.copy_((all_sum((raw_NC - self.prior_mean_C).square().sum(0)) / count + 1e-6).rsqrt())
+
+    def normalise(self, hidden_ND):
+        return (hidden_ND.float() - self.mean_D) * self.scale_D
+
+    def forward(self, hidden_ND):
+        x_ND = self.normalise(hidden_ND)
+        return self.head(x_ND) + (self.prior(x_ND) - self.prior_mean_C) * self.prior_scale_C
+
+
+class Replay:
+    """A uniform sample of at most about `capacity` of all visits ever made, chosen by address.
+
+    A visit stays while uniform(its address) < capacity / visits so far. That is a fair sample of the whole run, so counts keep
+    their proportions; and it is the same sample however the visits were ordered or split over ranks.
+    """
+
+    def __init__(self, capacity, width, dtype=torch.float16, device=None):
+        self.capacity, self.total = capacity, 0
+        self.hidden_ND = torch.zeros(0, width, dtype=dtype, device=device)
+        self.address_N = torch.zeros(0, dtype=torch.int64, device=device)
+
+    def add(self, hidden_ND, address_N, total):
+        """total: how many visits all ranks have made so far, these included."""
+        self.total = total
+        hidden_ND = torch.cat([self.hidden_ND, hidden_ND.to(self.hidden_ND.dtype)])
+        address_N = torch.cat([self.address_N, address_N])
+        keep_N = uniform(address("keep", address_N)) < self.capacity / max(total, 1)
+        self.hidden_ND, self.address_N = hidden_ND[keep_N], address_N[keep_N]
+
+    def draw(self, count, stamp):
+        """About `count` (over all ranks) of the visits kept, chosen anew for each stamp."""
+        pick_N = uniform(address("replay", stamp, self.address_N)) < count / max(min(self.total, self.capacity), 1)
+        return self.hidden_ND[pick_N].float(), self.address_N[pick_N]
+
+    def state_dict(self):
+        return {"hidden_ND": self.hidden_ND, "address_N": self.address_N, "total": self.total}
+
+    def load_state_dict(self, state):
+        self.hidden_ND, self.address_N, self.total = state["hidden_ND"], state["address_N"], state["total"]
+
+
+def learn(net, optimizer, hidden_ND, address_N, *, passes=1, batch=512, all_sum=lambda x: x):
+    """Regress on the coins of these visits: `passes` times over them in batches of about `batch` (over all ranks).
+
+    Which batch a visit falls in is a hash of its address, so every rank layout makes the same updates. Returns the mean loss
+    of the last pass, before its updates (a float; 1.0 = knows nothing, and 1 - mean 1/n is the best there is).
+    """
+    coins_NC = draw_coins(address_N, net.head[-1].out_features)
+    batches = max(1, round(float(all_sum(torch.tensor(float(len(address_N)), device=hidden_ND.device))) / batch))
+    for p in range(passes):
+        batch_N = (uniform(address("pass", p, address_N)) * batches).long()
+        losses = torch.zeros(2, device=hidden_ND.device)
+        for b in range(batches):
+            rows = (batch_N == b).nonzero()[:, 0]
+            loss_N = coin_loss(net(hidden_ND[rows]), coins_NC[rows])
+            total = all_sum(torch.stack([loss_N.detach().sum(), torch.tensor(float(len(rows)), device=loss_N.device)]))
+            optimizer.zero_grad()
+            (loss_N.sum() / total[1].clamp(min=1)).backward()
+            for parameter in net.head.parameters():
+                all_sum(parameter.grad)
+            optimizer.step()
+            losses += total
+    return float(losses[0] / losses[1].clamp(min=1))
+
+
+if __name__ == "__main__":
+    visits = [0, 0, 1, 1, 2, 2, 4, 8, 16, 64, 256]
+    state_N = torch.tensor([s for s, n in enumerate(visits) for _ in range(n)])
+    one_hot_SD = torch.eye(len(visits))
+    net = CoinFlipNet(len(visits), coins=4096, hidden=0)
+    net.calibrate(one_hot_SD, features=False)
+    optimizer = torch.optim.LBFGS(net.head.parameters(), max_iter=100, line_search_fn="strong_wolfe")
+    coins_NC = draw_coins(address("visit", torch.arange(len(state_N))), 4096)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = coin_loss(net(one_hot_SD[state_N]), coins_NC).mean()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    print("state  visits     1/n  estimate   (4096 coins; a state never visited counts as one visit: optimism)")
+    for s, (n, estimate) in enumerate(zip(visits, inverse_count(net(one_hot_SD)).tolist())):
+        print(f"{s:5d} {n:7d} {1 / max(n, 1):7.4f} {estimate:9.4f}")
