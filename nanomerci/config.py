@@ -1,0 +1,264 @@
+"""One flat configuration: every option with its meaning, unit and default. A recipe overrides defaults, the command line both.
+
+    python train.py [RECIPE] [--option value ...]
+
+Numbers of the MERCI paper are marked (MERCI), of DAPO (DAPO); a choice of ours where the paper is silent, (ours).
+"""
+import dataclasses
+import difflib
+import os
+import sys
+from contextlib import redirect_stderr
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Literal
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class UserError(Exception):
+    """Something a user can put right. The command prints it as one line, without a traceback, and ends with status 2."""
+
+
+@dataclass(frozen=True)
+class Config:
+    # ---- what is trained, on what
+    task: str = "toy_sql"
+    """What to learn: toy_sql or arithmetic (both built in)."""
+    model: str = "tiny"
+    """Policy: a Hugging Face folder or hub id, a run folder, or `tiny`, built and warm-started here."""
+    algo: Literal["grpo", "dapo", "dr_grpo"] = "grpo"
+    """Advantage and loss: grpo (DeepSeekMath), dapo, dr_grpo (GRPO without std and length normalisation)."""
+    bonus: Literal["none", "cfn"] = "cfn"
+    """Exploration bonus: none, or cfn (MERCI: 1/n by a Coin Flipping Network)."""
+
+    # ---- a step
+    steps: int = 60
+    """Training steps; each samples one batch and learns from it."""
+    prompts: int = 16
+    """P, prompts a step, over all ranks."""
+    group: int = 8
+    """G, samples a prompt (MERCI: 8)."""
+    minibatches: int = 1
+    """Optimiser updates a step, each on an equal share of the batch's prompts."""
+    max_new_tokens: int = 48
+    """Longest response, in tokens."""
+    temperature: float = 1.0
+    """Sampling temperature in training; the trainer's log-probs use the same."""
+    top_p: float = 1.0
+    """Nucleus sampling in training. Below 1 is refused: the trainer's log-probs would have another support."""
+    top_k: int = 0
+    """Top-k sampling in training, 0 = off. Refused otherwise, for the same reason."""
+
+    # ---- the loss
+    lr: float = 1e-6
+    """Learning rate of AdamW."""
+    warmup: int = 0
+    """Steps over which the learning rate rises linearly from 0."""
+    beta2: float = 0.95
+    """Second-moment decay of AdamW (the first is 0.9)."""
+    weight_decay: float = 0.0
+    """Weight decay of AdamW."""
+    max_norm: float = 1.0
+    """Gradient norm above which gradients are scaled down."""
+    clip_low: float = 0.2
+    """The ratio pi / pi_old is clipped below 1 - clip_low."""
+    clip_high: float = 0.2
+    """... and above 1 + clip_high (DAPO: 0.28)."""
+    kl: float = 0.0
+    """Weight of the k3 KL to the initial policy (DeepSeekMath: 0.04; MERCI's stand-ins: 0)."""
+    old_logp: Literal["sampler", "trainer"] = "trainer"
+    """Whose log-probs are pi_old when minibatches > 1: the trainer's (one more forward) or the sampler's (fp32: the same)."""
+    overlong_buffer: int = 0
+    """Soft overlong penalty over the last so many tokens before max_new_tokens, 0 = off (DAPO: 4096)."""
+
+    # ---- exploration (MERCI)
+    gamma: float = 0.5
+    """Weight of the exploration advantage at step 0; 0 is the plain algorithm, bit for bit (ours: the paper gives none)."""
+    gamma_decay: int = 200
+    """Steps until gamma has fallen by half a cosine to a tenth (MERCI: 200)."""
+    alpha: float = 0.5
+    """Cap: the bonus changes an advantage by at most the share alpha of its size (ours)."""
+    top: float = 0.3
+    """First filter: share of a response's tokens whose novelty counts (MERCI: 0.3)."""
+    run: int = 3
+    """Second filter: kept tokens must stand in runs of at least so many (MERCI's figure: 3)."""
+    noise_filter: bool = True
+    """Third filter: drop tokens that the task calls noise."""
+    bonus_form: Literal["variance", "deviation", "sum"] = "variance"
+    """Trajectory bonus: sqrt(mean 1/n) (MERCI), mean of sqrt(1/n) (its ablation), sqrt(sum 1/n) (proposition 1 to the letter)."""
+
+    # ---- the counter (CFN)
+    coins: int = 20
+    """C, coins a visit (MERCI, CFN: 20)."""
+    cfn_trunk: Literal["frozen", "policy"] = "frozen"
+    """Whose hidden states are counted: a frozen copy of the initial policy, or the policy's own (free, but they move)."""
+    cfn_hidden: int = 256
+    """Width of the head's hidden layer (ours)."""
+    cfn_prior: bool = True
+    """Frozen random prior, so that an unseen state reads 1/n near 1 (CFN)."""
+    cfn_lr: float = 1e-3
+    """Learning rate of the head (ours)."""
+    cfn_batch: int = 512
+    """Visits an update of the head."""
+    cfn_pretrain: int = 4
+    """Batches of P x G samples of the initial policy to pre-train on (MERCI pre-trains; its size is ours)."""
+    cfn_passes: int = 3
+    """Passes over them."""
+    cfn_replay: int = 65536
+    """Visits remembered, a uniform sample of all."""
+    cfn_rehearse: int = 1024
+    """Remembered visits learned again each step, besides the new ones."""
+
+    # ---- evaluation
+    eval_every: int = 20
+    """Steps between evaluations; one before and one after are always made. 0 = only those."""
+    eval_problems: int = 200
+    """Held-out problems evaluated on."""
+    eval_k: int = 16
+    """Samples a problem."""
+
+    # ---- the run
+    seed: int = 0
+    """Of everything random in the run."""
+    out: str = ""
+    """Run folder (default runs/RECIPE-seedN)."""
+    resume: str = ""
+    """Run folder to continue from its newest checkpoint; the other options come from its config.yaml."""
+    save_every: int = 20
+    """Steps between checkpoints; one is always made at the end. 0 = only that."""
+    keep: int = 2
+    """Checkpoints kept, the newest."""
+    device: str = "auto"
+    """cpu, cuda, or auto."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of forward and backward; master weights stay float32."""
+    kernels: Literal["auto", "torch", "triton"] = "auto"
+    """Log-probs and CFN scores by fused Triton kernels or by plain torch; auto = Triton on a GPU."""
+    micro_tokens: int = 16384
+    """Tokens a micro-batch holds at most, padding included; bounds the memory of an update."""
+    shard: Literal["none", "fsdp"] = "none"
+    """Over several ranks: whole replicas, or parameters sharded by FSDP2."""
+    threads: int = 0
+    """CPU threads, 0 = torch's choice."""
+
+
+def check(c):
+    """Everything that can be known wrong before any work is done. Raises UserError."""
+    def need(ok, what, got, wanted):
+        if not ok:
+            raise UserError(f"--{what} {got}: {wanted}")
+
+    for name in ("steps", "prompts", "minibatches", "max_new_tokens", "coins", "eval_problems", "eval_k", "micro_tokens", "keep"):
+        need(getattr(c, name) >= 1, name, getattr(c, name), "wanted at least 1")
+    need(c.group >= (1 if c.bonus == "none" and c.algo == "dr_grpo" else 2), "group", c.group,
+         "a group of one has no standard deviation; wanted at least 2")  # fmt: skip
+    need(c.prompts % c.minibatches == 0, "minibatches", c.minibatches, f"does not divide --prompts {c.prompts}")
+    need(c.temperature > 0, "temperature", c.temperature, "training samples; wanted above 0")
+    need(c.top_p == 1, "top_p", c.top_p, "the trainer's log-probs cover the full vocabulary, so sampling must too; wanted 1.0")
+    need(c.top_k == 0, "top_k", c.top_k, "the trainer's log-probs cover the full vocabulary, so sampling must too; wanted 0")
+    need(0 <= c.alpha < 1, "alpha", c.alpha, "wanted 0 <= alpha < 1, or a wrong answer could earn a positive advantage")
+    need(0 < c.top <= 1, "top", c.top, "is a share of tokens; wanted above 0, at most 1")
+    need(c.gamma >= 0, "gamma", c.gamma, "wanted 0 or more")
+    need(c.overlong_buffer < c.max_new_tokens, "overlong_buffer", c.overlong_buffer, f"wanted less than --max_new_tokens {c.max_new_tokens}")
+    for name in ("lr", "cfn_lr", "max_norm"):
+        need(getattr(c, name) > 0, name, getattr(c, name), "wanted above 0")
+    return c
+
+
+def closest(word, words):
+    found = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
+    return f"; did you mean {found[0]}?" if found else ""
+
+
+def read(path):
+    """A YAML file of options -> dict; unknown keys are refused. Types are checked when the command line is."""
+    import yaml
+
+    try:
+        values = yaml.safe_load(Path(path).read_text()) or {}
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as YAML ({str(error).splitlines()[0]})") from None
+    types = {f.name: f.type for f in dataclasses.fields(Config)}
+    for key, value in values.items() if isinstance(values, dict) else [("(not a mapping)", None)]:
+        if key not in types:
+            raise UserError(f"{path}: unknown option {key}{closest(str(key), types)}")
+        if types[key] is float and isinstance(value, int | str):  # YAML 1.1 reads 1e-6 as text
+            value = values[key] = _as_float(value, path, key)
+        allowed = getattr(types[key], "__args__", None)
+        if (value not in allowed) if allowed else (type(value) is not types[key]):
+            wanted = "|".join(allowed) if allowed else types[key].__name__
+            raise UserError(f"{path}: {key}: {value!r} is not a {wanted}")
+    return values
+
+
+def _as_float(value, path, key):
+    try:
+        return float(value)
+    except ValueError:
+        raise UserError(f"{path}: {key}: {value!r} is not a float") from None
+
+
+def write(c, path):
+    import yaml
+
+    Path(path).write_text(yaml.safe_dump(dataclasses.asdict(c), sort_keys=False))
+
+
+def recipes():
+    return sorted(p.stem for p in RECIPES.glob("*.yaml"))
+
+
+def parse(argv, prog="train.py"):
+    """Command line -> Config. `--help` prints and ends with 0; whatever is wrong raises UserError."""
+    import tyro
+
+    names = [f.name for f in dataclasses.fields(Config)]
+    argv, recipe = list(argv), "toy_sql"
+    if argv and not argv[0].startswith("-"):
+        recipe = argv.pop(0)
+    path = Path(recipe) if recipe.endswith((".yaml", ".yml")) else RECIPES / f"{recipe}.yaml"
+    if not path.exists():
+        raise UserError(f"unknown recipe {recipe}{closest(recipe, recipes())} Recipes: {', '.join(recipes())}, or a YAML file")
+    given = {}
+    for word in argv:
+        if word.startswith("--") and word not in ("--help",):
+            name = word[2:].split("=")[0].replace("-", "_")
+            base = name.removeprefix("no_") if name.removeprefix("no_") in names else name
+            if base not in names:
+                raise UserError(f"unknown option {word.split('=')[0]}{closest(name, names).replace('mean ', 'mean --')} See --help")
+            given[base] = word
+    defaults = Config(**read(path))
+    usage = f"python {prog} [RECIPE] [--option value ...]     recipes: {', '.join(recipes())}"
+    noise = StringIO()
+    try:
+        with redirect_stderr(noise):
+            c = tyro.cli(Config, default=defaults, args=argv, prog=f"{prog} [RECIPE]", description=usage,
+                         config=(tyro.conf.FlagConversionOff,), use_underscores=True)  # fmt: skip
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        words = [line.strip("│╭╮╰╯─ ") for line in noise.getvalue().splitlines()]
+        raise UserError(" ".join(w for w in words if w).replace("Parsing error ", "")[:300]) from None
+    if c.resume:
+        changed = sorted(set(given) - {"resume", "steps"})
+        if changed:
+            raise UserError(f"--resume continues a run as it was; it cannot change --{changed[0]} (only --steps may be given with it)")
+        saved = read(Path(c.resume) / "config.yaml")
+        c = Config(**{**saved, "resume": c.resume, "out": c.resume, **({"steps": c.steps} if "steps" in given else {})})
+    return check(dataclasses.replace(c, out=c.out or f"runs/{path.stem}-seed{c.seed}"))
+
+
+def run_command(main):
+    """Call main() as a command: a UserError is one line on stderr and status 2; Ctrl-C is status 130; a bug keeps its traceback."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

@@ -1,0 +1,114 @@
+"""The policy and its hidden states: any Hugging Face causal LM, or the tiny one that is built here.
+
+All of nanoMERCI asks two things of a model: hidden states of a padded batch, and log-probs of its tokens.
+
+Axes: B rows, T token positions, N response tokens, D hidden width, V vocabulary.
+"""
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config
+
+from kernels.logprob import linear_logprob_entropy
+from nanomerci.config import UserError
+
+
+def load(name, device="cpu", dtype=torch.float32):
+    """A hub id, a Hugging Face folder or a run folder -> model in `dtype` on `device`, tokenizer."""
+    folder = Path(name)
+    if (folder / "checkpoints").is_dir():
+        folder = newest_model(folder)
+    name = str(folder) if folder.exists() else str(name)
+    if folder.is_dir() and not [*folder.glob("*.safetensors"), *folder.glob("*.bin")]:
+        raise UserError(f"--model {name}: no weights there; wanted a Hugging Face folder with *.safetensors (or a hub id)")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, attn_implementation="sdpa")
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"--model {name}: cannot be loaded ({reason}); wanted a Hugging Face folder, a run folder or a hub id") from None
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"--model {name}: its tokenizer has no end-of-sequence token, so responses would never end; set eos_token")
+    model.to(device).eval()
+    _check_head(model, name)
+    return model, tokenizer
+
+
+def newest_model(run):
+    found = sorted(p for p in (Path(run) / "checkpoints").glob("step_*/model") if p.is_dir())
+    if not found:
+        raise UserError(f"{run}: no checkpoint there yet")
+    return found[-1]
+
+
+def _check_head(model, name):
+    """Log-probs are computed from hidden states and the head's weight alone; refuse a model that does more than that."""
+    ids = torch.arange(4, device=model.device)[None] % model.config.vocab_size
+    with torch.no_grad():
+        ours = hidden_states(model, ids) @ model.get_output_embeddings().weight.T
+        theirs = model(ids).logits
+    if not torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2 * float(theirs.abs().max())):
+        raise UserError(f"--model {name}: its logits are not head(hidden) (soft-capping, scaling or a bias); use Qwen2/2.5/3 or Llama")
+
+
+def eos_ids(model, tokenizer):
+    """All ids that end a response: the tokenizer's, and those of the generation config (Llama-3 lists three)."""
+    extra = getattr(model.generation_config, "eos_token_id", None)
+    extra = extra if isinstance(extra, list) else [] if extra is None else [extra]
+    return sorted({tokenizer.eos_token_id, *extra})
+
+
+def context(model):
+    return getattr(model.config, "max_position_embeddings", None) or 1 << 30
+
+
+def encode(tokenizer, prompt):
+    """User text -> token ids, through the tokenizer's chat template where it has one."""
+    if not tokenizer.chat_template:
+        return tokenizer(prompt)["input_ids"]
+    messages = [{"role": "user", "content": prompt}]
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)["input_ids"]
+
+
+def hidden_states(model, tokens_BT):
+    """Final hidden states (B, T, D): column t summarises the prefix that ends in token t. Right-padded rows need no mask."""
+    return model.base_model(tokens_BT, use_cache=False).last_hidden_state
+
+
+def token_logp(model, tokens_BT, mask_BT, temperature=1.0, backend=None):
+    """Log-prob and entropy of every response token given its prefix, both (B, T) float32 and 0 where mask is 0.
+
+    The one place where logits are shifted: the hidden state at t - 1 predicts token t. Prompts and pads never reach the head.
+    """
+    row_N, column_N = mask_BT.nonzero(as_tuple=True)
+    hidden_ND = hidden_states(model, tokens_BT)[row_N, column_N - 1]
+    weight_VD = model.get_output_embeddings().weight
+    logp_N, entropy_N = linear_logprob_entropy(hidden_ND, weight_VD, tokens_BT[row_N, column_N], temperature, backend=backend)
+    empty_BT = torch.zeros(mask_BT.shape, device=mask_BT.device)
+    return empty_BT.index_put((row_N, column_N), logp_N), empty_BT.index_put((row_N, column_N), entropy_N)
+
+
+def frozen_copy(model, dtype):
+    """The trunk: the initial policy, never trained. Its hidden states feed the CFN, its log-probs are the KL reference."""
+    copy = AutoModelForCausalLM.from_config(model.config, dtype=dtype, attn_implementation="sdpa").to(model.device)
+    copy.load_state_dict(model.state_dict())
+    return copy.eval().requires_grad_(False)
+
+
+def tiny(words, width=96, layers=3, heads=4, seed=0):
+    """A small Qwen2 from scratch over a vocabulary of words, and its tokenizer: both save and load like any other."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = ["<pad>", "<eos>", "<unk>", "answer:", *words]
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>",
+                                        clean_up_tokenization_spaces=False)  # fmt: skip
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %} answer:"
+    config = Qwen2Config(vocab_size=len(words), hidden_size=width, intermediate_size=3 * width, num_hidden_layers=layers,
+                         num_attention_heads=heads, num_key_value_heads=heads, max_position_embeddings=256, eos_token_id=1,
+                         pad_token_id=0, bos_token_id=None, tie_word_embeddings=True)  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    return model.eval(), tokenizer

@@ -1,0 +1,74 @@
+"""What sampling produced, and how to walk through it: padding, masks, micro-batches.
+
+One alignment, here and everywhere: column t of every _BT tensor belongs to token t, given the tokens before it. Rows are
+prompt, response, padding (right-padded, so causal attention needs no mask: nothing real ever looks at a pad).
+
+Axes: P prompts, G samples a prompt, B = P*G rows, T token positions.
+"""
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Row p*G + g is sample g of prompt p. Later stages make new tensors, they never edit these."""
+
+    tokens_BT: torch.Tensor  # int64
+    mask_BT: torch.Tensor  # float 1 on response tokens (the end-of-sequence token included), 0 on prompt and padding
+    logp_BT: torch.Tensor  # float32 log p(token t | before) under the sampling distribution, 0 where mask is 0
+
+    @property
+    def length_B(self):
+        return self.mask_BT.sum(1)
+
+    def responses(self):
+        """Token ids of each response as lists, pads and prompt left out."""
+        return [tokens[mask > 0].tolist() for tokens, mask in zip(self.tokens_BT, self.mask_BT)]
+
+    def rows(self, rows):
+        """A smaller rollout: these rows, and only as many columns as they need."""
+        used = self.mask_BT[rows].any(0).nonzero()
+        width = int(used[-1]) + 1 if len(used) else 1
+        return Rollout(self.tokens_BT[rows, :width], self.mask_BT[rows, :width], self.logp_BT[rows, :width])
+
+
+def pad(rows, value=0, device=None):
+    """List of id lists -> int64 (rows, longest), padded on the right."""
+    width = max(map(len, rows), default=0)
+    return torch.tensor([list(r) + [value] * (width - len(r)) for r in rows], dtype=torch.int64, device=device)
+
+
+def micro_batches(length_B, budget):
+    """Row indices cut into micro-batches of rows of like length, each at most `budget` tokens with padding (or one row).
+
+    Longest first: if memory does not suffice, the first micro-batch says so, not one in the middle of the night. Which rows go
+    together has no influence on the loss (its weights sum to 1 over the whole batch), only on how much padding is computed.
+    """
+    order = torch.argsort(length_B, descending=True, stable=True).tolist()
+    batches = []
+    while order:
+        rows = max(1, int(budget // int(length_B[order[0]])))
+        batches.append(torch.tensor(order[:rows], device=length_B.device))
+        order = order[rows:]
+    return batches
+
+
+def token_spans(tokenizer, ids, spans):
+    """Character spans of a decoded response -> bool per token, true where a token holds any character of a span.
+
+    The text that ids[:k] decodes to only grows with k, so each border is found by bisection.
+    """
+    marked = torch.zeros(len(ids), dtype=torch.bool)
+
+    def first_token_past(char):  # smallest k such that the first k tokens reach beyond this character
+        low, high = 1, len(ids)
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if len(tokenizer.decode(ids[:middle])) > char else (middle + 1, high)
+        return low
+
+    for start, end in spans:
+        if end > start and ids:
+            marked[first_token_past(start) - 1 : first_token_past(end - 1)] = True
+    return marked
