@@ -1,0 +1,1 @@
+"""Fused kernels, each beside its plain-torch twin; they import torch and triton and nothing of nanoMERCI."""

@@ -1,0 +1,220 @@
+"""Log-probability and entropy of tokens, from logits or straight from hidden states, without ever building all logits.
+
+    d_nj       = (x_nj - max_j x_nj) / T_n                 x = logits, or hidden @ weight.T a tile at a time; fp32 always
+    S_n, U_n   = sum_j exp(d_nj),  sum_j exp(d_nj) d_nj    p_nj = exp(d_nj) / S_n
+    logp_n     = d_n,id(n) - log S_n                       <= 0, since d <= 0 and S >= 1
+    entropy_n  = log S_n - U_n / S_n                       = -sum_j p_nj log p_nj, a sum of two numbers >= 0
+    dx_nj      = ((onehot_nj - p_nj) dlogp_n - p_nj (log p_nj + entropy_n) dentropy_n) / T_n
+
+S and U are carried over tiles of the vocabulary ("online softmax"): where a tile raises the maximum by r units of T,
+S -> S e^-r and U -> e^-r (U - r S). The backward pass computes a tile of logits again, turns it into dx, and multiplies.
+
+Axes: N tokens, V vocabulary (v: a tile of it), D hidden width.
+"""
+import torch
+
+TILE_BYTES = 96 * 2**20  # the fp32 logits alive at any time: one tile of at most this size
+LOWEST = -1e30           # the maximum of nothing: finite, so that a tile of nothing but -inf makes no NaN
+
+
+# ---- One tile of logits, in plain torch ------------------------------------------------------------------------------
+
+def scan_torch(x_Nv, local_N, inverse_t_N, state, last):
+    """Take one more tile into each row's (max, S, U, target logit); after the last: (max, log S, entropy, logp).
+
+    local_N: the row's id minus the tile's first column, inside the tile or not. state: None before the first tile.
+    """
+    x_Nv = x_Nv.float()
+    inside_N, column_N1 = (local_N >= 0) & (local_N < x_Nv.shape[1]), local_N.clamp(0, x_Nv.shape[1] - 1)[:, None]
+    max_N = x_Nv.amax(1).clamp_(min=LOWEST)
+    d_Nv = (x_Nv - max_N[:, None]).mul_(inverse_t_N[:, None]).clamp_(min=LOWEST)  # not -inf: 0 * -inf below
+    e_Nv = d_Nv.exp()
+    s_N, u_N = e_Nv.sum(1), torch.linalg.vecdot(e_Nv, d_Nv)
+    target_N = x_Nv.gather(1, column_N1)[:, 0].where(inside_N, torch.nan if state is None else state[3])
+    if state is not None:
+        top_N = torch.maximum(state[0], max_N)
+        old_N, new_N = (state[0] - top_N) * inverse_t_N, (max_N - top_N) * inverse_t_N
+        u_N = old_N.exp() * (state[2] + old_N * state[1]) + new_N.exp() * (u_N + new_N * s_N)
+        s_N = old_N.exp() * state[1] + new_N.exp() * s_N
+        max_N = top_N
+    if not last:
+        return max_N, s_N, u_N, target_N
+    log_s_N = s_N.log()
+    return max_N, log_s_N, log_s_N - u_N / s_N, (target_N - max_N) * inverse_t_N - log_s_N
+
+
+def gradient_torch(x_Nv, local_N, rows, dtype, reuse=False):
+    """One tile of logits -> the same tile of dx, in fp32 until it is rounded to dtype at the very end (the 1 - p as well)."""
+    inverse_t_N, max_N, log_s_N, entropy_N, dlogp_N, dentropy_N = rows
+    inside_N, column_N1 = (local_N >= 0) & (local_N < x_Nv.shape[1]), local_N.clamp(0, x_Nv.shape[1] - 1)[:, None]
+    dlogp_N = dlogp_N * inverse_t_N
+    d_Nv = (x_Nv.float() - max_N[:, None]).clamp_(min=LOWEST)
+    logp_Nv = torch.addcmul(-log_s_N[:, None], d_Nv, inverse_t_N[:, None], out=d_Nv)
+    p_Nv = logp_Nv.exp()
+    if dentropy_N is None:
+        dx_Nv = p_Nv.mul_(-dlogp_N[:, None])
+    else:
+        scale_N = -dentropy_N * inverse_t_N
+        dx_Nv = p_Nv.mul_(torch.addcmul((entropy_N * scale_N - dlogp_N)[:, None], logp_Nv, scale_N[:, None], out=logp_Nv))
+    return dx_Nv.scatter_add_(1, column_N1, dlogp_N.where(inside_N, 0.0)[:, None]).to(dtype)
+
+
+# ---- Tiles -----------------------------------------------------------------------------------------------------------
+
+def tile_width(N, V):
+    """Columns of a tile of N rows: what TILE_BYTES allows but at least 128, V split evenly, rounded up to 128."""
+    most = max(TILE_BYTES // (4 * max(N, 1)) // 128, 1) * 128
+    pieces = -(-V // most)
+    return min(V, -(-V // pieces // 128) * 128)
+
+
+def matmul_(out, a, b, accumulate=False):
+    """out (+)= a @ b: summed in fp32 whatever the inputs are, and rounded once, to out's dtype."""
+    if a.dtype == out.dtype:
+        return torch.addmm(out, a, b, out=out) if accumulate else torch.mm(a, b, out=out)
+    if out.device.type != "cuda":  # torch on a CPU has no half @ half -> fp32
+        return torch.addmm(out, a.float(), b.float(), out=out) if accumulate else torch.mm(a.float(), b.float(), out=out)
+    if accumulate:
+        return torch.addmm(out, a, b, out_dtype=torch.float32, out=out)
+    return torch.mm(a, b, out_dtype=torch.float32, out=out)
+
+
+class _Linear(torch.autograd.Function):
+    """Forward: tile by tile of the vocabulary, one matrix product and one scan. Backward: split over the vocabulary with all
+    tokens kept, so each slice of dweight is one product, written once; only dhidden accumulates, in fp32."""
+
+    @staticmethod
+    def forward(ctx, hidden_ND, weight_VD, ids_N, inverse_t_N, steps):
+        N, V = len(hidden_ND), len(weight_VD)
+        width, state = tile_width(N, V), None
+        buffer = hidden_ND.new_empty(N * width, dtype=torch.float32)
+        for v in range(0, V, width):
+            w_vD = weight_VD[v:v + width]
+            x_Nv = matmul_(buffer[:N * len(w_vD)].view(N, len(w_vD)), hidden_ND, w_vD.T)
+            state = steps.scan(x_Nv, ids_N - v, inverse_t_N, state, v + width >= V)
+        max_N, log_s_N, entropy_N, logp_N = state
+        ctx.save_for_backward(hidden_ND, weight_VD, ids_N, inverse_t_N, max_N, log_s_N, entropy_N,
+                              x_Nv if width == V else None)  # where all logits are one tile, keep it
+        ctx.steps = steps
+        ctx.set_materialize_grads(False)
+        return logp_N, entropy_N
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dlogp_N, dentropy_N):
+        hidden_ND, weight_VD, ids_N, *rows, kept_Nv = ctx.saved_tensors
+        N, V = len(hidden_ND), len(weight_VD)
+        rows += [torch.zeros_like(rows[0]) if dlogp_N is None else dlogp_N, dentropy_N]
+        dhidden_ND = torch.empty_like(hidden_ND, dtype=torch.float32) if ctx.needs_input_grad[0] else None
+        dweight_VD = torch.empty_like(weight_VD) if ctx.needs_input_grad[1] else None
+        width = tile_width(N, V)
+        buffer = hidden_ND.new_empty(N * width, dtype=torch.float32) if kept_Nv is None else None
+        for v in range(0, V, width):
+            w_vD, x_Nv = weight_VD[v:v + width], kept_Nv
+            if x_Nv is None:
+                x_Nv = matmul_(buffer[:N * len(w_vD)].view(N, len(w_vD)), hidden_ND, w_vD.T)
+            dx_Nv = ctx.steps.gradient(x_Nv, ids_N - v, rows, weight_VD.dtype, reuse=kept_Nv is None)
+            if dweight_VD is not None:
+                matmul_(dweight_VD[v:v + width], dx_Nv.T, hidden_ND)
+            if dhidden_ND is not None:
+                matmul_(dhidden_ND, dx_Nv, w_vD, accumulate=v > 0)
+        return None if dhidden_ND is None else dhidden_ND.to(hidden_ND.dtype), dweight_VD, None, None, None
+
+
+class _Logits(torch.autograd.Function):
+    """The same on logits that exist: no tiles, and the one large tensor made is their gradient."""
+
+    @staticmethod
+    def forward(ctx, logits_NV, ids_N, inverse_t_N, steps):
+        blocks = [steps.scan(x_nV, i_n, t_n, None, True) for x_nV, i_n, t_n
+                  in zip(*(a.split(steps.rows(logits_NV)) for a in (logits_NV, ids_N, inverse_t_N)))]
+        max_N, log_s_N, entropy_N, logp_N = blocks[0] if len(blocks) == 1 else map(torch.cat, zip(*blocks))
+        ctx.save_for_backward(logits_NV, ids_N, inverse_t_N, max_N, log_s_N, entropy_N)
+        ctx.steps = steps
+        ctx.set_materialize_grads(False)
+        return logp_N, entropy_N
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dlogp_N, dentropy_N):
+        logits_NV, ids_N, *rows = ctx.saved_tensors
+        rows += [torch.zeros_like(rows[0]) if dlogp_N is None else dlogp_N, dentropy_N]
+        n = ctx.steps.rows(logits_NV)
+        blocks = [ctx.steps.gradient(logits_NV[i:i + n], ids_N[i:i + n], [r if r is None else r[i:i + n] for r in rows],
+                                     logits_NV.dtype) for i in range(0, max(len(logits_NV), 1), n)]
+        return blocks[0] if len(blocks) == 1 else torch.cat(blocks), None, None, None
+
+
+# ---- What others call ------------------------------------------------------------------------------------------------
+
+class _Torch:
+    scan, gradient = staticmethod(scan_torch), staticmethod(gradient_torch)
+
+    @staticmethod
+    def rows(logits_NV):  # rows at a time: fp32 copies of at most TILE_BYTES each
+        return max(1, TILE_BYTES // (4 * logits_NV.shape[1]))
+
+
+def linear_logprob_entropy(hidden_ND, weight_VD, ids_N, temperature=1.0, backend=None):
+    """log p(id | hidden) and the entropy of p = softmax(hidden @ weight.T / temperature): logp_N <= 0, entropy_N >= 0, in nats.
+
+    hidden_ND and weight_VD: fp32, bf16 or fp16, both the same; ids_N int64. temperature > 0: a number, or fp32 (N,).
+    Returns fp32, differentiable with respect to hidden and weight. Pass only the rows that count: no mask enters.
+    backend: None = "triton" on a CUDA tensor where Triton is installed, otherwise "torch"; either can be asked for.
+    Memory: one tile of TILE_BYTES, and in the backward pass 4 N D bytes (dhidden in fp32), beside inputs and gradients.
+    Raises ValueError or TypeError on shapes, dtypes and a sharded weight; an id outside 0..V-1 is an IndexError on a CPU and
+    NaN on a GPU, where looking would stall it.
+    """
+    if hasattr(weight_VD, "full_tensor"):
+        raise TypeError("weight_VD is a sharded DTensor; wanted a whole one: call inside the sharded module's forward, or "
+                        "pass weight.full_tensor(grad_placements=[Partial()]), which sums its gradient over the ranks")
+    if hidden_ND.dim() != 2 or weight_VD.dim() != 2 or hidden_ND.shape[1] != weight_VD.shape[1]:
+        raise ValueError(f"got hidden {tuple(hidden_ND.shape)}, weight {tuple(weight_VD.shape)}; wanted (N, D) and (V, D)")
+    if hidden_ND.dtype != weight_VD.dtype:
+        raise TypeError(f"got hidden {hidden_ND.dtype}, weight {weight_VD.dtype}; wanted the same: cast one of them")
+    inverse_t_N = _check(hidden_ND, len(weight_VD), ids_N, temperature)
+    return _Linear.apply(hidden_ND, weight_VD, ids_N, inverse_t_N, _steps(backend, hidden_ND))
+
+
+def logprob_entropy(logits_NV, ids_N, temperature=1.0, backend=None):
+    """The same from logits_NV (fp32, bf16 or fp16, any -inf columns): logp_N, entropy_N, fp32, differentiable."""
+    if logits_NV.dim() != 2:
+        raise ValueError(f"got logits {tuple(logits_NV.shape)}; wanted (N, V)")
+    inverse_t_N = _check(logits_NV, logits_NV.shape[1], ids_N, temperature)
+    return _Logits.apply(logits_NV, ids_N, inverse_t_N, _steps(backend, logits_NV))
+
+
+def linear_logprob_entropy_reference(hidden_ND, weight_VD, ids_N, temperature=1.0):
+    """The plain-torch twin: same tiles, same numbers."""
+    return linear_logprob_entropy(hidden_ND, weight_VD, ids_N, temperature, backend="torch")
+
+
+def logprob_entropy_reference(logits_NV, ids_N, temperature=1.0):
+    """The plain-torch twin: the same, a block of rows at a time."""
+    return logprob_entropy(logits_NV, ids_N, temperature, backend="torch")
+
+
+def _check(x, V, ids_N, temperature):
+    """Raises on what does not fit; returns 1 / temperature as fp32 (N,)."""
+    N = len(x)
+    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise TypeError(f"got {x.dtype}; wanted float32, bfloat16 or float16")
+    if ids_N.shape != (N,) or ids_N.dtype != torch.int64 or V < 1:
+        raise ValueError(f"got ids {tuple(ids_N.shape)} {ids_N.dtype}, vocabulary {V}; wanted ({N},) int64, at least 1")
+    if N and x.device.type == "cpu":
+        low, high = (int(i) for i in ids_N.aminmax())
+        if low < 0 or high >= V:
+            raise IndexError(f"got ids in {low}..{high}; wanted 0..{V - 1}: leave masked tokens out")
+    if not isinstance(temperature, torch.Tensor):
+        if not temperature > 0:
+            raise ValueError(f"got temperature {temperature}; wanted > 0")
+        return torch.full((N,), 1 / temperature, device=x.device)
+    if temperature.shape not in ((), (N,)) or temperature.requires_grad:
+        raise ValueError(f"got temperature {tuple(temperature.shape)}; wanted a number or ({N},), without gradient")
+    return temperature.to(x.device, torch.float32).reciprocal().expand(N).contiguous()
+
+
+def _steps(backend, x):
+    if backend not in (None, "torch", "triton"):
+        raise ValueError(f"got backend {backend!r}; wanted None, 'torch' or 'triton'")
+    return _Torch
