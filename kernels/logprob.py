@@ -13,18 +13,20 @@ Axes: N tokens, V vocabulary (v: a tile of it), D hidden width.
 """
 import torch
 
+from kernels import choose, triton
+
 TILE_BYTES = 96 * 2**20  # the fp32 logits alive at any time: one tile of at most this size
 LOWEST = -1e30           # the maximum of nothing: finite, so that a tile of nothing but -inf makes no NaN
 
 
 # ---- One tile of logits, in plain torch ------------------------------------------------------------------------------
 
-def scan_torch(x_Nv, local_N, inverse_t_N, state, last):
+def scan_torch(x_Nv, ids_N, first, inverse_t_N, state, last):
     """Take one more tile into each row's (max, S, U, target logit); after the last: (max, log S, entropy, logp).
 
-    local_N: the row's id minus the tile's first column, inside the tile or not. state: None before the first tile.
+    first: the tile's first column in the vocabulary. state: None before the first tile. An id that no tile held: NaN, all.
     """
-    x_Nv = x_Nv.float()
+    x_Nv, local_N = x_Nv.float(), ids_N - first
     inside_N, column_N1 = (local_N >= 0) & (local_N < x_Nv.shape[1]), local_N.clamp(0, x_Nv.shape[1] - 1)[:, None]
     max_N = x_Nv.amax(1).clamp_(min=LOWEST)
     d_Nv = (x_Nv - max_N[:, None]).mul_(inverse_t_N[:, None]).clamp_(min=LOWEST)  # not -inf: 0 * -inf below
@@ -39,13 +41,13 @@ def scan_torch(x_Nv, local_N, inverse_t_N, state, last):
         max_N = top_N
     if not last:
         return max_N, s_N, u_N, target_N
-    log_s_N = s_N.log()
+    log_s_N = s_N.log().where(~target_N.isnan(), torch.nan)
     return max_N, log_s_N, log_s_N - u_N / s_N, (target_N - max_N) * inverse_t_N - log_s_N
 
 
-def gradient_torch(x_Nv, local_N, rows, dtype, reuse=False):
+def gradient_torch(x_Nv, ids_N, first, rows, dtype, reuse=False):
     """One tile of logits -> the same tile of dx, in fp32 until it is rounded to dtype at the very end (the 1 - p as well)."""
-    inverse_t_N, max_N, log_s_N, entropy_N, dlogp_N, dentropy_N = rows
+    local_N, (inverse_t_N, max_N, log_s_N, entropy_N, dlogp_N, dentropy_N) = ids_N - first, rows
     inside_N, column_N1 = (local_N >= 0) & (local_N < x_Nv.shape[1]), local_N.clamp(0, x_Nv.shape[1] - 1)[:, None]
     dlogp_N = dlogp_N * inverse_t_N
     d_Nv = (x_Nv.float() - max_N[:, None]).clamp_(min=LOWEST)
@@ -57,6 +59,106 @@ def gradient_torch(x_Nv, local_N, rows, dtype, reuse=False):
         scale_N = -dentropy_N * inverse_t_N
         dx_Nv = p_Nv.mul_(torch.addcmul((entropy_N * scale_N - dlogp_N)[:, None], logp_Nv, scale_N[:, None], out=logp_Nv))
     return dx_Nv.scatter_add_(1, column_N1, dlogp_N.where(inside_N, 0.0)[:, None]).to(dtype)
+
+
+# ---- One tile of logits, in Triton -----------------------------------------------------------------------------------
+
+if triton is None:
+    scan_kernel = gradient_kernel = None
+else:
+    tl = triton.language
+
+    @triton.jit
+    def scan_kernel(x, x_stride, ids, first, inverse_t, max_, s_, u_, target_, N, width,
+                    R: tl.constexpr, B: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr):
+        """scan_torch for R rows, B columns at a time. S and U are carried a lane each and summed over the lanes at the end."""
+        n = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)  # 64 bits: N x V passes 2^31
+        live, n = n < N, tl.minimum(n, N - 1)                    # rows beyond the last compute it again, and store nothing
+        inverse_t = tl.load(inverse_t + n)
+        lane = tl.arange(0, B)[None, :]
+        if FIRST:
+            top, target = tl.full([R], -1e30, tl.float32), tl.full([R], float("nan"), tl.float32)
+            s, u = tl.zeros([R, B], tl.float32), tl.zeros([R, B], tl.float32)
+        else:
+            top, target = tl.load(max_ + n), tl.load(target_ + n)
+            s = tl.where(lane == 0, tl.load(s_ + n)[:, None], 0.0)
+            u = tl.where(lane == 0, tl.load(u_ + n)[:, None], 0.0)
+        row = x + n[:, None] * x_stride
+        for v in range(0, width, B):
+            tile = tl.load(row + (v + lane), v + lane < width, float("-inf")).to(tl.float32)
+            new = tl.maximum(top, tl.max(tile, 1))
+            rise = ((top - new) * inverse_t)[:, None]
+            d = (tile - new[:, None]) * inverse_t[:, None]
+            e, old = tl.exp(d), tl.exp(rise)
+            u = old * (u + rise * s) + e * tl.where(d == float("-inf"), 0.0, d)
+            s = old * s + e
+            top = new
+        local = tl.load(ids + n) - first
+        held = (local >= 0) & (local < width)
+        target = tl.where(held, tl.load(x + n * x_stride + local, held, 0.0).to(tl.float32), target)
+        s, u = tl.sum(s, 1), tl.sum(u, 1)
+        if LAST:
+            log_s = tl.where(target != target, target, tl.log(s))
+            target, s, u = (target - top) * inverse_t - log_s, log_s, log_s - u / s
+        tl.store(max_ + n, top, live)
+        tl.store(s_ + n, s, live)
+        tl.store(u_ + n, u, live)
+        tl.store(target_ + n, target, live)
+
+    @triton.jit
+    def gradient_kernel(x, x_stride, out, out_stride, ids, first, inverse_t, max_, log_s, entropy, dlogp, dentropy, N, width,
+                        R: tl.constexpr, B: tl.constexpr, OVERLAP: tl.constexpr):
+        """gradient_torch for R rows, B columns at a time, left to right.
+
+        OVERLAP: out is the memory of x itself with elements half as wide. Columns v.. are written at half their offset, where
+        all has been read but for the block in hand: hence the barrier.
+        """
+        n = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
+        live, n = n[:, None] < N, tl.minimum(n, N - 1)
+        lane = tl.arange(0, B)[None, :]
+        inverse_t, local = tl.load(inverse_t + n)[:, None], tl.load(ids + n)[:, None] - first
+        top, log_s, entropy = tl.load(max_ + n)[:, None], tl.load(log_s + n)[:, None], tl.load(entropy + n)[:, None]
+        dlogp, dentropy = tl.load(dlogp + n)[:, None] * inverse_t, tl.load(dentropy + n)[:, None] * inverse_t
+        for v in range(0, width, B):
+            inside = v + lane < width
+            logp = (tl.load(x + n[:, None] * x_stride + (v + lane), inside, 0.0).to(tl.float32) - top) * inverse_t - log_s
+            p = tl.exp(logp)
+            dx = dlogp * (tl.where(v + lane == local, 1.0, 0.0) - p)
+            dx -= dentropy * p * tl.where(logp == float("-inf"), 0.0, logp + entropy)
+            if OVERLAP:
+                tl.debug_barrier()
+            tl.store(out + n[:, None] * out_stride + (v + lane), dx.to(out.dtype.element_ty), inside & live)
+
+
+OPTIONS = dict(num_warps=4, enable_fp_fusion=True)
+
+
+def launch_shape(width):
+    """(R rows, B columns) of a program: 2048 elements at a time, 16 a thread."""
+    B = min(triton.next_power_of_2(width), 2048)
+    return 2048 // B, B
+
+
+def scan_triton(x_Nv, ids_N, first, inverse_t_N, state, last):
+    (N, width), (R, B) = x_Nv.shape, launch_shape(x_Nv.shape[1])
+    out = state or tuple(torch.empty_like(inverse_t_N) for _ in range(4))
+    if N:
+        scan_kernel[-(-N // R),](x_Nv, x_Nv.stride(0), ids_N, first, inverse_t_N, *out, N, width,
+                                 R=R, B=B, FIRST=state is None, LAST=last, **OPTIONS)
+    return out
+
+
+def gradient_triton(x_Nv, ids_N, first, rows, dtype, reuse=False):
+    """reuse: the tile may be overwritten; dx then takes (the first half of each row of) its memory."""
+    (N, width), (R, B) = x_Nv.shape, launch_shape(x_Nv.shape[1])
+    dx_Nv = x_Nv.view(dtype)[:, :width] if reuse else torch.empty(N, width, dtype=dtype, device=x_Nv.device)
+    *rows, dlogp_N, dentropy_N = rows
+    dentropy_N = torch.zeros_like(dlogp_N) if dentropy_N is None else dentropy_N
+    if N:
+        gradient_kernel[-(-N // R),](x_Nv, x_Nv.stride(0), dx_Nv, dx_Nv.stride(0), ids_N, first, *rows,
+                                     dlogp_N.contiguous(), dentropy_N.contiguous(), N, width,
+                                     R=R, B=B, OVERLAP=reuse and dtype != x_Nv.dtype, **OPTIONS)
+    return dx_Nv
 
 
 # ---- Tiles -----------------------------------------------------------------------------------------------------------
@@ -84,18 +186,18 @@ class _Linear(torch.autograd.Function):
     tokens kept, so each slice of dweight is one product, written once; only dhidden accumulates, in fp32."""
 
     @staticmethod
-    def forward(ctx, hidden_ND, weight_VD, ids_N, inverse_t_N, steps):
+    def forward(ctx, hidden_ND, weight_VD, ids_N, inverse_t_N, scan, gradient):
         N, V = len(hidden_ND), len(weight_VD)
         width, state = tile_width(N, V), None
         buffer = hidden_ND.new_empty(N * width, dtype=torch.float32)
         for v in range(0, V, width):
             w_vD = weight_VD[v:v + width]
             x_Nv = matmul_(buffer[:N * len(w_vD)].view(N, len(w_vD)), hidden_ND, w_vD.T)
-            state = steps.scan(x_Nv, ids_N - v, inverse_t_N, state, v + width >= V)
+            state = scan(x_Nv, ids_N, v, inverse_t_N, state, v + width >= V)
         max_N, log_s_N, entropy_N, logp_N = state
         ctx.save_for_backward(hidden_ND, weight_VD, ids_N, inverse_t_N, max_N, log_s_N, entropy_N,
                               x_Nv if width == V else None)  # where all logits are one tile, keep it
-        ctx.steps = steps
+        ctx.gradient = gradient
         ctx.set_materialize_grads(False)
         return logp_N, entropy_N
 
@@ -113,24 +215,24 @@ class _Linear(torch.autograd.Function):
             w_vD, x_Nv = weight_VD[v:v + width], kept_Nv
             if x_Nv is None:
                 x_Nv = matmul_(buffer[:N * len(w_vD)].view(N, len(w_vD)), hidden_ND, w_vD.T)
-            dx_Nv = ctx.steps.gradient(x_Nv, ids_N - v, rows, weight_VD.dtype, reuse=kept_Nv is None)
+            dx_Nv = ctx.gradient(x_Nv, ids_N, v, rows, weight_VD.dtype, reuse=kept_Nv is None)
             if dweight_VD is not None:
                 matmul_(dweight_VD[v:v + width], dx_Nv.T, hidden_ND)
             if dhidden_ND is not None:
                 matmul_(dhidden_ND, dx_Nv, w_vD, accumulate=v > 0)
-        return None if dhidden_ND is None else dhidden_ND.to(hidden_ND.dtype), dweight_VD, None, None, None
+        return None if dhidden_ND is None else dhidden_ND.to(hidden_ND.dtype), dweight_VD, None, None, None, None
 
 
 class _Logits(torch.autograd.Function):
-    """The same on logits that exist: no tiles, and the one large tensor made is their gradient."""
+    """The same on logits that exist, `block` rows at a time; the one large tensor made is their gradient."""
 
     @staticmethod
-    def forward(ctx, logits_NV, ids_N, inverse_t_N, steps):
-        blocks = [steps.scan(x_nV, i_n, t_n, None, True) for x_nV, i_n, t_n
-                  in zip(*(a.split(steps.rows(logits_NV)) for a in (logits_NV, ids_N, inverse_t_N)))]
-        max_N, log_s_N, entropy_N, logp_N = blocks[0] if len(blocks) == 1 else map(torch.cat, zip(*blocks))
+    def forward(ctx, logits_NV, ids_N, inverse_t_N, scan, gradient, block):
+        parts = [scan(x_nV, ids_n, 0, inverse_t_n, None, True)
+                 for x_nV, ids_n, inverse_t_n in zip(*(a.split(block) for a in (logits_NV, ids_N, inverse_t_N)))]
+        max_N, log_s_N, entropy_N, logp_N = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts))
         ctx.save_for_backward(logits_NV, ids_N, inverse_t_N, max_N, log_s_N, entropy_N)
-        ctx.steps = steps
+        ctx.gradient, ctx.block = gradient, block
         ctx.set_materialize_grads(False)
         return logp_N, entropy_N
 
@@ -139,21 +241,16 @@ class _Logits(torch.autograd.Function):
     def backward(ctx, dlogp_N, dentropy_N):
         logits_NV, ids_N, *rows = ctx.saved_tensors
         rows += [torch.zeros_like(rows[0]) if dlogp_N is None else dlogp_N, dentropy_N]
-        n = ctx.steps.rows(logits_NV)
-        blocks = [ctx.steps.gradient(logits_NV[i:i + n], ids_N[i:i + n], [r if r is None else r[i:i + n] for r in rows],
-                                     logits_NV.dtype) for i in range(0, max(len(logits_NV), 1), n)]
-        return blocks[0] if len(blocks) == 1 else torch.cat(blocks), None, None, None
+        if len(logits_NV) <= ctx.block:
+            return ctx.gradient(logits_NV, ids_N, 0, rows, logits_NV.dtype), None, None, None, None, None
+        dx_NV = torch.empty(logits_NV.shape, dtype=logits_NV.dtype, device=logits_NV.device)
+        for i in range(0, len(logits_NV), ctx.block):
+            n = slice(i, i + ctx.block)
+            dx_NV[n] = ctx.gradient(logits_NV[n], ids_N[n], 0, [r if r is None else r[n] for r in rows], logits_NV.dtype)
+        return dx_NV, None, None, None, None, None
 
 
 # ---- What others call ------------------------------------------------------------------------------------------------
-
-class _Torch:
-    scan, gradient = staticmethod(scan_torch), staticmethod(gradient_torch)
-
-    @staticmethod
-    def rows(logits_NV):  # rows at a time: fp32 copies of at most TILE_BYTES each
-        return max(1, TILE_BYTES // (4 * logits_NV.shape[1]))
-
 
 def linear_logprob_entropy(hidden_ND, weight_VD, ids_N, temperature=1.0, backend=None):
     """log p(id | hidden) and the entropy of p = softmax(hidden @ weight.T / temperature): logp_N <= 0, entropy_N >= 0, in nats.
@@ -173,7 +270,9 @@ def linear_logprob_entropy(hidden_ND, weight_VD, ids_N, temperature=1.0, backend
     if hidden_ND.dtype != weight_VD.dtype:
         raise TypeError(f"got hidden {hidden_ND.dtype}, weight {weight_VD.dtype}; wanted the same: cast one of them")
     inverse_t_N = _check(hidden_ND, len(weight_VD), ids_N, temperature)
-    return _Linear.apply(hidden_ND, weight_VD, ids_N, inverse_t_N, _steps(backend, hidden_ND))
+    if choose(backend, hidden_ND, scan_kernel) == "triton":
+        return _Linear.apply(hidden_ND, weight_VD, ids_N.contiguous(), inverse_t_N, scan_triton, gradient_triton)
+    return _Linear.apply(hidden_ND, weight_VD, ids_N, inverse_t_N, scan_torch, gradient_torch)
 
 
 def logprob_entropy(logits_NV, ids_N, temperature=1.0, backend=None):
@@ -181,7 +280,11 @@ def logprob_entropy(logits_NV, ids_N, temperature=1.0, backend=None):
     if logits_NV.dim() != 2:
         raise ValueError(f"got logits {tuple(logits_NV.shape)}; wanted (N, V)")
     inverse_t_N = _check(logits_NV, logits_NV.shape[1], ids_N, temperature)
-    return _Logits.apply(logits_NV, ids_N, inverse_t_N, _steps(backend, logits_NV))
+    if choose(backend, logits_NV, scan_kernel) == "triton":
+        logits_NV = logits_NV if logits_NV.stride(1) == 1 else logits_NV.contiguous()
+        return _Logits.apply(logits_NV, ids_N.contiguous(), inverse_t_N, scan_triton, gradient_triton, max(len(logits_NV), 1))
+    block = max(1, TILE_BYTES // (4 * logits_NV.shape[1]))  # rows whose fp32 copies fill a tile
+    return _Logits.apply(logits_NV, ids_N, inverse_t_N, scan_torch, gradient_torch, block)
 
 
 def linear_logprob_entropy_reference(hidden_ND, weight_VD, ids_N, temperature=1.0):
@@ -213,8 +316,3 @@ def _check(x, V, ids_N, temperature):
         raise ValueError(f"got temperature {tuple(temperature.shape)}; wanted a number or ({N},), without gradient")
     return temperature.to(x.device, torch.float32).reciprocal().expand(N).contiguous()
 
-
-def _steps(backend, x):
-    if backend not in (None, "torch", "triton"):
-        raise ValueError(f"got backend {backend!r}; wanted None, 'torch' or 'triton'")
-    return _Torch
