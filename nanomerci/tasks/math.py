@@ -1,7 +1,114 @@
-"""Mathematics with a final answer: prompts, data, the grader."""
+"""Mathematics with a final answer: prompts, data sets, extraction, noise. Which answers are the same: tasks/answers.py."""
+import csv
+import json
+import re
 from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 from nanomerci.grading import Grade
+from nanomerci.tasks.answers import TooLarge, same
+
+# ---- the answer in a response
+
+ANSWER_LINE = re.compile(r"(?:answer[ \t]*(?:is)?[ \t*]*:|####)[ \t*]*([^\n]+)", re.IGNORECASE)
+
+
+def boxed(text):
+    """(start, end, content) of the last \\boxed{...} that is closed and stands in no other, or None. One pass: a response of
+    ten thousand open braces must not cost their square."""
+    opened, closed = [], {}
+    for token in re.finditer(r"\\f?boxed\s*\{|\\.|[{}]", text, re.DOTALL):
+        if token[0].endswith("{") and token[0] != "\\{":
+            opened.append(token.end())
+        elif token[0] == "}" and opened:
+            closed[opened.pop()] = token.start()
+    last = None
+    for token in re.finditer(r"\\f?boxed\s*\{", text):
+        if token.end() in closed and (last is None or token.start() > last[1]):
+            last = token.start(), closed[token.end()] + 1, text[token.end():closed[token.end()]]
+    return last
+
+
+def answer(text):
+    """The final answer: the last \\boxed{}, else the last "Answer: ..." or "#### ..." line, else None."""
+    if box := boxed(text):
+        found = re.sub(r"\\f?boxed\s*(?=\{)", "", box[2])
+    else:
+        found = next(iter(ANSWER_LINE.findall(text)[-1:]), "").strip("* ")
+    return found.strip() or None
+
+
+def grade(gold, text, tolerance=0.0):
+    """Grade of a response against a gold answer. tolerance: relative, for numbers that are measured or rounded."""
+    found = answer(text)
+    if found is None:
+        return Grade(0.0, "unparsable")
+    try:
+        return Grade(1.0, "right") if same(gold, found, tolerance) else Grade(0.0, "wrong")
+    except TooLarge:
+        return Grade(0.0, "unsafe")
+
+
+# ---- noise, for MERCI's third filter
+
+def noise(text):
+    """Character spans that no proof needs: fenced code and its output block (there are no tools to run it), whatever follows
+    the final answer, verbatim repetition, characters of no language. Fences: figure 2 of the paper; the rest is ours."""
+    fences = [fence.start() for fence in re.finditer("```", text)]
+    spans = repeated(text) + [(a, b + 3) for a, b in zip(fences[::2], [*fences[1::2], len(text)])]
+    if box := boxed(text):
+        end = re.compile(r"[^\w\n]*").match(text, box[1]).end()          # the closing $ and full stop belong to the answer
+        spans.append((end, len(text)))
+    spans += [odd.span() for odd in re.finditer("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffd\ue000-\uf8ff]+", text)]
+    return sorted((start, min(end, len(text))) for start, end in spans if start < len(text))
+
+
+def repeated(text, window=12, run=20):
+    """Character spans of words in a window of 12 that stood in the text before, and of 20 times the same character."""
+    words = list(re.finditer(r"\S+", text))
+    seen, spans = set(), [found.span() for found in re.finditer(rf"(\S)\1{{{run - 1},}}", text)]
+    for i in range(len(words) - window + 1):
+        key = tuple(word[0] for word in words[i:i + window])
+        if key in seen:
+            start, end = words[i].start(), words[i + window - 1].end()
+            if spans and spans[-1][0] <= start <= spans[-1][1]:          # grow the last span instead of adding thousands
+                spans[-1] = spans[-1][0], end
+            else:
+                spans.append((start, end))
+        seen.add(key)
+    return spans
+
+
+# ---- data
+
+class Source(NamedTuple):
+    hub: str
+    split: str
+    config: str | None = None
+    k: int = 1                   # samples a problem in the paper's evaluation
+    tolerance: float = 0.0
+
+
+SOURCES = {
+    "dapo_math_17k": Source("BytedTsinghua-SIA/DAPO-Math-17k", "train"),
+    "math": Source("DigitalLearningGmbH/MATH-lighteval", "train"),
+    "gsm8k": Source("openai/gsm8k", "train", "main"),
+    "aime24": Source("HuggingFaceH4/aime_2024", "train", k=256),
+    "aime25": Source("math-ai/aime25", "test", k=256),
+    "math500": Source("HuggingFaceH4/MATH-500", "test", k=16),
+    "olympiadbench": Source("math-ai/olympiadbench", "test", k=16),
+    "minerva": Source("math-ai/minervamath", "test", k=16, tolerance=1e-4),      # physics: rounded values (tolerance ours)
+    "college_math": Source("realtreetune/college_math", "test", k=8),
+    "gpqa": Source("Idavidrein/gpqa", "train", "gpqa_diamond", k=16),
+    "mmlu_pro": Source("TIGER-Lab/MMLU-Pro", "test", k=1),
+}
+QUESTIONS = ("problem", "question", "Question", "prompt")
+ANSWERS = ("reward_model", "final_answer", "answer", "Correct Answer", "solution")
+BOXED = "\nPlease reason step by step, and put your final answer within \\boxed{}."
+LETTER = "\nPlease reason step by step, and put the letter of the right choice within \\boxed{}."
+DAPO_WRAPPER = re.compile(r"\A\s*Solve the following math problem step by step\..*?\n\n|"
+                          r'\n\nRemember to put your answer on its own line after "Answer:"\.\s*\Z', re.DOTALL)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -9,30 +116,148 @@ class Problem:
     id: str
     prompt: str
     gold: str
+    tolerance: float = 0.0
 
 
-def answer(text):
-    """The final answer of a response, or None."""
-    start = text.rfind("\\boxed{")
-    return text[start + 7:].split("}")[0] if start >= 0 else None
+def load(name, folder=None, question=None, answer=None, split=None, config=None, limit=None):
+    """Problems of a data set, in its order, each question once (DAPO-Math-17k repeats every question 100 times).
+
+    name: one of SOURCES, a hub id OWNER/NAME, or a local .json, .jsonl, .csv or .parquet file or a folder of them.
+    folder: where to look for FOLDER/NAME or FOLDER/NAME.* first, for machines without network.
+    question, answer: column names, if they are not among QUESTIONS and ANSWERS. limit: at most so many.
+    The layouts of DAPO-Math-17k (chat messages, reward_model), MATH (\\boxed in the solution), GSM8K (#### at the end),
+    OlympiadBench (list of answers), MMLU-Pro (options) and GPQA (incorrect answers) are recognised. ValueError: one line."""
+    source = SOURCES.get(name, Source(name, split or "train", config))
+    problems, seen = [], set()
+    for i, record in enumerate(_records(name, source, folder, split or source.split, config or source.config)):
+        text, gold, choices = _fields(record, question, answer, f"{name}, record {i}")
+        if text not in seen:
+            seen.add(text)
+            problems.append(Problem(f"{name}/{i}", text.strip() + (LETTER if choices else BOXED), gold, source.tolerance))
+        if limit and len(problems) == limit:
+            break
+    if not problems:
+        raise ValueError(f"{name}: has no records")
+    return problems
 
 
-def grade(gold, text):
-    got = answer(text)
-    if got is None:
-        return Grade(0.0, "unparsable")
-    return Grade(1.0, "right") if got == gold else Grade(0.0, "wrong")
+def _records(name, source, folder, split, config):
+    """Dictionaries, one a record, from a local place if there is one, else from the hub."""
+    places = [Path(name)] if name not in SOURCES else []
+    places += [Path(folder) / stem for stem in (name, source.hub.split("/")[-1])] if folder else []
+    for place in places:
+        files = [place] if place.is_file() else sorted(f for f in place.rglob("*") if f.suffix in READERS)
+        files = files or [f for suffix in READERS if (f := place.with_name(place.name + suffix)).exists()]
+        if files:
+            of_split = [f for f in files if split in str(f.relative_to(place.parent))]       # train.jsonl, or MATH/train/...
+            for file in of_split or files:
+                yield from _read(file)
+            return
+    if folder or "/" not in source.hub or Path(name).suffix in READERS:
+        raise ValueError(f"{folder or name}: no {name} there; wanted a .json, .jsonl, .csv or .parquet file, a folder of them, "
+                         f"a hub id OWNER/NAME, or one of {', '.join(SOURCES)}")
+    import datasets
+    try:
+        table = datasets.load_dataset(source.hub, config, split=split)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise ValueError(f"{source.hub}: cannot be loaded ({str(error).splitlines()[0][:150]}); without network, give a folder "
+                         "that holds it") from error
+    yield from _rows(table)
+
+
+def _rows(table):
+    for batch in table.iter(10_000):
+        yield from (dict(zip(batch, row)) for row in zip(*batch.values()))
+
+
+def _read_json(path):
+    text = path.read_text()
+    try:
+        found = json.loads(text)                 # a list, or one record (MATH has a file a problem)
+        return found if isinstance(found, list) else [found]
+    except ValueError:
+        return _read_lines(path)
+
+
+def _read_lines(path):
+    records = []
+    for i, line in enumerate(path.read_text().splitlines(), 1):
+        try:
+            records += [json.loads(line)] if line.strip() else []
+        except ValueError as error:
+            raise ValueError(f"{path}, line {i}: is not JSON ({error})") from None
+    return records
+
+
+def _read_csv(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _read_parquet(path):
+    import datasets
+    return _rows(datasets.load_dataset("parquet", data_files=str(path), split="train"))
+
+
+READERS = {".json": _read_json, ".jsonl": _read_lines, ".csv": _read_csv, ".parquet": _read_parquet}
+
+
+def _read(path):
+    if path.suffix not in READERS:
+        raise ValueError(f"{path}: a {path.suffix or 'nameless'} file; wanted {', '.join(READERS)}")
+    return READERS[path.suffix](path)
+
+
+def _fields(record, question, answer_, where):
+    """Question, gold answer, and whether it is a choice of letters."""
+    if not isinstance(record, dict):
+        raise ValueError(f"{where}: {str(record)[:40]!r} is not a record with columns")
+    text = _column(record, question, QUESTIONS, "question", where)
+    if isinstance(text, list):                   # chat messages
+        text = text[-1]["content"]
+    text, gold = DAPO_WRAPPER.sub("", str(text)), _column(record, answer_, ANSWERS, "answer", where)
+    choices = list(record.get("options") or ())
+    if "Incorrect Answer 1" in record:           # GPQA: put the choices in an order that depends on the text alone
+        choices = sorted([gold, *(record[f"Incorrect Answer {i}"] for i in (1, 2, 3))], key=lambda c: hash_of(text + c))
+        gold = "ABCD"[choices.index(gold)]
+    if choices:
+        text += "\n" + "\n".join(f"{letter}. {str(choice).strip()}" for letter, choice in zip("ABCDEFGHIJ", choices))
+    if isinstance(gold, dict):
+        gold = gold.get("ground_truth")
+    if isinstance(gold, list):
+        gold = ", ".join(str(one).strip("$ ") for one in gold)
+    gold = str(gold)
+    if "####" in gold or "\\boxed" in gold:
+        gold = answer(gold) or ""
+    if not gold.strip():
+        raise ValueError(f"{where}: has no final answer; wanted a value, \\boxed{{}} or ####")
+    return text, gold.strip(), bool(choices)
+
+
+def hash_of(text):
+    import zlib
+    return zlib.crc32(text.encode())
+
+
+def _column(record, given, known, what, where):
+    name = given or next((name for name in known if record.get(name) is not None), None)
+    if record.get(name) is None:
+        raise ValueError(f"{where}: no column {given or ' or '.join(known)}; it has {', '.join(map(str, record))}; "
+                         f"name the {what} column")
+    return record[name]
 
 
 class Task:
+    """What train.py sees of a task; see nanomerci/tasks/__init__.py."""
+
     def __init__(self, train=(), test=()):
         self.train, self.test = list(train), list(test)
 
     def noise(self, problem, text):
-        return []
+        return noise(text)
 
     def job(self, problem, text):
-        return grade, problem.gold, text
+        return grade, problem.gold, text, problem.tolerance
 
     def answer(self, text):
         return answer(text)
