@@ -146,6 +146,41 @@ def learn(net, optimizer, hidden_ND, address_N, *, passes=1, batch=512, all_sum=
     return float(losses[0] / losses[1].clamp(min=1))
 
 
+class Counter:
+    """A CoinFlipNet with what it needs to learn: optimiser and replay. Look first (score), count later (visit)."""
+
+    def __init__(self, width, *, coins=20, hidden=256, prior=True, lr=1e-3, capacity=65536, batch=512, seed=0, device=None,
+                 all_sum=lambda x: x):  # fmt: skip
+        self.net = CoinFlipNet(width, coins, hidden, prior, seed).to(device)
+        self.optimizer = torch.optim.AdamW(self.net.head.parameters(), lr=lr, weight_decay=0.0)
+        self.replay = Replay(capacity, width, device=device)
+        self.batch, self.all_sum = batch, all_sum
+
+    def _count(self, address_N):
+        return int(self.all_sum(torch.tensor(len(address_N), device=address_N.device)))
+
+    def pretrain(self, hidden_ND, address_N, passes):
+        """Fix the normalisation on these visits, then learn them in several passes. -> loss of the last pass."""
+        self.net.calibrate(hidden_ND, all_sum=self.all_sum)
+        self.replay.add(hidden_ND, address_N, self._count(address_N))
+        return learn(self.net, self.optimizer, hidden_ND, address_N, passes=passes, batch=self.batch, all_sum=self.all_sum)
+
+    def visit(self, hidden_ND, address_N, rehearse, stamp):
+        """Learn new visits together with about `rehearse` remembered ones, then remember the new. -> loss."""
+        old_hidden_ND, old_address_N = self.replay.draw(rehearse, stamp)
+        both = torch.cat([hidden_ND.float(), old_hidden_ND]), torch.cat([address_N, old_address_N])
+        loss = learn(self.net, self.optimizer, *both, batch=self.batch, all_sum=self.all_sum)
+        self.replay.add(hidden_ND, address_N, self.replay.total + self._count(address_N))
+        return loss
+
+    def state_dict(self):
+        return {name: getattr(self, name).state_dict() for name in ("net", "optimizer", "replay")}
+
+    def load_state_dict(self, state):
+        for name in ("net", "optimizer", "replay"):
+            getattr(self, name).load_state_dict(state[name])
+
+
 if __name__ == "__main__":
     visits = [0, 0, 1, 1, 2, 2, 4, 8, 16, 64, 256]
     state_N = torch.tensor([s for s, n in enumerate(visits) for _ in range(n)])

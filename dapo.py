@@ -9,6 +9,7 @@ Axes: P prompts, G samples a prompt, B = P*G rows, T token positions.
 import torch
 
 import grpo
+from grpo import surrogate  # noqa: F401  the same one, called with CLIP_HIGH
 
 CLIP_LOW, CLIP_HIGH = 0.2, 0.28  # clip-higher: a rare token may grow by more than it may shrink
 

@@ -39,6 +39,12 @@ def surrogate(logp_BT, logp_old_BT, adv_B, clip_low=0.2, clip_high=0.2):  # [GRP
     return -torch.minimum(rho_BT * adv_BT, rho_BT.clamp(1 - clip_low, 1 + clip_high) * adv_BT)
 
 
+def clipped(logp_BT, logp_old_BT, adv_B, clip_low=0.2, clip_high=0.2):
+    """Where the clip holds the gradient back: (below, above), bool (B, T). Below only matters to A < 0, above to A > 0."""
+    rho_BT = ratio(logp_BT, logp_old_BT)
+    return (rho_BT < 1 - clip_low) & (adv_B[:, None] < 0), (rho_BT > 1 + clip_high) & (adv_B[:, None] > 0)
+
+
 def kl(logp_BT, logp_ref_BT):  # [GRPO:kl]
     """k3 estimate of KL(pi || pi_ref) per token: exp(d) - d - 1 with d = log pi_ref - log pi; unbiased and never negative."""
     d_BT = (logp_ref_BT - logp_BT).clamp(-20, 20)

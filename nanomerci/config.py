@@ -144,6 +144,12 @@ class Config:
     """CPU threads, 0 = torch's choice."""
 
 
+    @property
+    def backend(self):
+        """For the kernels: None lets them choose by device."""
+        return None if self.kernels == "auto" else self.kernels
+
+
 def check(c):
     """Everything that can be known wrong before any work is done. Raises UserError."""
     def need(ok, what, got, wanted):

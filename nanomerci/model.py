@@ -4,20 +4,28 @@ All of nanoMERCI asks two things of a model: hidden states of a padded batch, an
 
 Axes: B rows, T token positions, N response tokens, D hidden width, V vocabulary.
 """
+import copy
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config
+from transformers.utils import logging as transformers_logging
 
+from kernels.cfn_score import cfn_score
 from kernels.logprob import linear_logprob_entropy
+from nanomerci.address import address, uniform
 from nanomerci.config import UserError
+from nanomerci.rollout import micro_batches
+from nanomerci.state import newest
+
+transformers_logging.disable_progress_bar()
 
 
 def load(name, device="cpu", dtype=torch.float32):
     """A hub id, a Hugging Face folder or a run folder -> model in `dtype` on `device`, tokenizer."""
     folder = Path(name)
     if (folder / "checkpoints").is_dir():
-        folder = newest_model(folder)
+        folder = newest(folder) / "model"
     name = str(folder) if folder.exists() else str(name)
     if folder.is_dir() and not [*folder.glob("*.safetensors"), *folder.glob("*.bin")]:
         raise UserError(f"--model {name}: no weights there; wanted a Hugging Face folder with *.safetensors (or a hub id)")
@@ -32,13 +40,6 @@ def load(name, device="cpu", dtype=torch.float32):
     model.to(device).eval()
     _check_head(model, name)
     return model, tokenizer
-
-
-def newest_model(run):
-    found = sorted(p for p in (Path(run) / "checkpoints").glob("step_*/model") if p.is_dir())
-    if not found:
-        raise UserError(f"{run}: no checkpoint there yet")
-    return found[-1]
 
 
 def _check_head(model, name):
@@ -75,6 +76,14 @@ def hidden_states(model, tokens_BT):
     return model.base_model(tokens_BT, use_cache=False).last_hidden_state
 
 
+def head_logp(model, hidden_ND, ids_N, temperature, backend):
+    """The fused head, in the precision autocast asks for (its own custom backward is invisible to autocast)."""
+    weight_VD, device = model.get_output_embeddings().weight, hidden_ND.device.type
+    if torch.is_autocast_enabled(device):
+        hidden_ND, weight_VD = (x.to(torch.get_autocast_dtype(device)) for x in (hidden_ND, weight_VD))
+    return linear_logprob_entropy(hidden_ND, weight_VD, ids_N, temperature, backend=backend)
+
+
 def token_logp(model, tokens_BT, mask_BT, temperature=1.0, backend=None):
     """Log-prob and entropy of every response token given its prefix, both (B, T) float32 and 0 where mask is 0.
 
@@ -82,26 +91,50 @@ def token_logp(model, tokens_BT, mask_BT, temperature=1.0, backend=None):
     """
     row_N, column_N = mask_BT.nonzero(as_tuple=True)
     hidden_ND = hidden_states(model, tokens_BT)[row_N, column_N - 1]
-    weight_VD = model.get_output_embeddings().weight
-    logp_N, entropy_N = linear_logprob_entropy(hidden_ND, weight_VD, tokens_BT[row_N, column_N], temperature, backend=backend)
+    logp_N, entropy_N = head_logp(model, hidden_ND, tokens_BT[row_N, column_N], temperature, backend)
     empty_BT = torch.zeros(mask_BT.shape, device=mask_BT.device)
     return empty_BT.index_put((row_N, column_N), logp_N), empty_BT.index_put((row_N, column_N), entropy_N)
 
 
-def frozen_copy(model, dtype):
+@torch.no_grad()
+def look_at(trunk, roll, address_BT, *, net=None, kl=False, temperature=1.0, budget=16384, limit=65536, backend=None):
+    """One forward of the trunk for everything that is read off it.
+
+    -> invn_BT, the counter's 1/n of every response prefix (0 elsewhere); logp_BT, the reference log-probs, if kl; and the visits
+    to learn, (hidden_ND, address_N): all, or where there are more than `limit`, a fair sample of about so many.
+    """
+    invn_BT, logp_BT = torch.zeros_like(roll.logp_BT), torch.zeros_like(roll.logp_BT)
+    share, hiddens, addresses = limit / max(float(roll.mask_BT.sum()), 1.0), [], []
+    for rows in micro_batches(roll.end_B, budget):
+        part = roll.rows(rows)
+        width = part.mask_BT.shape[1]
+        hidden_BTD = hidden_states(trunk, part.tokens_BT)
+        row_N, column_N = part.mask_BT.nonzero(as_tuple=True)
+        hidden_ND, address_N = hidden_BTD[row_N, column_N], address_BT[rows, :width][row_N, column_N]
+        if net is not None:
+            invn_BT[rows[row_N], column_N] = cfn_score(hidden_ND, net, backend=backend)
+        if kl:
+            ids_N = part.tokens_BT[row_N, column_N]
+            logp_BT[rows[row_N], column_N] = head_logp(trunk, hidden_BTD[row_N, column_N - 1], ids_N, temperature, backend)[0]
+        keep_N = uniform(address("learn", address_N)) < share
+        hiddens.append(hidden_ND[keep_N])
+        addresses.append(address_N[keep_N])
+    return invn_BT, logp_BT, (torch.cat(hiddens), torch.cat(addresses))
+
+
+def frozen_copy(model, device, dtype):
     """The trunk: the initial policy, never trained. Its hidden states feed the CFN, its log-probs are the KL reference."""
-    copy = AutoModelForCausalLM.from_config(model.config, dtype=dtype, attn_implementation="sdpa").to(model.device)
-    copy.load_state_dict(model.state_dict())
-    return copy.eval().requires_grad_(False)
+    return copy.deepcopy(model).to(device, dtype).eval().requires_grad_(False)
 
 
 def tiny(words, width=96, layers=3, heads=4, seed=0):
     """A small Qwen2 from scratch over a vocabulary of words, and its tokenizer: both save and load like any other."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     words = ["<pad>", "<eos>", "<unk>", "answer:", *words]
     core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    core.decoder = decoders.WordPiece(cleanup=False)  # puts the spaces back
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>",
                                         clean_up_tokenization_spaces=False)  # fmt: skip
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %} answer:"

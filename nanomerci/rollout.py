@@ -22,6 +22,12 @@ class Rollout:
     def length_B(self):
         return self.mask_BT.sum(1)
 
+    @property
+    def end_B(self):
+        """One past the last response token: the width a row needs, prompt included."""
+        column_T = torch.arange(1, self.mask_BT.shape[1] + 1, device=self.mask_BT.device)
+        return (self.mask_BT * column_T).amax(1).long()
+
     def responses(self):
         """Token ids of each response as lists, pads and prompt left out."""
         return [tokens[mask > 0].tolist() for tokens, mask in zip(self.tokens_BT, self.mask_BT)]
@@ -52,6 +58,16 @@ def micro_batches(length_B, budget):
         batches.append(torch.tensor(order[:rows], device=length_B.device))
         order = order[rows:]
     return batches
+
+
+def noise_mask(tokenizer, roll, spans_B):
+    """Character spans of every response -> noise_BT, true on the tokens that hold any character of a span."""
+    noise_BT = torch.zeros_like(roll.mask_BT, dtype=torch.bool)
+    for row, spans in enumerate(spans_B):
+        if spans:
+            columns = roll.mask_BT[row].nonzero()[:, 0]
+            noise_BT[row, columns] = token_spans(tokenizer, roll.tokens_BT[row, columns].tolist(), spans).to(noise_BT.device)
+    return noise_BT
 
 
 def token_spans(tokenizer, ids, spans):

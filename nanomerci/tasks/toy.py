@@ -1,0 +1,167 @@
+"""toy_sql: questions about a small company, answered in SQL by a tiny model, graded by running the SQL.
+
+Every family of questions can be answered by a common idiom that is right by luck (ORDER BY ... LIMIT 1 forgets ties, a JOIN
+repeats people, a plain SELECT repeats values, COUNT counts them) and by a rare one that is always right (= (SELECT MAX ...),
+IN (SELECT ...), SELECT DISTINCT, COUNT(DISTINCT ...)). On a third of the questions, the hard ones, luck fails. The warm start
+shows the rare idiom in one answer of a hundred and gets one condition wrong in two of five. So there is something easy to
+learn (the conditions) and something to discover: an idiom that no reward speaks for until somebody has tried it.
+
+An answer reads   plan WORD ```sql select ... ```   and every token is a word of the vocabulary.
+"""
+import hashlib
+import os
+import random
+import re
+import sqlite3
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations, product
+from pathlib import Path
+
+from nanomerci.tasks import sql
+
+RARE, WRONG, HARD = 0.01, 0.4, 1 / 3  # share of the robust idiom, of answers with a wrong condition, of hard questions
+TEST = 400  # held-out questions; the rest is for training
+
+DEPTS = "'ops' 'sales' 'legal' 'design' 'support'".split()
+CITIES = "'oslo' 'bonn' 'turin' 'lyon'".split()
+# how a condition is asked for, how it is written in SQL, the values it takes
+CONDITIONS = [
+    ("in {}", "dept = {}", DEPTS),
+    ("from {}", "city = {}", CITIES),
+    ("over {} years", "age > {}", ["25", "30", "35", "40", "45"]),
+    ("under {} years", "age < {}", ["30", "35", "40", "45", "50"]),
+    ("on floor {}", "dept in ( select unit from office where floor = {} )", ["1", "2", "3"]),
+    ("paid over {}", "pay > {}", ["3", "4", "5", "6", "7"]),
+]
+# question, (plan, SQL) of the common idiom, (plan, SQL) of the rare one; C stands for the conditions
+FAMILIES = [
+    ("who earns most", ("sort", "select name from emp where C order by pay desc limit 1"),
+     ("top", "select name from emp where C and pay = ( select max( pay ) from emp where C )")),
+    ("who is oldest", ("sort", "select name from emp where C order by age desc limit 1"),
+     ("top", "select name from emp where C and age = ( select max( age ) from emp where C )")),
+    ("who is youngest", ("sort", "select name from emp where C order by age limit 1"),
+     ("top", "select name from emp where C and age = ( select min( age ) from emp where C )")),
+    ("who has a long task", ("join", "select name from emp join task on name = who where C and hours > 5"),
+     ("link", "select name from emp where C and name in ( select who from task where hours > 5 )")),
+    ("who has a short task", ("join", "select name from emp join task on name = who where C and hours < 5"),
+     ("link", "select name from emp where C and name in ( select who from task where hours < 5 )")),
+    ("where live people", ("list", "select city from emp where C"), ("set", "select distinct city from emp where C")),
+    ("which units have people", ("list", "select dept from emp where C"), ("set", "select distinct dept from emp where C")),
+    ("how many cities have people", ("count", "select count( city ) from emp where C"),
+     ("different", "select count(distinct city ) from emp where C")),
+    ("how many units have people", ("count", "select count( dept ) from emp where C"),
+     ("different", "select count(distinct dept ) from emp where C")),
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Problem:
+    id: str
+    prompt: str
+    gold: str  # SQL that is always right (the rare idiom)
+    family: int
+    slots: tuple  # ((condition, value), ...)
+    hard: bool  # the common idiom returns the wrong rows
+
+
+def render(family, slots, rare):
+    """-> plan word, SQL of this family's common or rare idiom with these conditions."""
+    plan, text = FAMILIES[family][2 if rare else 1]
+    return plan, re.sub(r"\bC\b", " and ".join(CONDITIONS[c][1].format(value) for c, value in slots), text)
+
+
+def answer(problem, rare, slots=None):
+    plan, query = render(problem.family, problem.slots if slots is None else slots, rare)
+    return f"plan {plan} ```sql {query} ```"
+
+
+def build_database(folder):
+    """The company as a SQLite file, made once; the name holds a hash of this file, so an old one is never mistaken for it."""
+    path = Path(folder) / f"toy_sql-{hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]}.sqlite"
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng, scratch = random.Random(7), path.with_suffix(f".{os.getpid()}")
+    db = sqlite3.connect(scratch)
+    db.executescript("create table emp (name text, dept text, city text, age int, pay int);"
+                     "create table task (who text, hours int); create table office (unit text, floor int);")  # fmt: skip
+    bare = lambda word: word.strip("'")
+    names = [f"p{i:02d}" for i in range(48)]
+    db.executemany("insert into emp values (?, ?, ?, ?, ?)", [
+        (n, bare(rng.choice(DEPTS)), bare(rng.choice(CITIES)), rng.randrange(21, 59, 3), rng.randrange(2, 10)) for n in names])  # fmt: skip
+    db.executemany("insert into task values (?, ?)", [(rng.choice(names), rng.randrange(1, 10)) for _ in range(60)])
+    db.executemany("insert into office values (?, ?)", [(bare(d), 1 + i % 3) for i, d in enumerate(DEPTS)])
+    db.commit()
+    db.close()
+    os.replace(scratch, path)
+    return path
+
+
+class ToySQL:
+    """The task: problems, prompts, graders; and what only a built-in task has: its vocabulary and its demonstrations."""
+
+    def __init__(self, cache):
+        self.database = str(build_database(cache))
+
+    @cached_property
+    def problems(self):
+        """All questions in a fixed random order, thinned so that a third of each family's are hard."""
+        rng, kept = random.Random(11), []
+        db = sqlite3.connect(f"file:{self.database}?mode=ro", uri=True)
+        rows = lambda query: sorted(map(repr, db.execute(query)))
+        for family, (question, common, _) in enumerate(FAMILIES):
+            by_luck = {True: [], False: []}
+            sizes = (2, 3) if common[0] in ("list", "count") else (1, 2)  # wide questions of these would all be hard
+            for pair in (p for size in sizes for p in combinations(range(len(CONDITIONS)), size)):
+                if common[0] == "sort" and 4 in pair:
+                    continue  # the rare idiom says its conditions twice: keep it short
+                for values in product(*(CONDITIONS[c][2] for c in pair)):
+                    slots = tuple(zip(pair, values))
+                    gold, fragile = (render(family, slots, rare)[1] for rare in (True, False))
+                    wanted = rows(gold)
+                    if wanted and wanted != ["(0,)"]:
+                        words = " ".join(CONDITIONS[c][0].format(v) for c, v in slots)
+                        hard = rows(fragile) != wanted
+                        by_luck[hard].append(Problem(f"toy_sql/{question} {words}", f"{question} {words} ?", gold, family, slots, hard))
+            hard, easy = (rng.sample(by_luck[k], len(by_luck[k])) for k in (True, False))
+            size = min(len(hard) / HARD, len(easy) / (1 - HARD), 240)
+            kept += hard[: round(size * HARD)] + easy[: round(size * (1 - HARD))]
+        db.close()
+        return rng.sample(kept, len(kept))
+
+    @property
+    def test(self):
+        return self.problems[:TEST]
+
+    @property
+    def train(self):
+        return self.problems[TEST:]
+
+    @property
+    def words(self):
+        """The vocabulary: every word of a question or an answer."""
+        text = [p.prompt for p in self.problems] + [answer(p, rare) for p in self.problems for rare in (True, False)]
+        return sorted({word for line in text for word in line.split()})
+
+    def demonstration(self, rng):
+        """One example of the warm start: (question, answer). Mostly the common idiom, and often one wrong condition."""
+        problem = rng.choice(self.train)
+        slots = list(problem.slots)
+        if rng.random() < WRONG:
+            i = rng.randrange(len(slots))
+            condition, value = slots[i]
+            slots[i] = condition, rng.choice([v for v in CONDITIONS[condition][2] if v != value])
+        return problem.prompt, answer(problem, rng.random() < RARE, slots)
+
+    def job(self, problem, text):
+        return sql.grade, self.database, problem.gold, text, "spider"
+
+    def noise(self, problem, text):
+        """Whatever follows the answer's closing fence."""
+        end = text.find("```", text.find("```") + 3)
+        return [(end + 3, len(text))] if 0 <= end < len(text) - 3 else []
+
+    def rare(self, problem, text):
+        """Whether an answer uses the robust idiom of its family (the experiments count it)."""
+        return f"plan {FAMILIES[problem.family][2][0]} " in text

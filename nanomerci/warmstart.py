@@ -1,0 +1,67 @@
+"""The tiny policy's schooling: supervised learning on answers the task makes up, so that RL starts from something that can talk.
+
+Cached between runs under a hash of everything that made it (this code, the task's code, the seed).
+"""
+import hashlib
+import math
+import os
+import random
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from nanomerci import model as model_file
+from nanomerci.model import eos_ids, encode, load, tiny, token_logp
+from nanomerci.rollout import pad
+
+STEPS, BATCH, LR = 500, 64, 3e-3
+
+
+def cache_folder():
+    return Path(os.environ.get("NANOMERCI_CACHE") or Path.home() / ".cache" / "nanomerci")
+
+
+def tiny_policy(task, seed=0):
+    """-> model, tokenizer: a tiny model that answers the task's questions the way its demonstrations do."""
+    sources = [Path(f).read_bytes() for f in (__file__, model_file.__file__, sys.modules[type(task).__module__].__file__)]
+    key = hashlib.sha256(b"".join(sources) + str(seed).encode()).hexdigest()[:12]
+    folder = cache_folder() / f"warmstart-{type(task).__name__}-{key}"
+    if not folder.exists():
+        model, tokenizer = tiny(task.words, seed=seed)
+        school(model, tokenizer, task, seed)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+            model.save_pretrained(scratch)
+            tokenizer.save_pretrained(scratch)
+            if not folder.exists():  # another process may have been faster
+                os.rename(scratch, folder)
+                os.mkdir(scratch)
+    return load(folder)
+
+
+def school(model, tokenizer, task, seed):
+    """AdamW on the negative log-prob of demonstrated answers, learning rate by warm-up and cosine."""
+    rng, eos = random.Random(seed), eos_ids(model, tokenizer)[0]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=(0.9, 0.98), weight_decay=0.01)
+    bar = tqdm(range(STEPS), desc="warm start (once, then cached)", unit="step", dynamic_ncols=True)
+    for step in bar:
+        for group in optimizer.param_groups:
+            group["lr"] = LR * min((step + 1) / 50, 0.05 + 0.475 * (1 + math.cos(math.pi * step / STEPS)))
+        pairs = [task.demonstration(rng) for _ in range(BATCH)]
+        prompts = [encode(tokenizer, question) for question, _ in pairs]
+        answers = [tokenizer(text, add_special_tokens=False)["input_ids"] + [eos] for _, text in pairs]
+        tokens_BT = pad([p + a for p, a in zip(prompts, answers)])
+        column_T = torch.arange(tokens_BT.shape[1])
+        start_B1, length_B1 = (torch.tensor(list(map(len, x)))[:, None] for x in (prompts, answers))
+        mask_BT = ((column_T >= start_B1) & (column_T < start_B1 + length_B1)).float()
+        logp_BT, _ = token_logp(model, tokens_BT, mask_BT)
+        loss = -logp_BT.sum() / mask_BT.sum()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if step % 20 == 0 or step == STEPS - 1:
+            bar.set_postfix(loss=f"{loss.item():.3f}")
