@@ -59,9 +59,11 @@ def refusal(query):
         statements = [s for s in sqlglot.parse(query, read="sqlite") if s and not isinstance(s, sqlglot.exp.Semicolon)]
     except (sqlglot.errors.SqlglotError, RecursionError) as error:
         return "unparsable", str(error)[:200]
-    if len(statements) != 1 or not isinstance(statements[0], sqlglot.exp.Query):
-        return ("unsafe", "wanted exactly one SELECT") if statements else ("unparsable", "no statement")
-    return None
+    if len(statements) == 1 and isinstance(statements[0], sqlglot.exp.Query):
+        return None
+    if all(isinstance(s, sqlglot.exp.Condition | sqlglot.exp.Alias) for s in statements):    # words that are no statement
+        return "unparsable", "no statement"
+    return "unsafe", "wanted exactly one SELECT"
 
 
 class Database:
@@ -93,7 +95,8 @@ class Database:
     def _authorize(self, action, first, second, *_):
         if action in (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_RECURSIVE):
             return sqlite3.SQLITE_OK
-        if action == sqlite3.SQLITE_READ and (first in self.tables or self.trusted):   # no schema, no pragma_*, no dbstat
+        if action == sqlite3.SQLITE_READ and (first in self.tables or not second or self.trusted):
+            # Not the schema, pragma_*, dbstat. No column: count(*), also of a common table expression.
             return sqlite3.SQLITE_OK
         if action == sqlite3.SQLITE_FUNCTION and (second.lower() in FUNCTIONS or self.trusted):
             return sqlite3.SQLITE_OK
