@@ -126,5 +126,5 @@ def test_refusals(backend):
 @pytest.mark.skipif(module.triton is None, reason="Triton is not installed")
 def test_again_in_the_interpreter():
     done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__],
-                          env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+                          env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
