@@ -8,7 +8,7 @@ import copy
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from kernels.cfn_score import cfn_score
@@ -128,7 +128,7 @@ def frozen_copy(model, device, dtype):
 
 
 def tiny(words, width=96, layers=3, heads=4, seed=0):
-    """A small Qwen2 from scratch over a vocabulary of words, and its tokenizer: both save and load like any other."""
+    """A small Llama from scratch over a vocabulary of words, and its tokenizer: both save and load like any other."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     words = ["<pad>", "<eos>", "<unk>", "answer:", *words]
@@ -138,7 +138,7 @@ def tiny(words, width=96, layers=3, heads=4, seed=0):
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>",
                                         clean_up_tokenization_spaces=False)  # fmt: skip
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %} answer:"
-    config = Qwen2Config(vocab_size=len(words), hidden_size=width, intermediate_size=3 * width, num_hidden_layers=layers,
+    config = LlamaConfig(vocab_size=len(words), hidden_size=width, intermediate_size=3 * width, num_hidden_layers=layers,
                          num_attention_heads=heads, num_key_value_heads=heads, max_position_embeddings=256, eos_token_id=1,
                          pad_token_id=0, bos_token_id=None, tie_word_embeddings=True)  # fmt: skip
     with torch.random.fork_rng(devices=[]):

@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from nanomerci import model as model_file
-from nanomerci.model import eos_ids, encode, load, tiny, token_logp
+from nanomerci.model import encode, eos_ids, load, tiny, token_logp
 from nanomerci.rollout import pad
 
 STEPS, BATCH, LR = 500, 64, 3e-3
