@@ -78,7 +78,7 @@ class Pool:
             for worker in self._wait():
                 self._read(worker, grades, todo)
             for worker in self._workers[:]:
-                if worker.overdue():
+                if worker.used() > 1 and (worker.chunk or not worker.ready):
                     self._lose(worker, Grade(0.0, "timeout"), grades, todo)
         for worker in self._workers[self.size:]:
             self._drop(worker)
@@ -86,7 +86,7 @@ class Pool:
 
     def _hand_out(self, jobs, todo):
         """Chunks to idle workers. A worker late with its answer does not count, so that its replacement starts up meanwhile."""
-        late = sum(worker.late(self.deadline) for worker in self._workers)
+        late = sum(bool(worker.chunk) and worker.used() > 0.5 for worker in self._workers)
         missing = min(self.size + late, len(todo)) - len(self._workers)
         self._workers += [_Worker(self.memory, self._libraries) for _ in range(missing)]
         for worker in self._workers[:]:
@@ -99,13 +99,12 @@ class Pool:
 
     def _wait(self):
         """Workers with something to read, at the latest when the next deadline (or half of it) is over."""
-        now = time.monotonic()
         busy = [worker for worker in self._workers if worker.chunk or not worker.ready]
-        times = [t - now for worker in busy for t in (worker.clock, worker.clock - self.deadline / 2) if t > now]
+        times = [(mark - worker.used()) * worker.limit for worker in busy for mark in (0.5, 1.0) if worker.used() <= mark]
         with selectors.DefaultSelector() as selector:
             for worker in self._workers:
                 selector.register(worker.process.stdout, selectors.EVENT_READ, worker)
-            return [key.data for key, _ in selector.select(min(times, default=0))]
+            return [key.data for key, _ in selector.select(max(0, min(times, default=0)))]
 
     def _read(self, worker, grades, todo):
         messages = worker.receive()
@@ -123,14 +122,14 @@ class Pool:
                 worker.ready = True
             elif kind == "load":                 # remember it: replacements load it before they report ready
                 self._libraries[rest[0]] = None
-                worker.clock = time.monotonic() + START_UP
+                worker.watch(START_UP)
             elif kind == "go":
-                worker.clock = time.monotonic() + self.deadline
+                worker.watch(self.deadline)
             elif kind == "grade":
                 reward, outcome, error = rest
                 grades[worker.chunk.popleft()] = Grade(reward, outcome)
                 self.last_error = error or self.last_error
-                worker.clock = time.monotonic() + self.deadline
+                worker.watch(self.deadline)
 
     def _lose(self, worker, grade, grades, todo):
         """Kill a worker, grade the one job it was at, put the rest of its chunk back in front."""
@@ -158,13 +157,16 @@ class _Worker:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[lifeline], env=environment, bufsize=0,
             process_group=0)                     # a process group of its own: Ctrl-C is for the parent
         os.close(lifeline)
-        self.ready, self.chunk, self.clock, self._rest = False, deque(), time.monotonic() + START_UP, b""
+        self.ready, self.chunk, self._rest = False, deque(), b""
+        self.watch(START_UP)
 
-    def overdue(self):
-        return bool(self.chunk or not self.ready) and time.monotonic() > self.clock
+    def watch(self, limit):
+        """Start the watch: from now on, `limit` seconds for what it is at."""
+        self.since, self.limit = time.monotonic(), limit
 
-    def late(self, deadline):
-        return bool(self.chunk) and time.monotonic() > self.clock - deadline / 2
+    def used(self):
+        """Share of that time which is gone."""
+        return (time.monotonic() - self.since) / self.limit
 
     def send(self, chunk, jobs):
         """False if the worker is gone. chunk: the jobs' numbers."""
@@ -175,7 +177,8 @@ class _Worker:
                     part = part[self.process.stdin.write(part):]
         except BrokenPipeError:
             return False
-        self.chunk, self.clock = chunk, time.monotonic() + START_UP       # until its "go": it may have to import the function
+        self.chunk = chunk
+        self.watch(START_UP)                     # until its "go": it may have to import the function
         return True
 
     def receive(self):

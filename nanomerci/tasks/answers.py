@@ -66,10 +66,11 @@ NUMBERS = [re.compile(pattern, re.ASCII) for pattern in (       # sign outside; 
     r"(?P<base>\d{1,6})\s*\^\s*(?P<power>\d|\{\s*-?\d{1,2}\s*\})",
     r"(?P<whole>\d*)\.(?P<start>\d*)\\overline\{(?P<loop>\d+)\}",
 )]
-UNIT = r"(?:\\text\{[^{}]*\}|[A-Za-z]{2,}\.?)(?:\^\{?-?[23]\}?)?"
+UNIT = r"(?:\\text\{[A-Za-z\s./%-]*\}|[A-Za-z]{2,}\.?)(?:\^\{?-?[23]\}?)?"
+PLAIN = re.compile(rf"-?\d{{1,{MAX_DIGITS}}}", re.ASCII)
 TAIL = re.compile(rf"\s*(?:%|\^\{{?\\circ\}}?\s*(?:[CF]|\\text\{{[CF]\}})?|\\degree|{UNIT}(?:[\s/]+{UNIT})*)\s*$", re.ASCII)
 NOT_UNITS = re.compile(r"pi|sqrt|frac|sin|cos|tan|log|ln|exp|mod|inf|infinity|million|billion|thousand|hundred|dozen|over|plus|"
-                       r"minus|times|squared|cubed|half|halves|thirds?|base|not|is|if|for|to|where|undefined", re.IGNORECASE)
+                       r"minus|times|squared|cubed|half|halves|thirds?|base|not|is|if|for|to|where|or|and|undefined", re.I)
 
 
 def normalise(text):
@@ -95,7 +96,8 @@ def number(text):
     the number is dropped. Number, or None if it is not one."""
     tail = TAIL.search(text) if not text[-1:].isdigit() else None
     body = text[:tail.start()] if tail else text
-    if tail and any(NOT_UNITS.fullmatch(word) for word in re.findall("[A-Za-z]+", tail[0].replace("\\text", ""))):
+    words = re.findall("[A-Za-z]+", tail[0].replace("\\text", "")) if tail else []
+    if len(words) > 5 or any(map(NOT_UNITS.fullmatch, words)):           # prose, or part of the value
         return None
     sign, body = (-1, body[1:]) if body[:1] == "-" else (1, body.removeprefix("+"))
     body = body.strip()
@@ -142,6 +144,8 @@ MATRIX = re.compile(r"\\begin\{([pb]?matrix|array)\}(?:\{[clr|]*\})?(.*)\\end\{\
 @lru_cache(4096)
 def read(text):
     """Text -> Number, Group or Leaf. Raises TooLarge."""
+    if PLAIN.fullmatch(text):                    # most answers of arithmetic and competitions, in a microsecond
+        return Number(text, Fraction(int(text)))
     return _read(unnamed(normalise(text))[1])
 
 
@@ -266,7 +270,8 @@ def affordable(text):
             or "!" in text and (re.search(r"[)}\]!]\s*!|\d{4}|\^", text) or text.count("!") > 2)
             or "\\binom" in text and re.search(r"\d{4}|\^", text)):
         raise TooLarge(text[:60])
-    return text.isascii() and "__" not in text and len(text) <= 400 and all(
+    prose = re.search(r"\\text\{[^{}]*[^A-Za-z{}]", text)                  # math-verify would drop it: "7 \\text{or anything}"
+    return text.isascii() and not prose and "__" not in text and len(text) <= 400 and all(
         command in COMMANDS for command in re.findall(r"\\([A-Za-z]+)", text))
 
 

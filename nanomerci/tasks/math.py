@@ -25,7 +25,7 @@ def boxed(text):
             closed[opened.pop()] = token.start()
     last = None
     for token in re.finditer(r"\\f?boxed\s*\{", text):
-        if token.end() in closed and (last is None or token.start() > last[1]):
+        if token.end() in closed and (last is None or token.start() >= last[1]):
             last = token.start(), closed[token.end()] + 1, text[token.end():closed[token.end()]]
     return last
 

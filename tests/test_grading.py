@@ -1,0 +1,237 @@
+"""The pool: order, deadlines, kills that lose one answer, limits, errors that show, no orphans."""
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from nanomerci.grading import Grade, Pool
+
+DEADLINE = 1.0
+
+
+# ---- jobs; the workers import them from here
+
+def echo(number):
+    return Grade(float(number), "right")
+
+
+def nap(seconds):
+    time.sleep(seconds)
+    return Grade(seconds, "right")
+
+
+def spin():
+    while True:
+        pass
+
+
+def one_opcode():                                # holds the interpreter's lock: no signal handler and no thread could stop it
+    return Grade(float(9**9**9 % 7), "right")
+
+
+def hoard():
+    return Grade(float(len("a" * (8 << 30))), "right")
+
+
+def crash():
+    ctypes.string_at(0)
+
+
+def leave():
+    sys.exit(3)
+
+
+def bug():
+    raise KeyError("a bug in a grader")
+
+
+def not_a_grade():
+    return 1.0
+
+
+def chatter():
+    print("to stdout")
+    os.write(1, b'["grade", 1.0, "right", null]\n')
+    return Grade(0.5, "wrong")
+
+
+def write_a_file(path):
+    with open(path, "w") as file:
+        file.write("x")
+    return Grade(1.0, "right")
+
+
+def whoami():
+    return Grade(float(os.getpid()), "right")
+
+
+def modules():
+    import nanomerci.tasks.math
+    import nanomerci.tasks.sql  # noqa: F401
+    return Grade(float("torch" in sys.modules) + 2 * ("datasets" in sys.modules) + 4 * ("sympy" in sys.modules), "right")
+
+
+@pytest.fixture(scope="module")
+def pool():
+    with Pool(workers=2, deadline=DEADLINE, memory=1 << 30) as pool:
+        yield pool
+
+
+def echoes(start, stop):
+    return [(echo, i) for i in range(start, stop)]
+
+
+def test_grades_come_back_in_order(pool):
+    assert [grade.reward for grade in pool.grade(echoes(0, 1000))] == list(range(1000))
+    assert pool.grade([]) == []
+
+
+def test_importing_and_making_a_pool_starts_nothing():
+    with Pool(workers=2) as idle:
+        assert idle._workers == []
+
+
+@pytest.mark.parametrize("job, outcome", [(spin, "timeout"), (one_opcode, "timeout"), (hoard, "timeout"), (crash, "error"),
+                                          (leave, "error"), (bug, "error"), (not_a_grade, "error")])  # fmt: skip
+def test_only_the_bad_answer_is_lost(pool, job, outcome):
+    grades = pool.grade([*echoes(0, 50), (job,), *echoes(50, 100)])
+    assert grades.pop(50) == Grade(0.0, outcome)
+    assert [grade.reward for grade in grades] == list(range(100))
+
+
+def test_a_whole_chunk_of_bad_answers(pool):
+    grades = pool.grade([(crash,), (echo, 1), (hoard,), (echo, 2), (leave,)] * 8)
+    assert [grade.outcome for grade in grades] == ["error", "right", "timeout", "right", "error"] * 8
+
+
+def test_deadline_is_kept(pool):
+    pool.grade([(echo, 0)] * 4)
+    for job in (spin, one_opcode):
+        start = time.monotonic()
+        assert pool.grade([(job,)]) == [Grade(0.0, "timeout")]
+        assert DEADLINE <= time.monotonic() - start < 1.2 * DEADLINE + 0.2       # 0.2 s: the start of a replacement
+
+
+def test_deadline_is_of_one_answer_not_of_a_chunk(pool):
+    grades = pool.grade([(nap, 0.15)] * 20)      # 1.5 s a worker
+    assert {grade.outcome for grade in grades} == {"right"}
+
+
+def test_errors_are_shown(pool):
+    pool.last_error = None
+    pool.grade([(bug,)])
+    assert "a bug in a grader" in pool.last_error and "test_grading.py" in pool.last_error
+    pool.grade([(crash,)])
+    assert "exit status -11" in pool.last_error
+    pool.grade([(not_a_grade,)])
+    assert "wanted a Grade" in pool.last_error
+
+
+def test_a_job_that_cannot_be_imported_is_an_error_and_the_rest_is_graded(pool):
+    import types
+    module = types.ModuleType("only_here")
+    exec("def job(): pass", module.__dict__)
+    sys.modules["only_here"] = module
+    try:
+        grades = pool.grade([(module.job,)] * 3)
+    finally:
+        del sys.modules["only_here"]
+    assert grades == [Grade(0.0, "error")] * 3 and "only_here" in pool.last_error
+    assert pool.grade([(echo, 1)])[0].reward == 1
+
+
+def test_what_a_job_prints_does_not_reach_the_protocol(pool):
+    assert pool.grade([(chatter,)] * 5) == [Grade(0.5, "wrong")] * 5
+
+
+def test_a_job_cannot_write_files(pool, tmp_path):
+    pool.grade([(write_a_file, str(tmp_path / "x"))])
+    assert not (tmp_path / "x").exists() or (tmp_path / "x").stat().st_size == 0
+
+
+def test_workers_do_not_import_torch_datasets_or_sympy(pool):
+    pool.close()
+    assert pool.grade([(modules,)])[0].reward == 0
+
+
+def test_from_several_threads(pool):
+    results = {}
+
+    def work(i):
+        results[i] = [grade.reward for grade in pool.grade(echoes(100 * i, 100 * i + 100))]
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == {i: list(range(100 * i, 100 * i + 100)) for i in range(4)}
+
+
+def test_workers_outlive_the_thread_that_started_them():
+    with Pool(workers=1) as own:
+        thread = threading.Thread(target=own.grade, args=([(echo, 1)],))
+        thread.start()
+        thread.join()
+        pid = own.grade([(whoami,)])[0].reward
+        assert pid == own._workers[0].process.pid
+
+
+def test_interrupt_leaves_a_usable_pool():
+    with Pool(workers=1, deadline=30.0) as own:
+        own.grade([(echo, 0)])
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+        with pytest.raises(KeyboardInterrupt):
+            own.grade([(nap, 20.0)])
+        assert own._workers == []
+        assert [grade.reward for grade in own.grade(echoes(0, 10))] == list(range(10))
+
+
+PARENT = """
+import os, sys, threading
+sys.path.insert(0, {tests!r})
+import test_grading as t
+pool = t.Pool(workers=2, deadline=600)
+pids = [int(grade.reward) for grade in pool.grade([(t.whoami,)] * 64)]
+print(*sorted(set(pids) | {{worker.process.pid for worker in pool._workers}}), flush=True)
+pool.grade([(t.spin,), (t.one_opcode,)] if {busy} else [])
+sys.stdin.read()
+"""
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes in /proc")
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("busy", [True, False])
+def test_no_orphans(how, busy):
+    """However the parent dies, also while the workers are stuck in C, nothing is left."""
+    code = PARENT.format(tests=str(Path(__file__).parent), busy=busy)
+    root = str(Path(__file__).parent.parent)
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    with subprocess.Popen([sys.executable, "-c", code], cwd=root, **pipes) as parent:
+        try:
+            pids = [int(pid) for pid in parent.stdout.readline().split()]
+            assert len(pids) == 2 and all(map(alive, pids))
+            time.sleep(0.2 if busy else 0)       # let the jobs begin
+            parent.send_signal(how)
+            parent.wait(10)
+        finally:
+            parent.kill()
+    end = time.monotonic() + 10
+    while any(map(alive, pids)) and time.monotonic() < end:
+        time.sleep(0.01)
+    left = [pid for pid in pids if alive(pid)]
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left
