@@ -116,7 +116,8 @@ def test_rewritings_of_a_query_are_right_also_on_perturbed_copies(query, match):
 # ---- grading
 
 @pytest.mark.parametrize("query, outcome_", [("SELECT nope FROM owner", "wrong"), ("SELECT name FROM", "unparsable"),
-    ("", "unparsable"), ("DROP TABLE owner", "unsafe"), ("SELECT 1; SELECT 2", "unsafe"), ("SELECT sql FROM sqlite_master", "unsafe"),
+    ("", "unparsable"), ("DROP TABLE owner", "unsafe"), ("SELECT 1; SELECT 2", "unsafe"),
+    ("SELECT sql FROM sqlite_master", "unsafe"),
     ("SELECT random()", "unsafe"), ("SELECT count(*) FROM pet a, pet b, pet c, pet d, pet e, pet f, pet g, pet h", "timeout"),
     ("SELECT hex(printf('%.16000000c', 'x')) || a.id FROM pet a, pet b", "wrong")])  # fmt: skip
 def test_typed_outcomes(query, outcome_):

@@ -47,6 +47,7 @@ REWRITES = [(re.compile(pattern, re.ASCII), new) for pattern, new in [
     (r"\\[lr]angle", lambda m: "()"[m[0] == "\\rangle"]),
     (r"\\[dtc]frac", r"\\frac"),
     (r"\\(?:text(?:bf|it|rm|normal)?|math(?:rm|bf|it|sf)|mbox)\s*\{\s*([^{}]*?)[\s.]*\}", r"\\text{\1}"),
+    (r"\\text\{([^{}]*\d[^{}]*)\}", r"\1"),
     (r",?\s*(?:\\text\{,?\s*(?:or|and)\}|\b(?:or|and)\b)\s*", ","),
     (r"(?<=\d)(?:\{,\}|,\\!|\\[,;! ])(?=\d{3}(?!\d))", ""),                 # 10{,}000  10,\!000  10\,000
     (r"(?<!\\)\\[,;:!> ]|~|\\q?quad", " "),
@@ -56,7 +57,7 @@ REWRITES = [(re.compile(pattern, re.ASCII), new) for pattern, new in [
     (r"\\sqrt\s*(\w)", r"\\sqrt{\1}"),
     (r"\\%|\bpercent\b", "%"),
 ]]
-INT, UNSIGNED = r"(?:\d{1,3}(?:,\d{3})+|\d+)", r"(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?"
+UNSIGNED = r"(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+)"
 NUMBERS = [re.compile(pattern, re.ASCII) for pattern in (       # sign outside; groups: whole, numerator, denominator, exponent
     rf"(?P<whole>{UNSIGNED})",
     rf"(?P<whole>\d+)?\s*\\frac\{{\s*(?P<top>-?{UNSIGNED})\s*\}}\{{\s*(?P<bottom>{UNSIGNED})\s*\}}",
@@ -66,7 +67,8 @@ NUMBERS = [re.compile(pattern, re.ASCII) for pattern in (       # sign outside; 
     r"(?P<base>\d{1,6})\s*\^\s*(?P<power>\d|\{\s*-?\d{1,2}\s*\})",
     r"(?P<whole>\d*)\.(?P<start>\d*)\\overline\{(?P<loop>\d+)\}",
 )]
-UNIT = r"(?:\\text\{[A-Za-z\s./%-]*\}|[A-Za-z]{2,}\.?)(?:\^\{?-?[23]\}?)?"
+UNIT = (r"(?:\\text\{[A-Za-z\s./%-]*\}|(?:cm|mm|km|kg|mg|ft|lb|oz|hrs?|min|sec|mph|ml|deg|units?)(?![A-Za-z])|"
+        r"(?<=[\s/])[A-Za-z]{4,})\.?(?:\^\{?-?[23]\}?)?")                # 2ab is no number with a unit
 PLAIN = re.compile(rf"-?\d{{1,{MAX_DIGITS}}}", re.ASCII)
 TAIL = re.compile(rf"\s*(?:%|\^\{{?\\circ\}}?\s*(?:[CF]|\\text\{{[CF]\}})?|\\degree|{UNIT}(?:[\s/]+{UNIT})*)\s*$", re.ASCII)
 NOT_UNITS = re.compile(r"pi|sqrt|frac|sin|cos|tan|log|ln|exp|mod|inf|infinity|million|billion|thousand|hundred|dozen|over|plus|"
@@ -94,13 +96,13 @@ def normalise(text):
 def number(text):
     """Integers, decimals, fractions, mixed numbers, percentages, powers of ten, small powers, repeating decimals; a unit behind
     the number is dropped. Number, or None if it is not one."""
-    tail = TAIL.search(text) if not text[-1:].isdigit() else None
+    tail = TAIL.search(text) if not text[-1:].isdigit() or "^" in text else None
     body = text[:tail.start()] if tail else text
     words = re.findall("[A-Za-z]+", tail[0].replace("\\text", "")) if tail else []
     if len(words) > 5 or any(map(NOT_UNITS.fullmatch, words)):           # prose, or part of the value
         return None
     sign, body = (-1, body[1:]) if body[:1] == "-" else (1, body.removeprefix("+"))
-    body = body.strip()
+    body = re.sub(r"^\(([^()]*)\)$", r"\1", body.strip()).strip()        # -(1/2)
     if not body or len(body) > MAX_DIGITS + 30:
         return None
     match = next(filter(None, (pattern.fullmatch(body) for pattern in NUMBERS)), None)
@@ -177,6 +179,8 @@ def _read(text):
                 depth += (character in "([{") - (character in ")]}")
                 low = min(low, depth)
             if low >= 0 and depth == 0 and not inner.endswith("\\"):
+                if start == "{":                 # TeX's own grouping
+                    return _read(inner.strip())
                 items = _items(split(inner, ","))
                 if len(items) == 1:
                     return items[0]
@@ -195,7 +199,7 @@ def _items(parts):
 def same(gold, got, tolerance=0.0):
     """Two texts. tolerance: relative, for answers that are measured or rounded. Raises TooLarge."""
     if re.fullmatch("[A-J]", gold.strip()):      # multiple choice: (C), C., C) because ...
-        choice = re.match(r"\W*(?:\\text\s*\{\W*)?([A-J])(?:[.:)}]|\s*$)", got)
+        choice = re.match(r"\W*(?:(?:text|math)[a-z]*\s*\{\W*)?([A-J])(?:[.:)}]|\s*$)", got)
         return bool(choice) and choice[1] == gold.strip()
     names = {unnamed(normalise(text))[0] for text in (gold, got) if "=" in text}
     if len(names) == 2 and all(len(name) == 1 for name in names):
@@ -208,9 +212,12 @@ def _same(gold, got, tolerance):
         return same_number(gold, got, tolerance)
     if isinstance(gold, Group) and isinstance(got, Group):
         return _same_group(gold, got, tolerance)
-    if squeeze(gold.text) == squeeze(got.text) != "":
+    if isinstance(gold, Group) or isinstance(gold, Number) and isinstance(got, Group):
+        return False
+    texts = squeeze(gold.text), squeeze(got.text)
+    if texts[0] == texts[1] != "":
         return True
-    if isinstance(gold, Group) or isinstance(got, Group) and got.kind != ",":
+    if all(map(str.isalpha, texts)):             # words and names; n is not N
         return False
     return algebra(gold.text, got.text)
 

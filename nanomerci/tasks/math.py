@@ -18,13 +18,13 @@ def boxed(text):
     """(start, end, content) of the last \\boxed{...} that is closed and stands in no other, or None. One pass: a response of
     ten thousand open braces must not cost their square."""
     opened, closed = [], {}
-    for token in re.finditer(r"\\f?boxed\s*\{|\\.|[{}]", text, re.DOTALL):
+    for token in re.finditer(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", text, re.DOTALL):
         if token[0].endswith("{") and token[0] != "\\{":
             opened.append(token.end())
         elif token[0] == "}" and opened:
             closed[opened.pop()] = token.start()
     last = None
-    for token in re.finditer(r"\\f?boxed\s*\{", text):
+    for token in re.finditer(r"\\(?:boxed|fbox)\s*\{", text):
         if token.end() in closed and (last is None or token.start() >= last[1]):
             last = token.start(), closed[token.end()] + 1, text[token.end():closed[token.end()]]
     return last
@@ -33,7 +33,7 @@ def boxed(text):
 def answer(text):
     """The final answer: the last \\boxed{}, else the last "Answer: ..." or "#### ..." line, else None."""
     if box := boxed(text):
-        found = re.sub(r"\\f?boxed\s*(?=\{)", "", box[2])
+        found = re.sub(r"\\(?:boxed|fbox)\s*(?=\{)", "", box[2])
     else:
         found = next(iter(ANSWER_LINE.findall(text)[-1:]), "").strip("* ")
     return found.strip() or None
