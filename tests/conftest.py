@@ -1,0 +1,29 @@
+"""One thread: the suite shares its cores, and sums come out in one order."""
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def small():
+    """A random two-layer model over a dozen words, in each architecture that is promised."""
+    from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
+
+    def make(family, layers=2, seed=0):
+        torch.manual_seed(seed)
+        shape = dict(vocab_size=31, hidden_size=32, intermediate_size=48, num_hidden_layers=layers, num_attention_heads=4,
+                     num_key_value_heads=2, head_dim=8, max_position_embeddings=64, eos_token_id=1, pad_token_id=0)  # fmt: skip
+        config = {"llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}[family](**shape, initializer_range=0.3)
+        return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+
+    return make

@@ -1,0 +1,127 @@
+"""The gradient against an exact oracle: three tokens, responses of two, so every trajectory and every group can be enumerated.
+
+The policy is a table of logits: one row for the first token, three for the second given the first. Expected gradients are sums
+over all 9 trajectories, or all 81 groups of two, weighted by their probability; the oracle computes them in numpy, with its own
+formulas and central differences, not with the library.
+"""
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+import dapo
+import grpo
+
+V, G = 3, 2
+TRAJECTORIES = list(itertools.product(range(V), repeat=2))
+REWARD = {(a, b): float((a, b) in ((0, 1), (2, 2))) + 0.25 * (a == 1) for a, b in TRAJECTORIES}
+
+
+def table(seed):
+    return np.random.default_rng(seed).normal(size=(1 + V, V))
+
+
+def log_probs(theta):
+    """theta (4, 3) -> {trajectory: [log p(a), log p(b | a)]} (numpy, the oracle's own softmax)."""
+    logp = theta - np.log(np.exp(theta).sum(1, keepdims=True))
+    return {(a, b): np.array([logp[0, a], logp[1 + a, b]]) for a, b in TRAJECTORIES}
+
+
+def library_logp(theta, rows):
+    logp = theta.log_softmax(1)
+    return torch.stack([torch.stack([logp[0, a], logp[1 + a, b]]) for a, b in rows])
+
+
+def numeric_gradient(f, theta, h=1e-5):
+    gradient = np.zeros_like(theta)
+    for i in np.ndindex(theta.shape):
+        up, down = theta.copy(), theta.copy()
+        up[i] += h
+        down[i] -= h
+        gradient[i] = (f(up) - f(down)) / (2 * h)
+    return gradient
+
+
+def expected_library_gradient(theta, old, loss_of_group):
+    """Sum over all groups of P_old(group) * gradient of the library's loss."""
+    parameter = torch.tensor(theta, requires_grad=True)
+    total = 0.0
+    for group in itertools.product(TRAJECTORIES, repeat=G):
+        probability = np.exp(sum(log_probs(old)[t].sum() for t in group))
+        total = total + probability * loss_of_group(parameter, group)
+    total.backward()
+    return parameter.grad.numpy()
+
+
+def batch(group):
+    reward_PG = torch.tensor([[REWARD[t] for t in group]], dtype=torch.float64)
+    return reward_PG, torch.ones(G, 2, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_without_std_the_expected_gradient_is_the_policy_gradient(seed):
+    """E over groups of sum_i (r_i - mean) grad log pi = (G - 1) grad E[r]: the group mean holds the sample's own reward."""
+    theta = table(seed)
+
+    def loss_of_group(parameter, group):
+        reward_PG, mask_BT = batch(group)
+        logp_BT = library_logp(parameter, group)
+        loss_BT = grpo.surrogate(logp_BT, logp_BT.detach(), grpo.centred(reward_PG).flatten())
+        return (loss_BT * mask_BT / G).sum()
+
+    ours = expected_library_gradient(theta, theta, loss_of_group)
+    expected_reward = lambda th: sum(np.exp(log_probs(th)[t].sum()) * REWARD[t] for t in TRAJECTORIES)
+    assert np.allclose(ours, -(1 - 1 / G) * numeric_gradient(expected_reward, theta), atol=1e-8)
+
+
+def oracle_objective(theta, old, low, high, token_level, std):
+    """J(theta) of GRPO / DAPO by enumeration, in numpy: clipped ratios, advantages from the published formulas."""
+    new_logp, old_logp, J = log_probs(theta), log_probs(old), 0.0
+    for group in itertools.product(TRAJECTORIES, repeat=G):
+        rewards = np.array([REWARD[t] for t in group])
+        adv = rewards - rewards.mean()
+        if std:
+            adv = adv / (rewards.std(ddof=1) + 1e-6)
+        value = 0.0
+        for A, t in zip(adv, group):
+            rho = np.exp(new_logp[t] - old_logp[t])
+            terms = np.minimum(rho * A, np.clip(rho, 1 - low, 1 + high) * A)
+            value += terms.sum() / (2 * G) if token_level else terms.mean() / G
+        J += np.exp(sum(old_logp[t].sum() for t in group)) * value
+    return J
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("algo, low, high", [(grpo, 0.2, 0.2), (dapo, 0.2, 0.28)])
+@pytest.mark.parametrize("distance", [0.0, 0.6])
+def test_gradients_are_the_enumerated_expectation(algo, low, high, seed, distance):
+    """distance 0: on-policy, the ratio is 1; 0.6: the policy has moved since sampling and both clips bind."""
+    old = table(seed)
+    theta = old + distance * table(seed + 100)
+    bound = []
+
+    def loss_of_group(parameter, group):
+        reward_PG, mask_BT = batch(group)
+        logp_BT, old_BT = library_logp(parameter, group), library_logp(torch.tensor(old), group)
+        adv_B = grpo.advantage(reward_PG).flatten()
+        bound.append([x.any().item() for x in grpo.clipped(logp_BT.detach(), old_BT, adv_B, low, high)])
+        loss_BT = algo.surrogate(logp_BT, old_BT, adv_B, low, high)
+        return (loss_BT * algo.weights(mask_BT, algo.units(mask_BT))).sum()
+
+    ours = expected_library_gradient(theta, old, loss_of_group)
+    oracle = numeric_gradient(lambda th: oracle_objective(th, old, low, high, algo is dapo, True), theta)
+    assert np.allclose(ours, -oracle, atol=1e-7)
+    assert np.abs(oracle).max() > 1e-3  # there is a gradient to speak of
+    if distance:
+        assert any(low for low, _ in bound) and any(high for _, high in bound)
+
+
+def test_masked_tokens_get_exactly_no_gradient():
+    torch.manual_seed(0)
+    logp_BT = torch.randn(4, 6, requires_grad=True)
+    mask_BT = (torch.rand(4, 6) > 0.4).float()
+    for algo in (grpo, dapo):
+        loss_BT = algo.surrogate(logp_BT, logp_BT.detach() - 0.1, torch.randn(4)) + grpo.kl(logp_BT, logp_BT.detach() + 0.3)
+        gradient = torch.autograd.grad((loss_BT * algo.weights(mask_BT, algo.units(mask_BT))).sum(), logp_BT)[0]
+        assert (gradient[mask_BT == 0] == 0).all() and (gradient[mask_BT == 1] != 0).all()

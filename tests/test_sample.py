@@ -1,0 +1,114 @@
+"""The sampler: the model's own distribution, whatever the batch looks like."""
+import math
+
+import pytest
+import torch
+
+from nanomerci.model import token_logp
+from nanomerci.rollout import Rollout, micro_batches, noise_mask, pad
+from sample import draw, generate, truncate
+
+PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14], [15, 16]]
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+def test_greedy_equals_transformers_generate(small, family):
+    model = small(family)
+    roll = generate(model, PROMPTS, 1, max_new_tokens=12, eos_id=1, temperature=0)
+    for prompt, response in zip(PROMPTS, roll.responses()):
+        theirs = model.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), max_new_tokens=12,
+                                do_sample=False, eos_token_id=1, pad_token_id=0)[0, len(prompt) :].tolist()  # fmt: skip
+        assert response == theirs
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_log_probs_of_sampler_trainer_and_transformers_agree(small, family, temperature):
+    model = small(family)
+    roll = generate(model, PROMPTS, 4, max_new_tokens=12, eos_id=1, temperature=temperature, seed=3)
+    trained_BT, entropy_BT = token_logp(model, roll.tokens_BT, roll.mask_BT, temperature)
+    assert (trained_BT - roll.logp_BT).abs().max() < 2e-5
+    theirs = (model(roll.tokens_BT).logits[:, :-1] / temperature).log_softmax(-1)
+    logp = theirs.gather(2, roll.tokens_BT[:, 1:, None])[..., 0] * roll.mask_BT[:, 1:]
+    assert (trained_BT[:, 1:] - logp).abs().max() < 2e-5
+    entropy = -(theirs.exp() * theirs).sum(-1) * roll.mask_BT[:, 1:]
+    assert (entropy_BT[:, 1:] - entropy).abs().max() < 2e-5
+
+
+@pytest.mark.parametrize("slots", [3, 4, 7, 512])
+def test_a_sample_does_not_depend_on_its_company(small, slots):
+    model = small("llama")
+    whole = generate(model, PROMPTS, 3, max_new_tokens=10, eos_id=[1, 2, 3], seed=5)
+    some = generate(model, PROMPTS, 3, max_new_tokens=10, eos_id=[1, 2, 3], seed=5, slots=slots)
+    assert some.responses() == whole.responses()
+    assert torch.allclose(some.logp_BT, whole.logp_BT, atol=1e-5)
+    order = [2, 0, 3, 1]
+    rows = (torch.tensor(order)[:, None] * 3 + torch.arange(3)).flatten()
+    shuffled = generate(model, [PROMPTS[p] for p in order], 3, max_new_tokens=10, eos_id=[1, 2, 3], seed=5, rows=rows)
+    assert shuffled.responses() == [whole.responses()[r] for r in rows.tolist()]
+    assert generate(model, PROMPTS, 3, max_new_tokens=10, eos_id=[1, 2, 3], seed=6).responses() != whole.responses()
+
+
+def test_samples_follow_the_models_distribution(small):
+    """Chi-square of first tokens against the exact probabilities; 30 degrees of freedom, bound at six standard deviations."""
+    model, n = small("llama"), 4000
+    roll = generate(model, [[5, 6, 7]], n, max_new_tokens=1, eos_id=1, temperature=1.3)
+    p_V = (model(torch.tensor([[5, 6, 7]])).logits[0, -1] / 1.3).softmax(-1).detach()
+    seen_V = torch.bincount(roll.tokens_BT[:, 3], minlength=len(p_V))
+    chi = ((seen_V - n * p_V).square() / (n * p_V)).sum().item()
+    assert chi < 30 + 6 * math.sqrt(60)
+
+
+def test_layout_of_a_rollout(small):
+    model = small("llama")
+    roll = generate(model, PROMPTS, 2, max_new_tokens=5, eos_id=[1, 2, 3, 4, 5, 6, 7, 8])
+    for row, tokens in enumerate(roll.tokens_BT.tolist()):
+        prompt = PROMPTS[row // 2]
+        mask, start = roll.mask_BT[row].tolist(), len(prompt)
+        length = int(sum(mask))
+        assert tokens[:start] == prompt and 1 <= length <= 5
+        assert mask == [0] * start + [1] * length + [0] * (len(mask) - start - length)
+        response = tokens[start : start + length]
+        assert all(t > 8 for t in response[:-1]) and (response[-1] in range(1, 9) or length == 5)
+        assert (roll.logp_BT[row][torch.tensor(mask) == 0] == 0).all() and (roll.logp_BT[row] <= 0).all()
+    assert roll.end_B.tolist() == [len(PROMPTS[r // 2]) + int(n) for r, n in enumerate(roll.length_B)]
+    assert roll.rows(torch.tensor([2, 3])).tokens_BT.shape[1] == int(roll.end_B[2:4].max())
+
+
+def test_truncation_keeps_the_right_tokens():
+    logits = torch.tensor([[0.1, 0.4, 0.3, 0.2]]).log()
+    kept = lambda x: (x > -torch.inf)[0].tolist()
+    assert kept(truncate(logits, top_k=2)) == [False, True, True, False]
+    assert kept(truncate(logits, top_p=0.69)) == [False, True, True, False]
+    assert kept(truncate(logits, top_p=0.71)) == [False, True, True, True]
+    assert kept(truncate(logits, top_p=1e-9)) == [False, True, False, False]
+    assert kept(truncate(logits)) == [True] * 4
+
+
+def test_draw_inverts_the_distribution_function_and_never_takes_the_impossible():
+    logits = torch.tensor([[0.0, 0.25, 0.75, 0.0]]).log().expand(5, 4)
+    ids, logp = draw(logits, torch.tensor([0.0, 0.2499, 0.2501, 0.9, 1 - 2.0**-23]))
+    assert ids.tolist() == [1, 1, 2, 2, 2]
+    assert torch.allclose(logp.exp(), torch.tensor([0.25, 0.25, 0.75, 0.75, 0.75]))
+    ids, logp = draw(logits, torch.zeros(5), top_k=1)
+    assert ids.tolist() == [2] * 5 and torch.allclose(logp, torch.zeros(5), atol=1e-6)  # under the truncated distribution
+
+
+def test_micro_batches_cover_every_row_once_within_the_budget():
+    length_B = torch.tensor([3, 50, 7, 7, 100, 1, 30])
+    parts = micro_batches(length_B, 60)
+    assert sorted(torch.cat(parts).tolist()) == list(range(7))
+    for part in parts:
+        assert len(part) == 1 or len(part) * int(length_B[part].max()) <= 60
+    assert parts[0].tolist() == [4]  # the longest first
+
+
+def test_noise_spans_become_tokens():
+    from nanomerci.model import tiny
+
+    _, tokenizer = tiny(["one", "two", "three", "four"])
+    ids = tokenizer("one two three four")["input_ids"]
+    tokens_BT, mask_BT = pad([[9, *ids]]), torch.tensor([[0.0, 1, 1, 1, 1]])
+    roll = Rollout(tokens_BT, mask_BT, mask_BT)
+    for span, expected in (((4, 7), [2]), ((5, 6), [2]), ((0, 18), [1, 2, 3, 4]), ((6, 9), [2, 3]), ((4, 4), [])):
+        assert noise_mask(tokenizer, roll, [[span]])[0].nonzero()[:, 0].tolist() == expected, span
