@@ -109,8 +109,7 @@ def test_groups_equal_themselves_in_every_spelling_and_never_a_perturbed_one():
             assert same(gold, f"{left}{write(shuffled)}{right}") is (not ordered or shuffled == values), (gold, shuffled)
             assert not same(gold, f"{left}{write(changed)}{right}"), (gold, changed)
             assert not same(gold, f"{left}{write(values[:-1])}{right}"), gold
-        rows = lambda v, rng=rng: "\\begin{pmatrix}" + " \\\\ ".join(" & ".join(spell(Fraction(x),
-        rng) for x in v) for _ in (1, 2))
+        rows = lambda v, rng=rng: "\\begin{pmatrix}" + " \\\\ ".join(" & ".join(item(x, rng) for x in v) for _ in (1, 2))
         assert same(rows(values) + "\\end{pmatrix}", rows(values) + "\\end{pmatrix}")
         assert not same(rows(values) + "\\end{pmatrix}", rows(changed) + "\\end{pmatrix}")
 
