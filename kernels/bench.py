@@ -133,7 +133,7 @@ def ceilings(quick):
     return max(rates), 2 * source.nbytes / milliseconds(lambda: target.copy_(source), quick) * 1e3
 
 
-def both(method, inputs, ids_N, quick):
+def both(name, method, inputs, ids_N, quick):
     """ms and peak MiB of a method: forward alone (no gradient), and forward + backward of sum(logp) (+ entropy / 100)."""
     def forward():
         with torch.no_grad():
@@ -144,12 +144,17 @@ def both(method, inputs, ids_N, quick):
         loss = logp_N.sum() if entropy_N is None else logp_N.sum() + 0.01 * entropy_N.sum()
         return torch.autograd.grad(loss, inputs)
 
-    row = {}
-    for name, function in (("forward", forward), ("both", forward_backward)):
+    row = dict(method=name)
+    for part, function in (("forward", forward), ("both", forward_backward)):
+        row |= {f"{part}_ms": None, f"{part}_MiB": None}
         try:
-            row |= {f"{name}_ms": milliseconds(function, quick), f"{name}_MiB": peak_bytes(function) / MIB}
+            row |= {f"{part}_ms": milliseconds(function, quick), f"{part}_MiB": peak_bytes(function) / MIB}
         except torch.OutOfMemoryError:
-            row |= {f"{name}_ms": None, f"{name}_MiB": None}
+            row["note"] = "out of memory"
+        except (ImportError, RuntimeError, TypeError, ValueError, triton.errors.TritonError) as error:
+            if name.startswith("ours"):  # a rival that does not run here is a line in the table, ours is a bug
+                raise
+            row["note"] = f"{type(error).__name__}: {str(error).splitlines()[0][:80]}"
     return row
 
 
@@ -204,7 +209,7 @@ def linear_table(flops, quick):
             ids_N = torch.randint(V, (N,), device=DEVICE)
             exact = exact_linear(*inputs, ids_N) if N <= 8192 else None
             for name, method in methods.items():
-                row = dict(head=head, N=N, method=name) | both(method, inputs, ids_N, quick)
+                row = dict(head=head, N=N) | both(name, method, inputs, ids_N, quick)
                 for part, matmuls in (("forward", 1), ("both", 4)):  # both: the logits again, and two gradients
                     ms = row[f"{part}_ms"]
                     row[f"{part}_TFLOPs"] = rate = ms and matmuls * 2 * N * D * V / ms / 1e9
@@ -225,7 +230,7 @@ def logits_table(bandwidth, quick):
         exact_n = last_nV.log_softmax(1).gather(1, ids_N[-64:, None])[:, 0]
         exact_nV, = torch.autograd.grad(exact_n.sum(), last_nV)
         for name, method in methods.items():
-            row = dict(N=N, method=name) | both(method, [x_NV], ids_N, quick)
+            row = dict(N=N) | both(name, method, [x_NV], ids_N, quick)
             for part, passes in (("forward", 1), ("both", 3)):  # both: read, then read and write
                 ms = row[f"{part}_ms"]
                 row[f"{part}_GBs"] = rate = ms and passes * 2 * N * V / ms / 1e6

@@ -15,7 +15,8 @@ import torch
 
 from kernels import choose, triton
 
-TILE_BYTES = 96 * 2**20  # the fp32 logits alive at any time: one tile of at most this size
+TILE_BYTES = 88 * 2**20  # the fp32 logits alive at any time: one tile of this size ...
+TILE_COLUMNS = 2048      # ... or of this width, if that is more: a narrower one spends its time adding to dhidden
 LOWEST = -1e30           # the maximum of nothing: finite, so that a tile of nothing but -inf makes no NaN
 
 
@@ -164,8 +165,8 @@ def gradient_triton(x_Nv, ids_N, first, rows, dtype, reuse=False):
 # ---- Tiles -----------------------------------------------------------------------------------------------------------
 
 def tile_width(N, V):
-    """Columns of a tile of N rows: what TILE_BYTES allows but at least 128, V split evenly, rounded up to 128."""
-    most = max(TILE_BYTES // (4 * max(N, 1)) // 128, 1) * 128
+    """Columns of a tile of N rows: what TILE_BYTES allows or TILE_COLUMNS; V split evenly and rounded up to 128."""
+    most = max(TILE_BYTES // (4 * max(N, 1)) // 128 * 128, TILE_COLUMNS)
     pieces = -(-V // most)
     return min(V, -(-V // pieces // 128) * 128)
 
@@ -258,7 +259,7 @@ def linear_logprob_entropy(hidden_ND, weight_VD, ids_N, temperature=1.0, backend
     hidden_ND and weight_VD: fp32, bf16 or fp16, both the same; ids_N int64. temperature > 0: a number, or fp32 (N,).
     Returns fp32, differentiable with respect to hidden and weight. Pass only the rows that count: no mask enters.
     backend: None = "triton" on a CUDA tensor where Triton is installed, otherwise "torch"; either can be asked for.
-    Memory: one tile of TILE_BYTES, and in the backward pass 4 N D bytes (dhidden in fp32), beside inputs and gradients.
+    Memory beside inputs and gradients: one tile of logits, and in the backward pass 4 N D bytes (dhidden in fp32).
     Raises ValueError or TypeError on shapes, dtypes and a sharded weight; an id outside 0..V-1 is an IndexError on a CPU and
     NaN on a GPU, where looking would stall it.
     """

@@ -43,6 +43,16 @@ def test_dry_run(monkeypatch, capsys):
     assert "| ours" in out and "| eager" in out and len(calls) == 2 * len(rows) + 2 * 4 + len(score)
 
 
+def test_a_rival_that_fails_is_a_line_in_the_table_and_our_failure_is_raised(monkeypatch):
+    def broken(*arguments):
+        raise RuntimeError("no kernel image")
+
+    monkeypatch.setattr(bench, "milliseconds", lambda function, quick: function())
+    assert bench.both("rival", broken, [], None, True)["note"] == "RuntimeError: no kernel image"
+    with pytest.raises(RuntimeError):
+        bench.both("ours", broken, [], None, True)
+
+
 def test_without_a_gpu_it_says_so(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(sys, "argv", ["bench"])

@@ -29,7 +29,8 @@ def backend(request):
 
 @pytest.fixture
 def small_tiles(monkeypatch):
-    monkeypatch.setattr(logprob, "TILE_BYTES", 1)  # the narrowest tile, 128 columns
+    monkeypatch.setattr(logprob, "TILE_BYTES", 1)
+    monkeypatch.setattr(logprob, "TILE_COLUMNS", 128)
 
 
 def leaves(dtype, device, *tensors):
@@ -189,6 +190,25 @@ def test_one_output_alone_and_backward_twice(backend, which):
         assert max(error(a.double().cpu(), b) for a, b in zip(grads, want[2:])) < 1e-6
 
 
+@pytest.mark.filterwarnings("ignore:All-NaN slice:RuntimeWarning")  # numpy's remark, in the interpreter
+def test_a_broken_row_is_nan_and_spoils_no_other(backend, small_tiles):
+    hidden_ND, weight_VD = leaves(torch.float32, backend[1], torch.randn(4, 8), torch.randn(300, 8))
+    with torch.no_grad():
+        hidden_ND[2, 1] = torch.nan
+    ids_N = torch.tensor([0, 1, 2, 299], device=backend[1])
+    for x_N in linear_logprob_entropy(hidden_ND, weight_VD, ids_N, backend=backend[0]):
+        assert x_N.isnan().tolist() == [False, False, True, False]
+
+
+def test_workspace_at_the_target_size():
+    """N = 8192, D = 4096, V = 151936: tile and fp32 dhidden, with cuBLAS's own 32 MiB on Hopper, within 256 MiB."""
+    N, D, V = 8192, 4096, 151936
+    assert 4 * N * logprob.tile_width(N, V) + 4 * N * D + 32 * 2**20 <= 256 * 2**20
+    for N in (1, 100, 3000, 8192, 32768, 100_000):  # every column once, no tile above both limits
+        width = logprob.tile_width(N, V)
+        assert 0 < width <= V and 4 * N * width <= max(logprob.TILE_BYTES, 4 * N * logprob.TILE_COLUMNS)
+
+
 class Largest(TorchDispatchMode):
     """Watches every tensor that torch makes; keeps the largest number of bytes."""
     nbytes = 0
@@ -204,6 +224,7 @@ class Largest(TorchDispatchMode):
 def test_never_more_than_a_tile(backend, monkeypatch):
     N, V, D = 64, 2000, 8
     monkeypatch.setattr(logprob, "TILE_BYTES", 4 * N * 256)
+    monkeypatch.setattr(logprob, "TILE_COLUMNS", 128)
     torch.manual_seed(6)
     inputs = leaves(torch.float32, backend[1], torch.randn(N, D), torch.randn(V, D))
     ids_N = torch.randint(V, (N,), device=backend[1])
