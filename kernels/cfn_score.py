@@ -28,6 +28,8 @@ def cfn_score_reference(hidden_ND, net):
 
 
 @torch.no_grad()
+@torch.autocast("cuda", enabled=False)
+@torch.autocast("cpu", enabled=False)
 def fold(net, dtype, multiple_D, multiple_H, multiple_C):
     """net -> first (H, D) and second (C, H) in dtype, bias_H and shift_C in fp32, each axis padded with zeros to a multiple.
 

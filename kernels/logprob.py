@@ -172,12 +172,12 @@ def tile_width(N, V):
 
 
 def matmul_(out, a, b, accumulate=False):
-    """out (+)= a @ b: summed in fp32 whatever the inputs are, and rounded once, to out's dtype."""
+    """out (+)= a @ b: summed in fp32 whatever the inputs are, and rounded once, to out's dtype. (Autocast leaves out= alone.)"""
     if a.dtype == out.dtype:
         return torch.addmm(out, a, b, out=out) if accumulate else torch.mm(a, b, out=out)
     if out.device.type != "cuda":  # torch on a CPU has no half @ half -> fp32
         return torch.addmm(out, a.float(), b.float(), out=out) if accumulate else torch.mm(a.float(), b.float(), out=out)
-    if accumulate:
+    if accumulate:  # an fp32 addend to half products: torch 2.10 and later
         return torch.addmm(out, a, b, out_dtype=torch.float32, out=out)
     return torch.mm(a, b, out_dtype=torch.float32, out=out)
 

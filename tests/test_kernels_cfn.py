@@ -109,6 +109,13 @@ def test_folding_keeps_the_network_and_pads_with_zeros():
     assert (flips_NC[:, 5:] == 0).all()
 
 
+def test_autocast_does_not_round_the_folded_network():
+    _, net = trained(30, 20, 12, 5, torch.float32)
+    want = fold(net, torch.bfloat16, 32, 64, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert all(torch.equal(a, b) for a, b in zip(fold(net, torch.bfloat16, 32, 64, 32), want))
+
+
 def test_refusals(backend):
     net = CoinFlipNet(8, coins=129).to(backend[1])
     with pytest.raises(ValueError, match=r"wanted \(N, 8\)"):

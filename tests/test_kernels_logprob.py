@@ -209,6 +209,16 @@ def test_workspace_at_the_target_size():
         assert 0 < width <= V and 4 * N * width <= max(logprob.TILE_BYTES, 4 * N * logprob.TILE_COLUMNS)
 
 
+def test_autocast_changes_nothing(backend, small_tiles):
+    torch.manual_seed(8)
+    inputs, weights_2N = leaves(torch.float32, backend[1], torch.randn(9, 8), torch.randn(300, 8)), torch.randn(2, 9)
+    ids_N, again = torch.randint(300, (9,), device=backend[1]), leaves(torch.float32, backend[1], *inputs)
+    want = run(linear_logprob_entropy, inputs, ids_N, 1.0, backend[0], weights_2N=weights_2N)
+    with torch.autocast(backend[1], torch.bfloat16):
+        got = run(linear_logprob_entropy, again, ids_N, 1.0, backend[0], weights_2N=weights_2N)
+    assert all(torch.equal(a, b) for a, b in zip(got, want))
+
+
 class Largest(TorchDispatchMode):
     """Watches every tensor that torch makes; keeps the largest number of bytes."""
     nbytes = 0
