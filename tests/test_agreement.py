@@ -68,6 +68,15 @@ def pairs(seed=0):
         yield "pi", f"{a}\\pi", rng.choice([f"\\pi\\cdot {a}", f"{a + 1}\\pi"])
         yield "plus-minus", f"{a}\\pm\\sqrt{{{c}}}", f"{a}+\\sqrt{{{c}}}, {a}-\\sqrt{{{c}}}"
         yield "science", f"{c}\\times 10^{{{b % 9 + 1}}}", f"{c}" + "0" * (b % 9 + 1)
+        yield "case of a letter", "kmnpr"[c % 5], "KMNPR"[c % 5]
+        yield "letters", f"{a}ab", f"{a}"
+        yield "function name", f"f(x)={a}x", f"g(x)={a}x"
+        yield "repeating", f"\\frac{{{c}}}{{99}}", f"0.\\overline{{0{c}}}"
+        yield "choice", f"\\text{{({'ABCD'[c % 4]})}}", "ABCD"[c % 4]
+        yield "spaced", f"{c},{d}{d % 10}", f"{c}, {d}{d % 10}"
+        yield "inequality", f"x>{a}", f"({a},\\infty)"
+        yield "one of a set", f"\\{{{a}\\}}", f"{a}"
+        yield "tiny irrational", f"{a}\\cdot 10^{{-9}}\\pi", f"{a + 1}\\cdot 10^{{-9}}\\pi"
         yield "inexact", f"\\frac{{{a}}}{{{b}}}", near
 
 

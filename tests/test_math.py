@@ -126,7 +126,8 @@ EQUAL = [  # gold, answers
     ("10^{-3}", ["0.001", "1\\times10^{-3}", "1e-3"]),
     ("6.02\\times 10^{23}", ["6.02e23", "602\\cdot10^{21}"]), ("12345", ["12,345", "12{,}345", "12\\,345", "12,\\!345"]),
     ("−2", ["-2"]),
-    ("p - q", ["p-q"]), ("\\begin{pmatrix}1\\\\2\\end{pmatrix}", ["\\begin{bmatrix} 1 \\\\ 2 \\end{bmatrix}"]), ("[1,2]",
+    ("p - q", ["p-q"]), ("\\text{(B)}", ["B", "(B)"]), ("\\emptyset", ["\\varnothing", "∅"]),
+    ("\\begin{pmatrix}1\\\\2\\end{pmatrix}", ["\\begin{bmatrix} 1 \\\\ 2 \\end{bmatrix}"]), ("[1,2]",
     ["[1, \\frac42]"]),
 ]  # fmt: skip
 ALGEBRA = [
@@ -144,7 +145,9 @@ DIFFERENT = [
     ["\\text{odd}", "even or odd"]),
     ("10^{-8}\\pi", ["10^{-9}\\pi"]), ("\\sqrt2", ["1.41", "\\sqrt3", "-\\sqrt2"]), ("x^2", ["x^3", "y^2", "2x"]), ("n",
     ["m", "N"]),
-    ("\\begin{pmatrix}1&2\\end{pmatrix}", ["\\begin{pmatrix}1\\\\2\\end{pmatrix}"]), ("1,234", ["1, 234"]), ("2\\pi",
+    ("\\begin{pmatrix}1&2\\end{pmatrix}", ["\\begin{pmatrix}1\\\\2\\end{pmatrix}"]), ("1,234", ["1, 234"]), ("2ab", ["2",
+    "2ac", "2 \\text{ab}"]), ("2", ["2ab", "2xyz", "2 xyz"]),
+    ("2\\pi",
     ["6.28", "3\\pi"]),
 ]  # fmt: skip
 

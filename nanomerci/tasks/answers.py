@@ -41,11 +41,13 @@ class Leaf(NamedTuple):
 
 SYMBOLS = {"−": "-", "–": "-", "×": "\\times ", "·": "\\cdot ", "÷": "\\div ", "π": "\\pi ", "∞": "\\infty ", "±": "\\pm ",
            "≤": "\\le ", "≥": "\\ge ", "≠": "\\ne ", "∪": "\\cup ", "∩": "\\cap ", "∈": "\\in ", "°": "^\\circ ",
-           "√": "\\sqrt ", "½": "\\frac{1}{2}", "\u00a0": " ", "\u2009": " ", "θ": "\\theta ", "⟨": "(", "⟩": ")"}  # fmt: skip
+           "√": "\\sqrt ", "½": "\\frac{1}{2}", "\u00a0": " ", "\u2009": " ", "θ": "\\theta ",
+           "⟨": "(", "⟩": ")", "∅": "\\emptyset "}  # fmt: skip
 REWRITES = [(re.compile(pattern, re.ASCII), new) for pattern, new in [
     (r"(?<!\\)\$|\\\$|\\[()]|\\\[|\\\]|\\displaystyle|\\left(?![a-z])|\\right(?![a-z])|\\[bB]igg?[lr]?(?![a-z])", ""),
     (r"\\[lr]angle", lambda m: "()"[m[0] == "\\rangle"]),
     (r"\\[dtc]frac", r"\\frac"),
+    (r"\\varnothing", r"\\emptyset"),
     (r"\\(?:text(?:bf|it|rm|normal)?|math(?:rm|bf|it|sf)|mbox)\s*\{\s*([^{}]*?)[\s.]*\}", r"\\text{\1}"),
     (r"\\text\{([^{}]*\d[^{}]*)\}", r"\1"),
     (r",?\s*(?:\\text\{,?\s*(?:or|and)\}|\b(?:or|and)\b)\s*", ","),
@@ -180,7 +182,7 @@ def _read(text):
                 low = min(low, depth)
             if low >= 0 and depth == 0 and not inner.endswith("\\"):
                 if start == "{":                 # TeX's own grouping
-                    return _read(inner.strip())
+                    return _read(unnamed(inner.strip())[1])
                 items = _items(split(inner, ","))
                 if len(items) == 1:
                     return items[0]
@@ -198,9 +200,9 @@ def _items(parts):
 
 def same(gold, got, tolerance=0.0):
     """Two texts. tolerance: relative, for answers that are measured or rounded. Raises TooLarge."""
-    if re.fullmatch("[A-J]", gold.strip()):      # multiple choice: (C), C., C) because ...
+    if letter := re.fullmatch(r"[\s(]*(?:\\(?:text|math)[a-z]*\s*\{)?[\s(]*([A-J])[\s)}.]*", gold):      # a choice: (C)
         choice = re.match(r"\W*(?:(?:text|math)[a-z]*\s*\{\W*)?([A-J])(?:[.:)}]|\s*$)", got)
-        return bool(choice) and choice[1] == gold.strip()
+        return bool(choice) and choice[1] == letter[1]
     names = {unnamed(normalise(text))[0] for text in (gold, got) if "=" in text}
     if len(names) == 2 and all(len(name) == 1 for name in names):
         return False                             # x = 5 is not y = 5, but y = 2x and f(x) = 2x may be
@@ -295,8 +297,9 @@ def algebra(gold, got):
 
 @lru_cache(1024)
 def _parse(text):
-    library = load("math_verify")
-    config = library.LatexExtractionConfig(boxed_match_priority=-1)
+    library, latex = load("math_verify"), load("latex2sympy2_extended")
+    spelling = latex.NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none")
+    config = library.LatexExtractionConfig(boxed_match_priority=-1, normalization_config=spelling)   # no units: 2ab is not 2
     found = library.parse(f"${text}$", extraction_config=[config], parsing_timeout=None, fallback_mode="no_fallback")
     return found[0] if found and not isinstance(found[0], str) else None
 
