@@ -22,6 +22,8 @@ LOWEST = -1e30           # the maximum of nothing: finite, so that a tile of not
 
 # ---- One tile of logits, in plain torch ------------------------------------------------------------------------------
 
+@torch.autocast("cuda", enabled=False)  # it would round the products of vecdot to bf16
+@torch.autocast("cpu", enabled=False)
 def scan_torch(x_Nv, ids_N, first, inverse_t_N, state, last):
     """Take one more tile into each row's (max, S, U, target logit); after the last: (max, log S, entropy, logp).
 
@@ -172,7 +174,7 @@ def tile_width(N, V):
 
 
 def matmul_(out, a, b, accumulate=False):
-    """out (+)= a @ b: summed in fp32 whatever the inputs are, and rounded once, to out's dtype. (Autocast leaves out= alone.)"""
+    """out (+)= a @ b: summed in fp32 whatever the inputs are, and rounded once, to out's dtype. Autocast leaves it alone."""
     if a.dtype == out.dtype:
         return torch.addmm(out, a, b, out=out) if accumulate else torch.mm(a, b, out=out)
     if out.device.type != "cuda":  # torch on a CPU has no half @ half -> fp32
