@@ -1,0 +1,135 @@
+// report.html of a run: charts as SVG drawn here, a browser for samples.jsonl, the configuration.
+const HELP = {
+  "reward/mean": "mean reward of the step's samples", "entropy": "minus mean log-prob of sampled tokens, nats", "length/mean": "tokens a response",
+  "clip/low": "share of tokens whose ratio was clipped from below", "clip/high": "… and from above", "grad_norm": "before clipping",
+  "merci/bonus": "mean trajectory bonus B", "merci/kept": "share of tokens the filters keep", "merci/gamma": "weight of the bonus",
+  "merci/share": "share of the advantages that the bonus made", "cfn/invn": "mean 1/n of the states just visited, before counting them",
+  "cfn/loss": "coin loss; 1 = knows nothing", "kl": "k3 KL to the initial policy", "lr": "learning rate", "tokens_per_s": "tokens a second",
+  "sampler/logp_gap": "mean |log-prob of sampler - of trainer|",
+};
+const DASH = ["", "6 3", "2 2", "8 3 2 3", "1 3", "10 4", "4 1"];
+const sampleLine = (i, area) => el("svg", {width: 26, height: 8}, area ? el("rect", {width: 26, height: 8, style: `fill:var(--c${i % 7});opacity:.6`}) : el("line", {x1: 0, x2: 26, y1: 4, y2: 4, style: `stroke:var(--c${i % 7})`, "stroke-width": 2.5, "stroke-dasharray": DASH[i % 7]}));
+
+const tickText = (v, tick) => tick < 1e-4 || tick >= 1e5 ? number(+v.toPrecision(6)) : v.toFixed(Math.max(0, -Math.floor(Math.log10(tick) + 1e-9)));
+
+// lines: [{name, y, low?, high?}] over x; stack: areas on one another; log: x in powers of two
+function chart(title, help, x, lines, {stack = false, log = false, points = false, zero = false} = {}) {
+  lines = lines.filter(l => l.y.some(v => v !== null && !(stack && v === 0)));
+  if (!lines.length) return null;
+  const W = 370, H = 190, L = 46, R = 10, T = 8, B = 22, f = log ? Math.log2 : v => v;
+  let base = x.map(() => 0);
+  const layers = lines.map(l => ({...l, y0: stack ? base : null, y: stack ? base = base.map((b, i) => b + (l.y[i] ?? 0)) : l.y}));
+  const all = layers.flatMap(l => [...l.y, ...(l.low ?? []), ...(l.high ?? [])]).filter(v => v !== null);
+  let [low, high] = [Math.min(...all), Math.max(...all)];
+  if (stack || zero) low = Math.min(0, low);
+  if (high - low < 1e-9 * Math.max(1, Math.abs(high))) [low, high] = low ? [Math.min(low, 0), Math.max(high, 0)] : [0, 1];
+  const x0 = f(x[0]), x1 = f(x[x.length - 1]), pad = points ? .04 * (W - L - R) : 0;
+  const X = v => x1 === x0 ? (L + W - R) / 2 : L + pad + (f(v) - x0) / (x1 - x0) * (W - L - R - 2 * pad), Y = v => H - B - (v - low) / (high - low) * (H - B - T);
+  const svg = el("svg", {viewBox: `0 0 ${W} ${H}`, class: "plot", role: "img", "aria-label": title});
+  const unit = 10 ** Math.floor(Math.log10((high - low) / 3)), tick = [1, 2, 5, 10].map(m => m * unit).find(s => (high - low) / s <= 5) ?? 10 * unit;
+  for (let v = Math.ceil(low / tick - 1e-9) * tick; v <= high + tick * 1e-6; v += tick)
+    svg.append(el("line", {x1: L, x2: W - R, y1: Y(v), y2: Y(v), class: "grid-line"}), el("text", {x: L - 5, y: Y(v) + 4, "text-anchor": "end"}, tickText(v, tick)));
+  const marks = log ? x : [...new Set([x[0], x[Math.floor((x.length - 1) / 2)], x[x.length - 1]])];
+  for (const v of marks) svg.append(el("text", {x: X(v), y: H - 6, "text-anchor": "middle"}, v));
+  const path = (ys, back) => x.map((v, i) => ys[i] === null ? null : `${X(v).toFixed(1)},${Y(ys[i]).toFixed(1)}`).filter(p => p).reduce((d, p, i) => d + (i || back ? "L" : "M") + p, "");
+  const area = (top, bottom) => path(top) + [...x.keys()].reverse().filter(i => bottom[i] !== null).map(i => `L${X(x[i]).toFixed(1)},${Y(bottom[i]).toFixed(1)}`).join("") + "Z";
+  layers.forEach((l, i) => {
+    const style = `stroke:var(--c${i % 7});fill:none;stroke-width:2`, fill = `fill:var(--c${i % 7});stroke:none;opacity:`;
+    if (stack) svg.append(el("path", {d: area(l.y, l.y0), style: fill + .45}));
+    if (l.low) svg.append(el("path", {d: area(l.high, l.low), style: fill + .16}));
+    svg.append(el("path", {d: path(l.y), style, "stroke-dasharray": stack ? "" : DASH[i % 7], "stroke-linejoin": "round"}));
+    if (points || x.length < 3) x.forEach((v, t) => l.y[t] !== null && svg.append(el("circle", {cx: X(v), cy: Y(l.y[t]), r: 3, style: `fill:var(--c${i % 7})`})));
+  });
+  const cursor = el("line", {y1: T, y2: H - B, style: "stroke:var(--soft);visibility:hidden"}), keys = el("div", {class: "keys"});
+  svg.append(cursor);
+  const legend = at => keys.replaceChildren(...lines.map((l, i) => el("span", {}, sampleLine(i, stack), l.name + " ", el("b", {}, number(l.y[at])),
+    l.low && l.low[at] !== null ? ` [${number(l.low[at])}, ${number(l.high[at])}]` : "")), el("span", {class: "soft"}, `at ${log ? "k" : "step"} ${x[at]}`));
+  legend(x.length - 1);
+  svg.addEventListener("pointermove", event => {
+    const mouse = (event.clientX - svg.getBoundingClientRect().left) / svg.getBoundingClientRect().width * W;
+    const at = x.reduce((best, v, i) => Math.abs(X(v) - mouse) < Math.abs(X(x[best]) - mouse) ? i : best, 0);
+    cursor.setAttribute("x1", X(x[at])); cursor.setAttribute("x2", X(x[at])); cursor.style.visibility = "visible";
+    legend(at);
+  });
+  svg.addEventListener("pointerleave", () => { cursor.style.visibility = "hidden"; legend(x.length - 1); });
+  return el("div", {class: "card"}, el("h3", {}, title), help ? el("p", {class: "soft"}, help) : null, svg, keys);
+}
+
+const used = new Set(["time/step"]);
+function metrics(title, help, names, options) {
+  names.forEach(n => used.add(n));
+  return chart(title, help, data.step, names.filter(n => data.series[n]).map(n => ({name: n, y: data.series[n]})), options);
+}
+const section = (title, help, ...cards) => {
+  cards = cards.filter(c => c);
+  if (cards.length) main.append(el("h2", {}, title), help ? el("p", {class: "soft"}, help) : "", el("div", {class: "grid"}, ...cards));
+};
+
+// ---- head: what, how far, and did it help
+const done = data.steps !== undefined && data.steps !== null && data.last >= data.steps;
+main.append(el("h1", {}, data.run), el("p", {class: "soft"}, `${done ? "finished" : "so far"}: step ${data.last}${data.steps ? ` of ${data.steps}` : ""}, written ${data.written}. `,
+  [data.options.algo, data.options.bonus === "cfn" && data.options.gamma ? `MERCI bonus, gamma ${data.options.gamma}, alpha ${data.options.alpha}` : "no bonus", data.options.task, data.options.model].filter(w => w).join(" · ")));
+if (!done) {  // live: the run rewrites this file, so read it again now and then; place and step are kept
+  const live = el("input", {type: "checkbox", checked: ""});
+  live.checked = sessionStorage.live !== "off";
+  live.addEventListener("change", () => sessionStorage.live = live.checked ? "on" : "off");
+  main.append(el("label", {class: "soft"}, live, " read this page again every 30 s while the run goes on"));
+  setInterval(() => live.checked && location.reload(), 30000);
+}
+
+const first = data.evals[0], last = data.evals[data.evals.length - 1], order = n => (n.includes("mean@") ? 0 : n.includes("@") ? +n.split("@")[1] : 1e9);
+const evalNames = first ? Object.keys(first).filter(n => n.endsWith("_ci")).map(n => n.slice(0, -3)).sort((a, b) => order(a) - order(b)) : [];
+const interval = (e, n) => [n, `${n}_ci`].every(k => e[k] !== undefined && e[k] !== null) ? `${e[n].toFixed(3)} [${e[n + "_ci"].map(v => v.toFixed(3)).join(", ")}]` : "–";
+if (first) {
+  const cells = evalNames.map(n => el("tr", {}, el("td", {}, n.slice(5)), ...[first, ...(last !== first ? [last] : [])].map(e => el("td", {}, interval(e, n)))));
+  main.append(el("h2", {}, "Before and after"), el("p", {class: "soft"}, `${number(last["eval/problems"])} held-out problems; in brackets 95 % bootstrap intervals over problems.`),
+    el("div", {class: "scroll"}, el("table", {}, el("tr", {}, el("th", {}), el("th", {}, `step ${first.step}`), last !== first ? el("th", {}, `step ${last.step}`) : null), ...cells)));
+  const column = (e, n, i) => i === undefined ? e[n] ?? null : e[n + "_ci"]?.[i] ?? null;
+  const passes = evalNames.filter(n => n.includes("@")), k = passes.map(n => n.includes("mean@") ? 1 : order(n));
+  const curve = e => ({name: `step ${e.step}`, y: passes.map(n => column(e, n)), low: passes.map(n => column(e, n, 0)), high: passes.map(n => column(e, n, 1))});
+  const path = n => ({name: n.slice(5), y: data.evals.map(e => column(e, n)), low: data.evals.map(e => column(e, n, 0)), high: data.evals.map(e => column(e, n, 1))});
+  const over = [...new Set([passes[0], passes[passes.length - 1], ...evalNames.filter(n => !n.includes("@"))])];
+  section("Held-out problems", null, chart("pass@k before and after", "over k, at k = 1 mean@K", k, last === first ? [curve(first)] : [curve(first), curve(last)], {log: true, points: true}),
+    chart("over the run", "bands: 95 % intervals", data.evals.map(e => e.step), over.map(path), {points: true}));
+}
+section("Training", data.thinned ? `Curves show ${data.step.length} steps evenly chosen; ${data.thinned} are left out.` : null,
+  metrics("reward", HELP["reward/mean"], ["reward/mean"]), metrics("entropy", HELP.entropy, ["entropy"], {zero: true}), metrics("length", HELP["length/mean"], ["length/mean"]),
+  metrics("group mix", "groups that teach (mixed) and that cannot", ["groups/mixed", "groups/all_right", "groups/all_wrong"], {stack: true}),
+  metrics("clip fractions", "share of tokens whose ratio was clipped", ["clip/low", "clip/high"], {zero: true}),
+  metrics("outcomes", "what the grader said", ["right", "wrong", "unparsable", "timeout", "unsafe", "error"].map(n => `outcome/${n}`), {stack: true}));
+section("Exploration", "The bonus ledger: what was novel, what the filters kept of it, what it was worth, and how well the counter knows the states.",
+  metrics("bonus", HELP["merci/bonus"], ["merci/bonus"], {zero: true}), metrics("kept and share", "tokens the filters keep; share of the advantages that the bonus made", ["merci/kept", "merci/share"], {zero: true}),
+  metrics("gamma", HELP["merci/gamma"], ["merci/gamma"], {zero: true}), metrics("counter: mean 1/n", HELP["cfn/invn"], ["cfn/invn"], {zero: true}),
+  metrics("counter: coin loss", "before each update, on new and rehearsed visits; 1 - 1/n on known states, 1 + 1/n on new coins, so near 1", ["cfn/loss"]));
+section("Cost", null, metrics("time per phase, seconds a step", "on one another", Object.keys(data.series).filter(n => n.startsWith("time/") && n !== "time/step" && n !== "time/eval"), {stack: true}));
+section("The rest", null, ...Object.keys(data.series).filter(n => !used.has(n)).map(n => metrics(n, HELP[n], [n])));
+
+// ---- samples
+const groups = data.samples, tokens = g => g.tokens && g.invn;
+if (groups.length) {
+  const slider = el("input", {type: "range", min: 0, max: groups.length - 1, value: groups.length - 1, id: "step", style: "width:min(100%,420px)"}), head = el("p"), body = el("div", {class: "columns"});
+  const show = () => {
+    const g = groups[+slider.value], s = tokens(g) ? scale(g.invn.flat(), true) : null;
+    sessionStorage.step = g.step;
+    head.replaceChildren(el("b", {}, `step ${g.step}`), " ", el("span", {class: "soft"}, text(g.id ?? "")), el("div", {class: "text", dir: "auto"}, text(g.prompt)),
+      s ? colourBar(s.low, s.high, "1/n") : "");
+    body.replaceChildren(...g.answers.map((answer, i) => {
+      const outcome = g.outcomes?.[i] ?? "unknown", known = outcome === "right" ? "right" : "wrong";
+      const words = s ? g.tokens[i].map((word, t) => { const node = el("span", {class: "tok", title: `1/n ${number(g.invn[i][t])}`}, text(word)); paint(node, s.at(g.invn[i][t])); return node; }) : [text(answer)];
+      return el("div", {class: "card"}, el("span", {class: `mark ${known}`}, `${known === "right" ? "✓" : "✗"} ${text(outcome)}`), " ",
+        el("span", {class: "soft"}, [["bonus", g.bonus], ["advantage", g.advantage]].filter(([, v]) => v).map(([n, v]) => `${n} ${number(v[i])}`).join(", ")),
+        el("div", {class: "text", dir: "auto"}, ...words));
+    }));
+  };
+  slider.addEventListener("input", show);
+  dark.addEventListener("change", show);
+  main.append(el("h2", {}, "Samples"), el("p", {class: "soft"}, "One group a step, whole; the advantage is the one the policy learned from, the bonus included."), el("label", {}, "step ", slider), head, body);
+  const before = groups.findIndex(g => String(g.step) === sessionStorage.step);
+  if (before >= 0) slider.value = before;
+  show();
+}
+
+// ---- how to make it again
+main.append(el("h2", {}, "Make it again"), el("p", {class: "soft"}, "From the configuration beside this page, or from the recipe nearest to it:"),
+  ...data.commands.map(c => el("pre", {}, text(c))), el("h2", {}, "Configuration"),
+  el("div", {class: "options"}, ...Object.entries(data.options).map(([k, v]) => el("div", {}, el("span", {class: "soft"}, `${k} `), el("code", {}, text(v === "" ? '""' : v))))));
