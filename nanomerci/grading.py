@@ -48,7 +48,7 @@ class Pool:
     def __init__(self, workers=2, deadline=5.0, memory=2 << 30):
         self.size, self.deadline, self.memory = max(1, int(workers)), float(deadline), int(memory)
         self.last_error = None                   # text of the last traceback of a grader, for the log
-        self._workers, self._lock, self._libraries = [], threading.Lock(), {}
+        self._workers, self._lock, self._libraries, self._spare = [], threading.Lock(), {}, 0
 
     def __enter__(self):
         return self
@@ -80,17 +80,19 @@ class Pool:
             for worker in self._workers[:]:
                 if worker.used() > 1 and (worker.chunk or not worker.ready):
                     self._lose(worker, Grade(0.0, "timeout"), grades, todo)
-        for worker in self._workers[self.size:]:
+        for worker in self._workers[self.size + self._spare:]:
             self._drop(worker)
         return grades
 
     def _hand_out(self, jobs, todo):
-        """Chunks to idle workers. A worker late with its answer does not count, so that its replacement starts up meanwhile."""
+        """Chunks to idle workers. One late with its answer does not count, so that another goes on with the rest; and once
+        there was a kill, one worker more is kept ready, so that the next kill costs no start."""
         late = sum(bool(worker.chunk) and worker.used() > 0.5 for worker in self._workers)
-        missing = min(self.size + late, len(todo)) - len(self._workers)
-        self._workers += [_Worker(self.memory, self._libraries) for _ in range(missing)]
-        for worker in self._workers[:]:
-            if worker.ready and not worker.chunk and todo:
+        missing = min(self.size + late, len(todo)) + self._spare - len(self._workers)
+        self._workers += [_Worker(self.memory, self._libraries) for _ in range(missing if todo else 0)]
+        free = self.size + late - sum(bool(worker.chunk) for worker in self._workers)
+        for worker in [worker for worker in self._workers if worker.ready and not worker.chunk][:max(0, free)]:
+            if todo:
                 count = min(CHUNK, -(-len(todo) // (2 * self.size)))      # smaller towards the end, so that all end together
                 chunk = deque(todo.popleft() for _ in range(count))
                 if not worker.send(chunk, [jobs[i] for i in chunk]):      # it died while idle: nothing of it was graded
@@ -138,6 +140,7 @@ class Pool:
         if worker.chunk:
             grades[worker.chunk.popleft()] = grade
             todo.extendleft(reversed(worker.chunk))
+            self._spare = 1
         self._drop(worker)
 
     def _drop(self, worker):

@@ -23,7 +23,7 @@ def pairs(seed=0):
     """(kind, gold, answer), a function of the seed."""
     rng = random.Random(seed)
     n = lambda low=2, high=99: rng.randint(low, high)
-    for _ in range(40):
+    for _ in range(20):
         a, b, c, d = n(), n(), n(2, 9), n(10, 99)
         f = Fraction(a, b)
         near = f"{float(f):.4f}"
@@ -83,8 +83,11 @@ def pairs(seed=0):
 EXPLAINED = {  # (kind of pair, who says "equal"): why we keep our answer
     ("small", "they"): "math-verify rounds to 6 places, so that all tiny numbers are equal",
     ("prose", "they"): "math-verify drops what stands in \\text behind a number, also when it takes the answer back",
-    ("list and tuple",
-    "we"): "values in the gold order are right with brackets round them; math-verify calls them another type",
+    ("letters", "they"): "math-verify knows so many units that it takes ab for one; 51ab is a product",
+    ("case of a letter", "they"): "n and N are different names in mathematics",
+    ("function name", "we"): "a left side other than one letter is how the question called it; the right sides are compared",
+    ("repeating", "we"): "math-verify does not read a repeating decimal",
+    ("list and tuple", "we"): "the gold values in their order are right in brackets too; math-verify wants the same type",
 }
 
 

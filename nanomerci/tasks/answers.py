@@ -284,6 +284,7 @@ def affordable(text):
         command in COMMANDS for command in re.findall(r"\\([A-Za-z]+)", text))
 
 
+@lru_cache(4096)          # the samples of a prompt repeat each other
 def algebra(gold, got):
     """math-verify's judgement of two LaTeX texts. Raises TooLarge."""
     if not (affordable(got) and affordable(gold)):
