@@ -43,6 +43,7 @@ def test_dry_run(monkeypatch, capsys):
     assert "| ours" in out and "| eager" in out and len(calls) == 2 * len(rows) + 2 * 4 + len(score)
 
 
+@pytest.mark.skipif(bench.triton is None, reason="Triton is not installed")
 def test_a_rival_that_fails_is_a_line_in_the_table_and_our_failure_is_raised(monkeypatch):
     def broken(*arguments):
         raise RuntimeError("no kernel image")

@@ -19,6 +19,7 @@ INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
 ON_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 BACKENDS = [("triton", "cpu")] if INTERPRET else [
     ("torch", "cpu"), *(pytest.param((backend, "cuda"), marks=ON_GPU) for backend in ("torch", "triton"))]
+OLD_INTERPRETER = logprob.triton and tuple(map(int, logprob.triton.__version__.split(".")[:2])) < (3, 9)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -258,7 +259,7 @@ def test_refusals():
         with pytest.raises(exception, match=message):
             linear_logprob_entropy(*arguments)
     if not INTERPRET:
-        with pytest.raises(RuntimeError, match="TRITON_INTERPRET=1"):
+        with pytest.raises(RuntimeError, match="TRITON_INTERPRET=1|Triton is not installed"):
             linear_logprob_entropy(hidden_ND, weight_VD, ids_N, backend="triton")
 
 
@@ -308,6 +309,7 @@ def test_an_id_out_of_range_is_nan_on_a_gpu():
 
 @pytest.mark.skipif(INTERPRET, reason="this is that run")
 @pytest.mark.skipif(logprob.triton is None, reason="Triton is not installed")
+@pytest.mark.skipif(OLD_INTERPRETER, reason="the interpreter of this Triton takes no run-time loop bounds from a recent numpy")
 def test_again_in_the_interpreter():
     done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__],
                           env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
