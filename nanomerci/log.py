@@ -64,7 +64,7 @@ class Log:
         """Print the table before / after."""
         if dist.rank:
             return
-        rows = [json.loads(line) for line in open(self.folder / "metrics.jsonl")]
+        rows = [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
         evals = [m for m in rows if any(k.startswith("eval/mean@") for k in m)]
         first, last = evals[0], evals[-1]
         print(f"\n{last['eval/problems']} held-out problems      before            after step {last['step']}")

@@ -1,0 +1,132 @@
+"""Everything a user can get wrong is one line on stderr and status 2, with the remedy; nothing is touched."""
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from once import WORDS
+
+from nanomerci import config
+from nanomerci.config import Config, UserError, parse
+from nanomerci.model import load, tiny
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """train.py in this process (starting torch costs seconds): -> status, what stood on stderr."""
+    import train
+
+    def go(*arguments):
+        monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            config.run_command(train.main)
+        return stop.value.code, capsys.readouterr().err.strip()
+
+    return go
+
+
+def test_as_a_real_process_too(tmp_path):
+    done = subprocess.run([sys.executable, ROOT / "train.py", "--grup", "4"], capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: unknown option --grup; did you mean --group? See --help\n"
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--grup", "4"], "unknown option --grup; did you mean --group?"),
+    (["toy_sqll"], "unknown recipe toy_sqll; did you mean toy_sql?"),
+    (["--lr", "fast"], "--lr"),
+    (["--algo", "ppo"], "--algo"),
+    (["--group", "1"], "--group 1: a group of one has no standard deviation"),
+    (["--minibatches", "3"], "--minibatches 3: does not divide --prompts 16"),
+    (["--top_p", "0.9"], "--top_p 0.9: the trainer's log-probs cover the full vocabulary"),
+    (["--top_k", "20"], "--top_k 20: the trainer's log-probs cover the full vocabulary"),
+    (["--alpha", "1.5"], "--alpha 1.5"),
+    (["--temperature", "0"], "--temperature 0"),
+    (["--task", "toy_sq"], "--task toy_sq: unknown; did you mean toy_sql?"),
+    (["--device", "tpu"], "--device tpu"),
+    (["--resume", "nowhere"], "nowhere/config.yaml"),
+    (["--task", "arithmetic"], "--model tiny: --task arithmetic has no demonstrations"),
+])  # fmt: skip
+def test_bad_input_is_one_line_and_status_2(arguments, message, tmp_path, command):
+    status, error = command(*arguments, *(() if "--resume" in arguments else ("--out", tmp_path / "run")))
+    assert status == 2 and message in error
+    assert len(error.splitlines()) == 1 and error.startswith("error: ")
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_names_every_option_with_its_default(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for name in Config.__dataclass_fields__:
+        assert f"--{name} " in text
+        assert Config.__doc__ is not None
+
+
+def test_every_option_has_a_docstring():
+    import tyro  # noqa: F401  it reads them from the source, so do we
+
+    source = Path(config.__file__).read_text()
+    for name in Config.__dataclass_fields__:
+        after = source.split(f"    {name}: ", 1)[1].split("\n", 2)[1].strip()
+        assert after.startswith('"""'), name
+
+
+@pytest.mark.parametrize("name", config.recipes())
+def test_every_recipe_parses(name):
+    assert parse([name]).out == f"runs/{name}-seed0"
+
+
+def test_command_line_beats_recipe_beats_default(tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("group: 4\nlr: 1e-4\nalgo: dapo\n")
+    c = parse([str(recipe), "--group", "6", "--seed=3"])
+    assert (c.group, c.lr, c.algo, c.coins, c.out) == (6, 1e-4, "dapo", 20, "runs/mine-seed3")
+
+
+@pytest.mark.parametrize("text, message", [
+    ("grup: 4", "unknown option grup; did you mean group?"), ("group: many", "'many' is not a int"), ("[1, 2]", "mapping"),
+    ("a: b: c", "cannot be read as YAML"), ("algo: ppo", "is not a grpo|dapo|dr_grpo"), ("lr: fast", "is not a float")])  # fmt: skip
+def test_a_bad_recipe_is_refused(text, message, tmp_path):
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(UserError, match=message.replace("|", r"\|")):
+        parse([str(tmp_path / "bad.yaml")])
+
+
+def test_a_model_folder_without_weights_is_refused(tmp_path):
+    model, tokenizer = tiny(WORDS, width=16, layers=1, heads=2)
+    tokenizer.save_pretrained(tmp_path)
+    model.config.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="no weights there"):
+        load(tmp_path)
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load(tmp_path / "not-there")
+
+
+def test_a_tokenizer_without_eos_is_refused(tmp_path):
+    model, tokenizer = tiny(WORDS, width=16, layers=1, heads=2)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    del settings["eos_token"]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match="no end-of-sequence token"):
+        load(tmp_path)
+
+
+def test_a_prompt_longer_than_the_context_is_refused(tmp_path, command):
+    model, tokenizer = tiny(WORDS, width=16, layers=1, heads=2)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    status, error = command("--model", tmp_path / "model", "--max_new_tokens", 300, "--out", tmp_path / "run")
+    assert status == 2 and "exceeds the model's context of 256" in error and len(error.splitlines()) == 1
+
+
+def test_resume_keeps_the_run_as_it_was(tmp_path):
+    (tmp_path / "config.yaml").write_text("group: 4\nseed: 5\n")
+    assert parse(["--resume", str(tmp_path)]).group == 4 and parse(["--resume", str(tmp_path), "--steps", "9"]).steps == 9
+    with pytest.raises(UserError, match="cannot change --lr"):
+        parse(["--resume", str(tmp_path), "--lr", "1e-3"])

@@ -1,0 +1,161 @@
+"""Whole runs of train.py on a task that takes milliseconds (tests/once.py): control, repetition, resuming, cutting up."""
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from once import WORDS, Once
+
+import train
+from nanomerci import tasks
+from nanomerci.config import UserError
+from nanomerci.model import tiny
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    policy, tokenizer = tiny(WORDS, width=32, layers=2, heads=2, seed=1)
+    policy.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def run(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(tasks, "load", lambda c, cache: Once())
+
+    def go(name, **options):
+        settings = dict(model=model, steps=4, prompts=4, group=4, minibatches=2, lr=3e-3, max_new_tokens=8, run=1, cfn_hidden=16,
+                        eval_problems=4, eval_k=4, eval_every=2, save_every=2, keep=9, out=tmp_path / name, threads=1)  # fmt: skip
+        settings |= options
+        if "resume" in settings:
+            settings = {k: v for k, v in settings.items() if k in ("resume", "steps")}
+        argv = ["train.py"] + [f"--{k}={v}" for k, v in settings.items()]
+        monkeypatch.setattr(sys, "argv", argv)
+        train.main()
+        return Path(settings.get("out") or settings["resume"])
+
+    return go
+
+
+def metrics(folder, drop=("time/", "tokens_per_s")):
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith(drop)} for row in rows]
+
+
+def weights(folder, step):
+    from safetensors.torch import load_file
+
+    return load_file(folder / f"checkpoints/step_{step:06d}/model/model.safetensors")
+
+
+def same_weights(a, b):
+    return all(torch.equal(a[k], b[k]) for k in a) and a.keys() == b.keys()
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(run):
+    one, two, other = run("one"), run("two"), run("other", seed=1)
+    assert metrics(one) == metrics(two) and same_weights(weights(one, 4), weights(two, 4))
+    assert metrics(one) != metrics(other)
+    for name in ("samples.jsonl", "evals.jsonl"):
+        assert (one / name).read_bytes() == (two / name).read_bytes()
+
+
+def test_gamma_zero_is_plain_grpo_bit_for_bit(run):
+    plain, control, merci = run("plain", bonus="none"), run("control", gamma=0), run("merci", gamma=1.0, alpha=0.9)
+    own = ("time/", "tokens_per_s", "merci/", "cfn/")
+    assert metrics(plain, own) == metrics(control, own)
+    assert same_weights(weights(plain, 4), weights(control, 4))
+    assert not same_weights(weights(plain, 4), weights(merci, 4))
+
+
+@pytest.mark.parametrize("algo", ["grpo", "dapo", "dr_grpo"])
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(run, algo):
+    whole = run("whole", steps=6, algo=algo)
+    first = run("first", steps=2, algo=algo)
+    resumed = run("resumed", resume=first, steps=6)
+    assert metrics(resumed) == metrics(whole)
+    assert same_weights(weights(resumed, 6), weights(whole, 6))
+    a, b = (torch.load(f / "checkpoints/step_000006/state.pt", weights_only=True) for f in (resumed, whole))
+    flat = lambda x: [t for _, t in sorted(flatten(x))]
+    assert all(torch.equal(p, q) if isinstance(p, torch.Tensor) else p == q for p, q in zip(flat(a), flat(b), strict=True))
+
+
+def flatten(x, path=""):
+    if isinstance(x, dict | list | tuple):
+        items = x.items() if isinstance(x, dict) else enumerate(x)
+        return [leaf for k, v in items for leaf in flatten(v, f"{path}/{k}")]
+    return [(path, x)]
+
+
+def test_lines_written_after_the_checkpoint_are_cut_on_resume(run):
+    whole = run("whole", steps=4)
+    killed = run("killed", steps=4)
+    import shutil
+
+    shutil.rmtree(killed / "checkpoints/step_000004")
+    (killed / "checkpoints/.step_000004.partial").mkdir()
+    with open(killed / "metrics.jsonl", "a") as file:
+        file.write('{"step": 5, "half a li')
+    assert metrics(run("x", resume=killed, steps=4)) == metrics(whole)
+
+
+@pytest.mark.parametrize("algo, kl", [("grpo", 0.0), ("dapo", 0.0), ("grpo", 0.1)])
+def test_micro_batches_do_not_change_the_result(run, algo, kl):
+    one, many = run("one", algo=algo, kl=kl, micro_tokens=10**6), run("many", algo=algo, kl=kl, micro_tokens=30)
+    a, b = weights(one, 4), weights(many, 4)
+    assert max((a[k] - b[k]).abs().max() for k in a) < 1e-5
+    for x, y in zip(metrics(one), metrics(many)):
+        assert x["reward/mean" if x["step"] else "eval/mean@4"] == y["reward/mean" if x["step"] else "eval/mean@4"]
+        assert x.get("grad_norm", 0) == pytest.approx(y.get("grad_norm", 0), rel=1e-4)
+
+
+def test_it_learns(run):
+    before, *_, after = metrics(run("long", steps=40, eval_every=0, save_every=0, prompts=8, group=8, eval_problems=8, eval_k=16))
+    assert after["eval/mean@16"] - before["eval/mean@16"] > 0.2
+
+
+def test_sampler_and_trainer_agree(run):
+    for row in metrics(run("gap", minibatches=1))[1:]:
+        assert row["sampler/logp_gap"] < 1e-5 and row["clip/high"] == row["clip/low"] == 0
+
+
+def test_checkpoints_are_hugging_face_folders(run):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = run("hf") / "checkpoints/step_000004/model"
+    loaded, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.decode(tokenizer("a b c")["input_ids"]) == "a b c"
+    assert same_weights({"w": loaded.get_input_embeddings().weight.data},
+                        {"w": weights(folder.parent.parent.parent, 4)["model.embed_tokens.weight"]})  # fmt: skip
+
+
+def test_a_non_finite_gradient_stops_before_the_update(run, monkeypatch, tmp_path):
+    calls = []
+    original = train.token_logp
+
+    def poisoned(*arguments):
+        logp, entropy = original(*arguments)
+        calls.append(1)
+        return (logp * (torch.nan if len(calls) > 5 else 1.0)), entropy
+
+    monkeypatch.setattr(train, "token_logp", poisoned)
+    with pytest.raises(UserError, match=r"step \d+: the gradient's norm is nan; nothing was updated"):
+        run("nan", save_every=1)
+    newest = sorted((tmp_path / "nan/checkpoints").glob("step_*"))[-1]
+    assert all(torch.isfinite(w).all() for w in weights(tmp_path / "nan", int(newest.name[5:])).values())
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(run):
+    folder = run("held")
+    before = metrics(folder)
+    with pytest.raises(UserError, match="already holds a run; go on with --resume"):
+        run("held")
+    assert metrics(folder) == before
+
+
+def test_old_checkpoints_go_but_the_first_stays(run):
+    folder = run("keep", steps=6, save_every=1, keep=2)
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["step_000000", "step_000005", "step_000006"]
