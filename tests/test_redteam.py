@@ -53,7 +53,7 @@ def attack(pool, folder, jobs):
             faults.append(f"{grades[-1]} after {seconds:.1f} s: {job[1:4]!r:.200}")
     assert not faults, f"{len(faults)} faults, last error {pool.last_error}\n" + "\n".join(faults)
     assert state(folder) == before
-    assert len(children()) <= 1
+    assert len(children()) <= 2                  # the worker, and one in reserve after a kill
     return grades
 
 
