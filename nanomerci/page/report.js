@@ -38,7 +38,8 @@ function chart(title, help, x, lines, {stack = false, log = false, points = fals
     if (stack) svg.append(el("path", {d: area(l.y, l.y0), style: fill + .45}));
     if (l.low) svg.append(el("path", {d: area(l.high, l.low), style: fill + .16}));
     svg.append(el("path", {d: path(l.y), style, "stroke-dasharray": stack ? "" : DASH[i % 7], "stroke-linejoin": "round"}));
-    if (points || x.length < 3) x.forEach((v, t) => l.y[t] !== null && svg.append(el("circle", {cx: X(v), cy: Y(l.y[t]), r: 3, style: `fill:var(--c${i % 7})`})));
+    if (points || l.y.filter(v => v !== null).length < 5)
+      x.forEach((v, t) => l.y[t] !== null && svg.append(el("circle", {cx: X(v), cy: Y(l.y[t]), r: 3, style: `fill:var(--c${i % 7})`})));
   });
   const cursor = el("line", {y1: T, y2: H - B, style: "stroke:var(--soft);visibility:hidden"}), keys = el("div", {class: "keys"});
   svg.append(cursor);
@@ -102,12 +103,12 @@ section("Exploration", "The bonus ledger: what was novel, what the filters kept 
   metrics("gamma", HELP["merci/gamma"], ["merci/gamma"], {zero: true}), metrics("counter: mean 1/n", HELP["cfn/invn"], ["cfn/invn"], {zero: true}),
   metrics("counter: coin loss", "before each update, on new and rehearsed visits; 1 - 1/n on known states, 1 + 1/n on new coins, so near 1", ["cfn/loss"]));
 section("Cost", null, metrics("time per phase, seconds a step", "on one another", Object.keys(data.series).filter(n => n.startsWith("time/") && n !== "time/step" && n !== "time/eval"), {stack: true}));
-section("The rest", null, ...Object.keys(data.series).filter(n => !used.has(n)).map(n => metrics(n, HELP[n], [n])));
+section("The rest", null, ...Object.keys(data.series).filter(n => !used.has(n)).map(n => metrics(n, HELP[n], [n], {zero: true})));
 
 // ---- samples
 const groups = data.samples, tokens = g => g.tokens && g.invn;
 if (groups.length) {
-  const slider = el("input", {type: "range", min: 0, max: groups.length - 1, value: groups.length - 1, id: "step", style: "width:min(100%,420px)"}), head = el("p"), body = el("div", {class: "columns"});
+  const slider = el("input", {type: "range", min: 0, max: groups.length - 1, value: groups.length - 1, id: "step", "aria-label": "step", style: "width:100%;max-width:420px;display:block"}), head = el("p"), body = el("div", {class: "columns"});
   const show = () => {
     const g = groups[+slider.value], s = tokens(g) ? scale(g.invn.flat(), true) : null;
     sessionStorage.step = g.step;
@@ -123,7 +124,7 @@ if (groups.length) {
   };
   slider.addEventListener("input", show);
   dark.addEventListener("change", show);
-  main.append(el("h2", {}, "Samples"), el("p", {class: "soft"}, "One group a step, whole; the advantage is the one the policy learned from, the bonus included."), el("label", {}, "step ", slider), head, body);
+  main.append(el("h2", {}, "Samples"), el("p", {class: "soft"}, "One group a step, whole; the advantage is the one the policy learned from, the bonus included."), slider, head, body);
   const before = groups.findIndex(g => String(g.step) === sessionStorage.step);
   if (before >= 0) slider.value = before;
   show();
