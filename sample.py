@@ -171,7 +171,7 @@ Sample from a model: print its answers, or draw how new the states are that they
     p.add_argument("model", metavar="MODEL_OR_RUN", help="Hugging Face folder or hub id, or a run folder: its newest model")
     p.add_argument("prompt", nargs="?", help="what to ask; without it: --file, a pipe, or a run's first held-out problem")
     what = p.add_argument_group("what to sample")
-    what.add_argument("-n", type=int, default=1, help="samples a prompt (4 for a heat map)")
+    what.add_argument("-n", type=int, help="samples a prompt (default 1, or 4 for a picture)")
     what.add_argument("--file", help="file of prompts, one a line")
     what.add_argument("--raw", action="store_true", help="no chat template: the model continues the prompt")
     how = p.add_argument_group("how")
@@ -188,7 +188,7 @@ Sample from a model: print its answers, or draw how new the states are that they
     show.add_argument("--count", type=int, default=64, help="a model without a run has no counter: one is made from so many "
                       "further samples (default 64)")  # fmt: skip
     a = p.parse_args(argv)
-    a.n = 4 if a.heatmap and not any(w.startswith("-n") for w in argv) else a.n
+    a.n = (4 if a.heatmap or a.color else 1) if a.n is None else a.n
     for name, least in (("n", 1), ("count", 2), ("temperature", 0), ("top_k", 0), ("max_new_tokens", 1)):
         if getattr(a, name) is not None and getattr(a, name) < least:
             raise UserError(f"--{name} {getattr(a, name)}: wanted at least {least}")
@@ -208,7 +208,7 @@ def read_prompts(a):
     try:
         text = Path(a.file).read_text() if a.file else "" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.read()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--file {a.file}: cannot be read ({error})") from None
+        raise UserError(f"{a.file or 'standard input'}: cannot be read ({error})") from None
     return [line for line in text.splitlines() if line.strip()]
 
 
@@ -236,7 +236,7 @@ def main():
     longest = a.max_new_tokens or (run.options.max_new_tokens if run else 256)
     ids = [tokenizer(prompt)["input_ids"] if a.raw else encode(tokenizer, prompt) for prompt in prompts]
     for prompt, tokens in zip(prompts, ids):
-        if not tokens:
+        if not tokens or not prompt.strip():
             raise UserError(f"prompt {prompt!r}: is empty; wanted some text")
         if len(tokens) + longest > context(model):
             raise UserError(f"--max_new_tokens {longest}: with a prompt of {len(tokens)} tokens that exceeds the model's "

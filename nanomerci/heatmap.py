@@ -144,10 +144,11 @@ def scale(groups):
 
 
 def colour(place):
-    """0..1 -> (r, g, b) 0..255 from blue over white to red, and the colour of text that can be read on it."""
+    """0..1 -> (r, g, b) 0..255 from blue over white to red, and black or white, whichever reads better on it."""
     end, far = (LOW if place < 0.5 else HIGH), abs(2 * place - 1)
-    r, g, b = (round(m + (e - m) * far) for m, e in zip(MIDDLE, end))
-    return (r, g, b), ((16, 20, 24) if 0.3 * r + 0.59 * g + 0.11 * b > 110 else (255, 255, 255))
+    rgb = tuple(round(m + (e - m) * far) for m, e in zip(MIDDLE, end))
+    light = sum(share * (v / 255) ** 2.2 for share, v in zip((0.2126, 0.7152, 0.0722), rgb))
+    return rgb, ((0, 0, 0) if light > 0.179 else (255, 255, 255))
 
 
 def visible(text, keep="\n\t"):

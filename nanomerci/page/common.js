@@ -36,7 +36,7 @@ function shade(where) {
   const rgb = middle.map((m, i) => Math.round(m + (end[i] - m) * far));
   const light = rgb.map(v => v / 255).map(v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4);
   const luminance = .2126 * light[0] + .7152 * light[1] + .0722 * light[2];
-  return {background: `rgb(${rgb})`, color: luminance > .18 ? "#101418" : "#ffffff"};
+  return {background: `rgb(${rgb})`, color: luminance > .179 ? "#000000" : "#ffffff"};
 }
 function paint(node, where) {
   if (where === null) node.style.background = node.style.color = "";

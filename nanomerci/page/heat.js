@@ -17,8 +17,8 @@ const group = () => data.groups[view.group];
 
 function describe(i, t) {
   const s = group().samples[i], stage = STAGES[rows[i].stage[t]];
-  detail.textContent = `${JSON.stringify(text(s.tokens[t]))}  1/n ${number(s.invn[t])}  pseudo-count n ${number(1 / s.invn[t])}  log-prob ${number(s.logp[t])}` +
-    ` (p ${number(Math.exp(s.logp[t]))})  entropy ${number(s.entropy[t])}  filter: ${stage[0]}`;
+  detail.textContent = `${JSON.stringify(text(s.tokens[t]))} · 1/n ${number(s.invn[t])} · pseudo-count n ${number(1 / s.invn[t])} · log-prob ${number(s.logp[t])}` +
+    ` (p ${number(Math.exp(s.logp[t]))}), entropy ${number(s.entropy[t])} · filter: ${stage[0]}`;
 }
 // the tokens of a response as spans; look(node, t) colours one
 function tokens(i, look) {

@@ -1,0 +1,276 @@
+"""Heat map and microscope: the numbers on the page are those of Python and of the model; sample.py as a command."""
+import functools
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import cfn
+import grpo
+import sample
+from nanomerci import config, heatmap, merci, plots, state, tasks
+from nanomerci.model import encode, eos_ids, tiny
+from tests.conftest import ROOT
+
+WILD = ["plain", " $x^2$ 10 %", "\u65e5\u672c \U0001f642", "\x00\x1b[2J\x1b]0;title\x07", "\u202eoverride", "\n", "  tabs\tand\nlines", "\ud800", "w" * 200]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run folder of toy_sql as train.py leaves it after 2 steps, of an untrained tiny model."""
+    folder = tmp_path_factory.mktemp("runs") / "toy"
+    task = tasks.load(config.Config(), folder.parent)
+    model, tokenizer = tiny(task.words)
+    c = config.Config(max_new_tokens=12, cfn_hidden=16, coins=8, top=0.5, run=2)
+    counter = cfn.Counter(model.config.hidden_size, coins=8, hidden=16, seed=5)
+    counter.pretrain(torch.randn(64, model.config.hidden_size), torch.arange(64), 2)
+    for step in (0, 2):
+        state.save(folder, step, model, tokenizer, {"step": step, "optimizer": {}, "counter": counter.state_dict()}, keep=2)
+        with torch.no_grad():
+            model.lm_head.weight.mul_(3.0)  # the trained policy is another one than the trunk
+    config.write(c, folder / "config.yaml")
+    return folder
+
+
+def ask(model, tokenizer, prompt, n, longest=12, **how):
+    return sample.generate(model, [encode(tokenizer, prompt)], n, max_new_tokens=longest, eos_id=eos_ids(model, tokenizer), **how)
+
+
+# ---- the page computes what Python computes
+def javascript(expression):
+    """A value of page/merci.js, as JSON, from node or else from headless Chromium."""
+    code = (plots.PAGE / "merci.js").read_text()
+    if node := shutil.which("node"):
+        out = subprocess.run([node, "-"], input=f"{code}\nconsole.log(JSON.stringify({expression}))", capture_output=True, text=True, check=True)
+        return json.loads(out.stdout)
+    from tests.test_browser import open_page
+
+    return open_page(f"<script>{code}\ndocument.title = JSON.stringify({expression})</script>")
+
+
+def make_groups():
+    torch.manual_seed(0)
+    groups = []
+    for G, tops in ((1, [0.3]), (4, [0.05, 0.3, 0.5, 1.0]), (8, [0.1, 0.7])):
+        for top in tops:
+            rows = []
+            for g in range(G):
+                length = int(torch.randint(1, 60, ()))
+                invn = (torch.rand(length) ** 3 * 2).mul(16).round().div(16) if g % 2 else torch.rand(length) ** 4  # with ties, without
+                rows.append({"invn": [float(f"{x:.9g}") for x in invn.tolist()], "noise": (torch.rand(length) < 0.2).tolist(), "reward": float(g % 3 == 0)})
+            groups.append((rows, {"top": top, "run": 1 + len(groups) % 4, "gamma": 0.3 * len(groups), "alpha": 0.1 * len(groups)}))
+    return groups
+
+
+def test_the_microscope_holds_to_python():
+    groups = make_groups()
+    pages = javascript(f"{json.dumps(groups)}.map(([rows, o]) => merci.microscope(rows, o))")
+    for (rows, o), page in zip(groups, pages):
+        length = max(len(r["invn"]) for r in rows)
+        padded = lambda name: torch.tensor([r[name] + [0.0] * (length - len(r[name])) for r in rows])
+        invn_BT, noise_BT = padded("invn"), padded("noise").bool()
+        mask_BT = torch.tensor([[1.0] * len(r["invn"]) + [0.0] * (length - len(r["invn"])) for r in rows])
+        top_BT = merci.percentile(invn_BT, mask_BT, o["top"])
+        run_BT = merci.coherent(top_BT, o["run"])
+        kept_BT = merci.suppress(run_BT, noise_BT)
+        bonus_PG = merci.trajectory_bonus(invn_BT, kept_BT, mask_BT)[None]
+        expl_PG = merci.exploration_advantage(bonus_PG)
+        before_PG = grpo.advantage(torch.tensor([[r["reward"] for r in rows]])) if len(rows) > 1 else torch.zeros(1, 1)
+        after_PG = merci.merge(before_PG, expl_PG, o["gamma"], o["alpha"])
+        for g, shown in enumerate(page):
+            stage = ["kept" if k else "noise" if r else "spike" if t else "below" for k, r, t in zip(kept_BT[g], run_BT[g], top_BT[g])]
+            assert shown["stage"] == stage[: len(rows[g]["invn"])]
+            wanted = [x[0, g].item() for x in (bonus_PG, expl_PG, before_PG, after_PG)]
+            assert [shown[k] for k in ("bonus", "expl", "before", "after")] == pytest.approx(wanted, rel=1e-4, abs=1e-5)
+
+
+def test_the_percentile_rounds_as_torch_does():
+    tops, lengths = [0.05, 0.1, 0.15, 0.2, 0.3, 0.35, 0.55, 0.6, 0.7, 0.9, 1.0], [*range(1, 201), 1000, 4096]
+    page = javascript(f"{tops}.map(top => {lengths}.map(l => merci.percentile([...Array(l).keys()], top).filter(k => k).length))")
+    for top, counts in zip(tops, page):
+        python = [int(merci.percentile(torch.arange(n).float()[None], torch.ones(1, n), top).sum()) for n in lengths]
+        assert counts == python, top
+
+
+# ---- the numbers are those of the model
+def test_examine_is_the_counter_and_the_model(run):
+    source = heatmap.Run.of(run)
+    model, tokenizer = heatmap.load(run)
+    trunk, net = source.counter(model, "cpu")
+    roll = ask(model, tokenizer, "who is oldest in 'ops' ?", 2)
+    shown = heatmap.examine(model, tokenizer, roll, trunk=trunk, net=net, noise_B=[[(0, 3)], []])
+    for row, s in enumerate(shown):
+        columns = roll.mask_BT[row].nonzero()[:, 0]
+        ids = roll.tokens_BT[row, : columns[-1] + 1]
+        with torch.no_grad():
+            hidden_TD = trunk(ids[None], output_hidden_states=True).hidden_states[-1][0]
+            logits_TV = model(ids[None]).logits[0].log_softmax(-1)
+        assert s["invn"] == pytest.approx(cfn.inverse_count(net(hidden_TD[columns])).tolist(), rel=1e-4)
+        assert s["logp"] == pytest.approx(logits_TV[columns - 1].gather(1, ids[columns, None])[:, 0].tolist(), rel=2e-3, abs=1e-3)
+        assert s["entropy"] == pytest.approx((-logits_TV.exp() * logits_TV).sum(-1)[columns - 1].tolist(), rel=2e-3, abs=1e-3)
+        assert torch.tensor(s["invn"]).tolist() == heatmap.look_at(trunk, roll, torch.zeros_like(roll.tokens_BT), net=net)[0][row, columns].tolist()
+        assert "".join(s["tokens"]) == tokenizer.decode(ids[columns])
+    assert shown[0]["noise"][0] and not any(shown[0]["noise"][1:]) and not any(shown[1]["noise"])
+
+
+def test_a_run_counts_on_its_initial_policy(run):
+    source, (model, _) = heatmap.Run.of(run), heatmap.load(run)
+    assert source.checkpoint.name == "step_000002" and source.options.coins == 8
+    trunk, _ = source.counter(model, "cpu")
+    assert not torch.equal(trunk.lm_head.weight, model.lm_head.weight)
+    assert heatmap.Run.of(run / "checkpoints/step_000000/model").checkpoint.name == "step_000000"
+    assert heatmap.Run.of(ROOT) is None and heatmap.Run.of("someone/some-model") is None
+
+
+def test_a_counter_made_now_knows_the_beaten_track(run):
+    model, tokenizer = heatmap.load(run / "checkpoints/step_000002/model")
+    ids = encode(tokenizer, "who is oldest in 'ops' ?")
+    net = heatmap.count_now(model, tokenizer, ids, 32, max_new_tokens=4, temperature=1.0)
+    common = ask(model, tokenizer, "who is oldest in 'ops' ?", 32, longest=1, seed=9)
+    strange = ask(model, tokenizer, "where live people from 'oslo' under 50 years ?", 32, longest=4, seed=9)
+    invn = [heatmap.look_at(model, roll, torch.zeros_like(roll.tokens_BT), net=net)[0][roll.mask_BT > 0].mean() for roll in (common, strange)]
+    assert invn[0] < 0.5 * invn[1]
+
+
+def test_pieces_of_a_byte_level_tokenizer_join_to_the_text():
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(models.BPE({c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, []))
+    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, clean_up_tokenization_spaces=False)
+    ids = tokenizer("née 🙂 日本\n!")["input_ids"]
+    pieces = heatmap.pieces(tokenizer, ids)
+    assert "".join(pieces) == "née 🙂 日本\n!" and len(pieces) == len(ids)
+    assert pieces[0] == "n" and pieces[1:3] == ["", "é"]
+    broken = [b for b in ids if b != ids[-1]][:5] + ids[1:2] * 20  # a lead byte again and again never becomes a character
+    assert len(heatmap.pieces(tokenizer, broken)) == len(broken)
+
+
+# ---- pictures
+def wild_group():
+    n = len(WILD)
+    one = {"tokens": WILD, "invn": [0.01 * 2**t for t in range(n)], "logp": [-0.5] * n, "entropy": [0.1] * n, "noise": [False] * n}
+    return {"prompt": "\n".join(WILD[:5]), "note": "", "samples": [one | {"outcome": o, "reward": r} for o, r in (("right", 1.0), ("wrong", 0.0), (None, None))]}
+
+
+def test_a_picture_of_wild_text(tmp_path):
+    heatmap.draw(tmp_path / "a.png", "t", [wild_group()], heatmap.options(None))
+    assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
+    flat = wild_group()
+    flat["samples"][0] = {**flat["samples"][0], "invn": [0.0] * len(WILD)}
+    heatmap.draw(tmp_path / "b.png", "t", [flat | {"samples": flat["samples"][:1]}], heatmap.options(None))
+
+
+def test_a_terminal_gets_no_control_characters_of_the_model():
+    painted = heatmap.ansi(wild_group()["samples"][0], lambda x: 0.5)
+    bare = re.sub(r"\x1b\[(48;2;\d+;\d+;\d+|38;2;\d+;\d+;\d+|0)m", "", painted)
+    assert bare == heatmap.visible("".join(WILD))
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e\ud800]", bare) and "␛[2J" in bare and "⟨202e⟩" in bare
+    bare.encode()
+
+
+def test_text_can_be_read_on_every_colour():
+    def luminance(rgb):
+        r, g, b = (v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in (x / 255 for x in rgb))
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+    for i in range(101):
+        light, dark = sorted(map(luminance, heatmap.colour(i / 100)), reverse=True)
+        assert (light + 0.05) / (dark + 0.05) >= 4.5, i  # the contrast that WCAG asks for
+    low, middle, high = (heatmap.colour(x)[0] for x in (0, 0.5, 1))
+    assert low[2] > low[0] and high[0] > high[2] and min(middle) > 240  # blue, white, red
+
+
+# ---- the command
+def command(monkeypatch, capsys, *words, stdin=""):
+    import io
+
+    monkeypatch.setattr(sys, "argv", ["sample.py", *map(str, words)])
+    monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+    sample.main()
+    return capsys.readouterr().out
+
+
+load_once = functools.cache(tasks.load)
+
+
+@pytest.fixture
+def cached(run, monkeypatch):
+    """The task's database lies beside the run, and the task is built once, not in every command."""
+    monkeypatch.setenv("NANOMERCI_CACHE", str(run.parent))
+    monkeypatch.setattr(tasks, "load", load_once)
+
+
+def test_answers_of_a_run(run, cached, monkeypatch, capsys, tmp_path):
+    first = command(monkeypatch, capsys, run)  # its first held-out problem, graded
+    assert re.match(r"--- sample 1: (right|wrong|unparsable|error)\n", first)
+    words = (run, "who is oldest ?", "-n", 3, "--max_new_tokens", 5)
+    several = command(monkeypatch, capsys, *words)
+    assert several.count("--- sample") == 3 and several == command(monkeypatch, capsys, *words)
+    assert several != command(monkeypatch, capsys, *words, "--seed", 1)
+    piped = command(monkeypatch, capsys, run, "-n", 2, stdin="who is oldest ?\n\nwho earns most ?\n")
+    assert re.findall("=== (.*)", piped) == ["who is oldest ?", "who earns most ?"]
+    (tmp_path / "p.txt").write_text("who is oldest ?\nwho earns most ?\n")
+    assert command(monkeypatch, capsys, run, "-n", 2, "--file", tmp_path / "p.txt") == piped
+    greedy = [command(monkeypatch, capsys, run, "who is oldest ?", "--temperature", 0, "--seed", s) for s in (0, 1)]
+    assert greedy[0] == greedy[1]
+
+
+def test_the_company_does_not_change_a_sample(run, cached, monkeypatch, capsys):
+    alone = command(monkeypatch, capsys, run, "who is oldest ?", "-n", 2).split("\n")
+    many = command(monkeypatch, capsys, run, "-n", 2, stdin="who is oldest ?\n" + "who earns most ?\n" * 40)
+    assert many.split("\n")[2 : 1 + len(alone)] == alone[:-1]
+
+
+def test_heat_maps_of_a_run_and_of_a_plain_model(run, cached, monkeypatch, capsys, tmp_path):
+    prompt = "who is oldest in 'ops' ?"
+    out = command(monkeypatch, capsys, run, prompt, "--heatmap", tmp_path / "a.html", "--color")
+    assert out.count("\x1b[48;2;") > 20 and "1/n" in out
+    data = page_data(tmp_path / "a.html")
+    assert data["options"] == {"top": 0.5, "run": 2, "gamma": 0.5, "alpha": 0.5, "noise_filter": True}
+    (group,) = data["groups"]
+    assert group["prompt"] == prompt and len(group["samples"]) == 4 and "counter of toy, step_000002" in group["note"]
+    plain = tmp_path / "plain"
+    shutil.copytree(run / "checkpoints/step_000002/model", plain)
+    command(monkeypatch, capsys, plain, prompt, "-n", 2, "--heatmap", tmp_path / "b.html", "--count", 8, "--gold", "7", "--max_new_tokens", 6)
+    (group,) = page_data(tmp_path / "b.html")["groups"]
+    assert "made now, from 8 further samples" in group["note"] and [s["outcome"] for s in group["samples"]] == ["unparsable"] * 2
+    command(monkeypatch, capsys, run, prompt, "-n", 2, "--heatmap", tmp_path / "c.png")
+    assert (tmp_path / "c.png").stat().st_size > 5000
+
+
+def page_data(path):
+    return json.loads(re.search('<script type="application/json" id="data">(.*?)</script>', path.read_text(), re.DOTALL)[1])
+
+
+@pytest.mark.parametrize("words, message", [
+    ((), "required: MODEL_OR_RUN"), (("RUN", "hi", "-n", "0"), "--n 0: wanted at least 1"), (("RUN", "hi", "-n", "two"), "invalid int value: 'two'"),
+    (("RUN", "hi", "--top_p", "0"), "--top_p 0.0"), (("RUN", "hi", "--heatmap", "a.pdf"), "wanted a name that ends in .html or .png"),
+    (("RUN", "hi", "--heatmap", "/nowhere/a.html"), "there is no folder /nowhere"), (("RUN", ""), "is empty"),
+    (("RUN", "--file", "/nowhere.txt"), "/nowhere.txt: cannot be read"), (("RUN", "who is oldest ?", "--max_new_tokens", "999"), "exceeds the model's context"),
+    (("PLAIN",), "no prompt"), (("/nowhere/model", "hi"), "cannot be loaded"), (("RUN", "hi", "--colour-all"), "unrecognized arguments"),
+])  # fmt: skip
+def test_what_a_user_gets_wrong(run, cached, monkeypatch, capsys, words, message):
+    names = {"RUN": str(run), "PLAIN": str(run.parent)}
+    if words[:1] == ("PLAIN",):
+        names["PLAIN"] = str(shutil.copytree(run / "checkpoints/step_000002/model", run.parent / "plain"))
+    with pytest.raises(config.UserError, match=re.escape(message)):
+        command(monkeypatch, capsys, *(names.get(w, w) for w in words))
+
+
+def test_an_error_is_one_line_and_status_2(run):
+    done = subprocess.run([sys.executable, str(ROOT / "sample.py"), str(run), "hi", "-n", "0"], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr == "error: --n 0: wanted at least 1\n" and done.stdout == ""
+
+
+def test_a_broken_counter_is_named(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    (copy / "checkpoints/step_000002/state.pt").write_bytes(b"not a checkpoint")
+    model, _ = heatmap.load(copy)
+    with pytest.raises(config.UserError, match="state.pt: its counter cannot be read"):
+        heatmap.Run.of(copy).counter(model, "cpu")
