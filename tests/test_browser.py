@@ -3,6 +3,7 @@
 Skipped where there is no Chromium. The dark scheme and a phone's width are set from the command line; an error, a blocked
 request or anything wider than the window fails the page.
 """
+
 import functools
 import json
 import re
@@ -19,26 +20,35 @@ from tests.test_heatmap import WILD, wild_group
 from tests.test_plots import HOSTILE, evaluation, sample, step, write_run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-WATCH = """<script>window.wrong = []; onerror = (...e) => wrong.push(e[0]); console.error = (...e) => wrong.push(e.join(" "));
-alert = () => wrong.push("alert"); addEventListener("securitypolicyviolation", e => wrong.push(e.blockedURI));</script>"""
-DRIVE = """<script>const $ = q => document.querySelector(q), all = q => [...document.querySelectorAll(q)].map(e => e.textContent);
-const set = (q, v, kind = "input") => { $(q).value = v; $(q).dispatchEvent(new Event(kind)); };
-const seen = {}; try { %s } catch (e) { wrong.push(String(e)); }
-document.title = JSON.stringify({...seen, wrong, wide: document.documentElement.scrollWidth - innerWidth, width: innerWidth,
-    dark: matchMedia("(prefers-color-scheme: dark)").matches, ground: getComputedStyle(document.body).backgroundColor});</script>"""
+WATCH = """<script>
+    window.wrong = [];
+    onerror = (...e) => wrong.push(e[0]);
+    console.error = (...e) => wrong.push(e.join(" "));
+    alert = () => wrong.push("alert");
+    addEventListener("securitypolicyviolation", e => wrong.push(e.blockedURI));
+</script>"""
+DRIVE = """<script>
+    const $ = q => document.querySelector(q), all = q => [...document.querySelectorAll(q)].map(e => e.textContent);
+    const set = (q, v, kind = "input") => { $(q).value = v; $(q).dispatchEvent(new Event(kind)); };
+    const seen = {};
+    try { %s } catch (e) { wrong.push(String(e)); }
+    document.title = JSON.stringify({...seen, wrong, wide: document.documentElement.scrollWidth - innerWidth, width: innerWidth,
+        dark: matchMedia("(prefers-color-scheme: dark)").matches, ground: getComputedStyle(document.body).backgroundColor});
+</script>"""
 
 
 def open_page(html, width=1280, dark=False):
-    """Let Chromium open a page in a frame (a window is never narrower than 500 pixels). -> its title after its scripts ran."""
+    """Let Chromium open a page in a frame (a window is never narrower than 500 pixels). -> its title after the scripts."""
     if not CHROMIUM:
         pytest.skip("no Chromium on this machine")
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "page.html"
         page.write_text(f"""<!doctype html><title></title><iframe id="frame" width="{width}" height="900" style="border:0"
             srcdoc="{escape(html)}" onload="document.title = frame.contentDocument.title"></iframe>""")
-        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--virtual-time-budget=3000",
-                 f"--user-data-dir={folder}/profile", "--window-size=1400,1000", f"--blink-settings=preferredColorScheme={0 if dark else 1}"]  # fmt: skip
-        done = subprocess.run([CHROMIUM, *flags, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120, errors="replace")
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--virtual-time-budget=3000"]
+        flags += [f"--user-data-dir={folder}/profile", "--window-size=1400,1000"]
+        flags += [f"--blink-settings=preferredColorScheme={0 if dark else 1}", "--dump-dom", page.as_uri()]
+        done = subprocess.run([CHROMIUM, *flags], capture_output=True, text=True, timeout=120, errors="replace")
     title = re.search(r"<title>(.*?)</title>", done.stdout, re.DOTALL)
     assert title and title[1], f"Chromium drew nothing: {done.stderr[-500:]}"
     return unescape(title[1])
@@ -58,7 +68,11 @@ def drive(html, script="", **how):
 def report_page():
     with tempfile.TemporaryDirectory() as folder:
         metrics = [evaluation(0), *map(step, range(1, 20)), step(20) | evaluation(20, 0.1)]
-        samples = [sample(1, HOSTILE), sample(2, ["second", "x" * 100_000]), sample(3, ["ab"]) | {"tokens": [["a", "b"]], "invn": [[0.5, 0.01]]}]
+        samples = [
+            sample(1, HOSTILE),
+            sample(2, ["second", "x" * 100_000]),
+            sample(3, ["ab"]) | {"tokens": [["a", "b"]], "invn": [[0.5, 0.01]]},
+        ]
         run = write_run(Path(folder) / "run", metrics, samples, steps=20, out=HOSTILE[0])
         plots.report(run)
         return (run / "report.html").read_text()
@@ -66,22 +80,47 @@ def report_page():
 
 def heat_page(groups=None):
     start = {"top": 0.3, "run": 1, "gamma": 0.5, "alpha": 0.5, "noise_filter": True}
-    return plots.page("heat", HOSTILE[0], {"title": HOSTILE[0], "options": start, "groups": groups or [wild_group(), wild_group()]})
+    return plots.page(
+        "heat", HOSTILE[0], {"title": HOSTILE[0], "options": start, "groups": groups or [wild_group(), wild_group()]}
+    )
 
 
 @pytest.mark.parametrize("width, dark", [(1280, False), (1280, True), (390, False), (390, True)])
 def test_pages_draw_without_error(width, dark):
-    seen = drive(report_page(), 'seen.heads = all("h2"); seen.charts = all("svg.plot").length; seen.cells = all("td")', width=width, dark=dark)
-    assert seen["heads"] == ["Before and after", "Held-out problems", "Training", "Exploration", "Cost", "Samples", "Make it again", "Configuration"]
+    seen = drive(
+        report_page(),
+        'seen.heads = all("h2"); seen.charts = all("svg.plot").length; seen.cells = all("td")',
+        width=width,
+        dark=dark,
+    )
+    assert seen["heads"] == [
+        "Before and after",
+        "Held-out problems",
+        "Training",
+        "Exploration",
+        "Cost",
+        "Samples",
+        "Make it again",
+        "Configuration",
+    ]
     assert seen["charts"] == 9 and "0.500 [0.400, 0.600]" in seen["cells"] and "0.600 [0.500, 0.700]" in seen["cells"]
-    seen = drive(heat_page(), 'seen.tokens = all("main .columns .tok").length; seen.samples = all(".columns > .card").length', width=width, dark=dark)
+    seen = drive(
+        heat_page(),
+        'seen.tokens = all("main .columns .tok").length; seen.samples = all(".columns > .card").length',
+        width=width,
+        dark=dark,
+    )
     assert seen["tokens"] == 3 * len(WILD) and seen["samples"] == 3
 
 
 def test_the_sample_browser_shows_hostile_text_as_text():
-    seen = drive(report_page(), """set("#step", 0); seen.first = all(".columns .text"); seen.tags = document.querySelectorAll("img").length;
+    seen = drive(
+        report_page(),
+        """set("#step", 0); seen.first = all(".columns .text"); seen.tags = document.querySelectorAll("img").length;
         set("#step", 1); seen.second = all(".columns .text"); set("#step", 2);
-        seen.colours = [...document.querySelectorAll(".tok")].map(e => e.style.background); seen.step = $("main b + .soft").previousSibling.textContent""")
+        seen.colours = [...document.querySelectorAll(".tok")].map(e => e.style.background);
+        seen.step = $("main b + .soft").previousSibling.textContent""",
+    )
     assert seen["first"][:2] == HOSTILE[:2] and seen["tags"] == 0
     assert seen["first"][3] == "NUL ␀ ESC ␛[31m" and seen["first"][4] == "⟨202e⟩right to left⟨2066⟩"
     assert seen["second"][0] == "second" and "96000 more characters" in seen["second"][1]
@@ -101,16 +140,22 @@ def test_sliders_recompute():
     group["samples"] = group["samples"][:2]
     group["samples"][1] = {**group["samples"][1], "invn": [0.01] * len(WILD)}
     group["samples"][0] = {**group["samples"][0], "noise": [False] * (len(WILD) - 1) + [True]}
-    seen = drive(heat_page([group]), """const read = name => { seen[name] = ["bonus0", "expl0", "before0", "after0", "after1"].map(i => +$("#" + i).textContent);
-        seen[name + " kept"] = all(".card .keys > span")[0]; };
-        read("start"); set("#top", 1); read("top"); set("#run", 10); read("run"); set("#run", 1); $("[id='noise filter']").click(); read("noise");
-        set("#gamma", 0); read("gamma"); set("#gamma", 2); set("#alpha", .25); read("alpha"); $(".columns .mark").click(); read("marked");
-        $(".columns .tok").click(); seen.detail = $(".stick").textContent""")
+    seen = drive(
+        heat_page([group]),
+        """const cells = ["bonus0", "expl0", "before0", "after0", "after1"];
+        const read = name => seen[name] = cells.map(i => +$("#" + i).textContent);
+        read("start"); set("#top", 1); read("top"); set("#run", 10); read("run");
+        set("#run", 1); $("[id='noise filter']").click(); read("noise");
+        set("#gamma", 0); read("gamma"); set("#gamma", 2); set("#alpha", .25); read("alpha");
+        $(".columns .mark").click(); read("marked");
+        $(".columns .tok").click(); seen.detail = $(".stick").textContent""",
+    )
     invn, l = [0.01 * 2**t for t in range(len(WILD))], len(WILD)
     root = lambda values: (sum(values) / l) ** 0.5
     near = lambda values: pytest.approx(values, rel=1e-3, abs=2e-4)
-    half = 0.5 ** 0.5
-    assert seen["start"] == near([root(invn[-3:-1]), 1.0, half, half * 1.5, -half])  # top 30 % of 9 tokens are 3, one of them noise; the cap holds
+    half = 0.5**0.5
+    # the top 30 % of 9 tokens are 3, one of them is noise; the cap holds
+    assert seen["start"] == near([root(invn[-3:-1]), 1.0, half, half * 1.5, -half])
     assert seen["top"][0] == near(root(invn[:-1])) and seen["run"][0] == 0  # no run of ten among nine
     assert seen["noise"][0] == near(root(invn))
     assert seen["gamma"] == near([root(invn), 1.0, half, half, -half])
@@ -120,10 +165,14 @@ def test_sliders_recompute():
 
 
 def test_heat_map_controls():
-    seen = drive(heat_page(), """const colours = () => [...$(".columns .text").children].map(e => e.style.background);
+    seen = drive(
+        heat_page(),
+        """const colours = () => [...$(".columns .text").children].map(e => e.style.background);
         seen.log = colours(); $("[id='log scale of 1/n']").click(); seen.linear = colours();
         set("select", "entropy", "change"); seen.entropy = colours();
-        const box = $(".columns .text"); box.dispatchEvent(new KeyboardEvent("keydown", {key: "ArrowRight"})); box.dispatchEvent(new KeyboardEvent("keydown", {key: "ArrowRight"}));
-        seen.walked = $(".stick").textContent""")
+        const press = () => $(".columns .text").dispatchEvent(new KeyboardEvent("keydown", {key: "ArrowRight"}));
+        press(); press();
+        seen.walked = $(".stick").textContent""",
+    )
     assert len(set(seen["log"])) == len(WILD) and seen["linear"] != seen["log"] and len(set(seen["entropy"])) == 1
     assert seen["walked"].startswith('" $x^2$ 10 %" · 1/n 0.02')

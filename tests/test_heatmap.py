@@ -1,7 +1,9 @@
 """Heat map and microscope: the numbers on the page are those of Python and of the model; sample.py as a command."""
+
 import functools
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,7 +18,17 @@ from nanomerci import config, heatmap, merci, plots, state, tasks
 from nanomerci.model import encode, eos_ids, tiny
 from tests.conftest import ROOT
 
-WILD = ["plain", " $x^2$ 10 %", "\u65e5\u672c \U0001f642", "\x00\x1b[2J\x1b]0;title\x07", "\u202eoverride", "\n", "  tabs\tand\nlines", "\ud800", "w" * 200]
+WILD = [
+    "plain",
+    " $x^2$ 10 %",
+    "\u65e5\u672c \U0001f642",
+    "\x00\x1b[2J\x1b]0;title\x07",
+    "\u202eoverride",
+    "\n",
+    "  tabs\tand\nlines",
+    "\ud800",
+    "w" * 200,
+]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +49,9 @@ def run(tmp_path_factory):
 
 
 def ask(model, tokenizer, prompt, n, longest=12, **how):
-    return sample.generate(model, [encode(tokenizer, prompt)], n, max_new_tokens=longest, eos_id=eos_ids(model, tokenizer), **how)
+    return sample.generate(
+        model, [encode(tokenizer, prompt)], n, max_new_tokens=longest, eos_id=eos_ids(model, tokenizer), **how
+    )
 
 
 # ---- the page computes what Python computes
@@ -45,7 +59,9 @@ def javascript(expression):
     """A value of page/merci.js, as JSON, from node or else from headless Chromium."""
     code = (plots.PAGE / "merci.js").read_text()
     if node := shutil.which("node"):
-        out = subprocess.run([node, "-"], input=f"{code}\nconsole.log(JSON.stringify({expression}))", capture_output=True, text=True, check=True)
+        out = subprocess.run(
+            [node, "-"], input=f"{code}\nconsole.log(JSON.stringify({expression}))", capture_output=True, text=True, check=True
+        )
         return json.loads(out.stdout)
     from tests.test_browser import open_page
 
@@ -60,9 +76,19 @@ def make_groups():
             rows = []
             for g in range(G):
                 length = int(torch.randint(1, 60, ()))
-                invn = (torch.rand(length) ** 3 * 2).mul(16).round().div(16) if g % 2 else torch.rand(length) ** 4  # with ties, without
-                rows.append({"invn": [float(f"{x:.9g}") for x in invn.tolist()], "noise": (torch.rand(length) < 0.2).tolist(), "reward": float(g % 3 == 0)})
-            groups.append((rows, {"top": top, "run": 1 + len(groups) % 4, "gamma": 0.3 * len(groups), "alpha": 0.1 * len(groups)}))
+                invn = (
+                    (torch.rand(length) ** 3 * 2).mul(16).round().div(16) if g % 2 else torch.rand(length) ** 4
+                )  # with ties, without
+                rows.append(
+                    {
+                        "invn": [float(f"{x:.9g}") for x in invn.tolist()],
+                        "noise": (torch.rand(length) < 0.2).tolist(),
+                        "reward": float(g % 3 == 0),
+                    }
+                )
+            groups.append(
+                (rows, {"top": top, "run": 1 + len(groups) % 4, "gamma": 0.3 * len(groups), "alpha": 0.1 * len(groups)})
+            )
     return groups
 
 
@@ -71,9 +97,12 @@ def test_the_microscope_holds_to_python():
     pages = javascript(f"{json.dumps(groups)}.map(([rows, o]) => merci.microscope(rows, o))")
     for (rows, o), page in zip(groups, pages):
         length = max(len(r["invn"]) for r in rows)
-        padded = lambda name: torch.tensor([r[name] + [0.0] * (length - len(r[name])) for r in rows])
-        invn_BT, noise_BT = padded("invn"), padded("noise").bool()
-        mask_BT = torch.tensor([[1.0] * len(r["invn"]) + [0.0] * (length - len(r["invn"])) for r in rows])
+        pads = [[0.0] * (length - len(r["invn"])) for r in rows]
+        invn_BT, noise_BT, mask_BT = (
+            torch.tensor([values + pad for values, pad in zip(column, pads)])
+            for column in ([r["invn"] for r in rows], [r["noise"] for r in rows], [[1.0] * len(r["invn"]) for r in rows])
+        )
+        noise_BT = noise_BT.bool()
         top_BT = merci.percentile(invn_BT, mask_BT, o["top"])
         run_BT = merci.coherent(top_BT, o["run"])
         kept_BT = merci.suppress(run_BT, noise_BT)
@@ -82,7 +111,10 @@ def test_the_microscope_holds_to_python():
         before_PG = grpo.advantage(torch.tensor([[r["reward"] for r in rows]])) if len(rows) > 1 else torch.zeros(1, 1)
         after_PG = merci.merge(before_PG, expl_PG, o["gamma"], o["alpha"])
         for g, shown in enumerate(page):
-            stage = ["kept" if k else "noise" if r else "spike" if t else "below" for k, r, t in zip(kept_BT[g], run_BT[g], top_BT[g])]
+            stage = [
+                "kept" if k else "noise" if r else "spike" if t else "below"
+                for k, r, t in zip(kept_BT[g], run_BT[g], top_BT[g])
+            ]
             assert shown["stage"] == stage[: len(rows[g]["invn"])]
             wanted = [x[0, g].item() for x in (bonus_PG, expl_PG, before_PG, after_PG)]
             assert [shown[k] for k in ("bonus", "expl", "before", "after")] == pytest.approx(wanted, rel=1e-4, abs=1e-5)
@@ -90,7 +122,9 @@ def test_the_microscope_holds_to_python():
 
 def test_the_percentile_rounds_as_torch_does():
     tops, lengths = [0.05, 0.1, 0.15, 0.2, 0.3, 0.35, 0.55, 0.6, 0.7, 0.9, 1.0], [*range(1, 201), 1000, 4096]
-    page = javascript(f"{tops}.map(top => {lengths}.map(l => merci.percentile([...Array(l).keys()], top).filter(k => k).length))")
+    page = javascript(
+        f"{tops}.map(top => {lengths}.map(l => merci.percentile([...Array(l).keys()], top).filter(k => k).length))"
+    )
     for top, counts in zip(tops, page):
         python = [int(merci.percentile(torch.arange(n).float()[None], torch.ones(1, n), top).sum()) for n in lengths]
         assert counts == python, top
@@ -110,9 +144,14 @@ def test_examine_is_the_counter_and_the_model(run):
             hidden_TD = trunk(ids[None], output_hidden_states=True).hidden_states[-1][0]
             logits_TV = model(ids[None]).logits[0].log_softmax(-1)
         assert s["invn"] == pytest.approx(cfn.inverse_count(net(hidden_TD[columns])).tolist(), rel=1e-4)
-        assert s["logp"] == pytest.approx(logits_TV[columns - 1].gather(1, ids[columns, None])[:, 0].tolist(), rel=2e-3, abs=1e-3)
+        assert s["logp"] == pytest.approx(
+            logits_TV[columns - 1].gather(1, ids[columns, None])[:, 0].tolist(), rel=2e-3, abs=1e-3
+        )
         assert s["entropy"] == pytest.approx((-logits_TV.exp() * logits_TV).sum(-1)[columns - 1].tolist(), rel=2e-3, abs=1e-3)
-        assert torch.tensor(s["invn"]).tolist() == heatmap.look_at(trunk, roll, torch.zeros_like(roll.tokens_BT), net=net)[0][row, columns].tolist()
+        assert (
+            torch.tensor(s["invn"]).tolist()
+            == heatmap.look_at(trunk, roll, torch.zeros_like(roll.tokens_BT), net=net)[0][row, columns].tolist()
+        )
         assert "".join(s["tokens"]) == tokenizer.decode(ids[columns])
     assert shown[0]["noise"][0] and not any(shown[0]["noise"][1:]) and not any(shown[1]["noise"])
 
@@ -132,7 +171,10 @@ def test_a_counter_made_now_knows_the_beaten_track(run):
     net = heatmap.count_now(model, tokenizer, ids, 32, max_new_tokens=4, temperature=1.0)
     common = ask(model, tokenizer, "who is oldest in 'ops' ?", 32, longest=1, seed=9)
     strange = ask(model, tokenizer, "where live people from 'oslo' under 50 years ?", 32, longest=4, seed=9)
-    invn = [heatmap.look_at(model, roll, torch.zeros_like(roll.tokens_BT), net=net)[0][roll.mask_BT > 0].mean() for roll in (common, strange)]
+    invn = [
+        heatmap.look_at(model, roll, torch.zeros_like(roll.tokens_BT), net=net)[0][roll.mask_BT > 0].mean()
+        for roll in (common, strange)
+    ]
     assert invn[0] < 0.5 * invn[1]
 
 
@@ -154,8 +196,18 @@ def test_pieces_of_a_byte_level_tokenizer_join_to_the_text():
 # ---- pictures
 def wild_group():
     n = len(WILD)
-    one = {"tokens": WILD, "invn": [0.01 * 2**t for t in range(n)], "logp": [-0.5] * n, "entropy": [0.1] * n, "noise": [False] * n}
-    return {"prompt": "\n".join(WILD[:5]), "note": "", "samples": [one | {"outcome": o, "reward": r} for o, r in (("right", 1.0), ("wrong", 0.0), (None, None))]}
+    one = {
+        "tokens": WILD,
+        "invn": [0.01 * 2**t for t in range(n)],
+        "logp": [-0.5] * n,
+        "entropy": [0.1] * n,
+        "noise": [False] * n,
+    }
+    return {
+        "prompt": "\n".join(WILD[:5]),
+        "note": "",
+        "samples": [one | {"outcome": o, "reward": r} for o, r in (("right", 1.0), ("wrong", 0.0), (None, None))],
+    }
 
 
 def test_a_picture_of_wild_text(tmp_path):
@@ -237,9 +289,25 @@ def test_heat_maps_of_a_run_and_of_a_plain_model(run, cached, monkeypatch, capsy
     assert group["prompt"] == prompt and len(group["samples"]) == 4 and "counter of toy, step_000002" in group["note"]
     plain = tmp_path / "plain"
     shutil.copytree(run / "checkpoints/step_000002/model", plain)
-    command(monkeypatch, capsys, plain, prompt, "-n", 2, "--heatmap", tmp_path / "b.html", "--count", 8, "--gold", "7", "--max_new_tokens", 6)
+    command(
+        monkeypatch,
+        capsys,
+        plain,
+        prompt,
+        "-n",
+        2,
+        "--heatmap",
+        tmp_path / "b.html",
+        "--count",
+        8,
+        "--gold",
+        "7",
+        "--max_new_tokens",
+        6,
+    )
     (group,) = page_data(tmp_path / "b.html")["groups"]
-    assert "made now, from 8 further samples" in group["note"] and [s["outcome"] for s in group["samples"]] == ["unparsable"] * 2
+    assert "made now, from 8 further samples" in group["note"]
+    assert [s["outcome"] for s in group["samples"]] == ["unparsable"] * 2
     command(monkeypatch, capsys, run, prompt, "-n", 2, "--heatmap", tmp_path / "c.png")
     assert (tmp_path / "c.png").stat().st_size > 5000
 
@@ -248,19 +316,29 @@ def page_data(path):
     return json.loads(re.search('<script type="application/json" id="data">(.*?)</script>', path.read_text(), re.DOTALL)[1])
 
 
-@pytest.mark.parametrize("words, message", [
-    ((), "required: MODEL_OR_RUN"), (("RUN", "hi", "-n", "0"), "--n 0: wanted at least 1"), (("RUN", "hi", "-n", "two"), "invalid int value: 'two'"),
-    (("RUN", "hi", "--top_p", "0"), "--top_p 0.0"), (("RUN", "hi", "--heatmap", "a.pdf"), "wanted a name that ends in .html or .png"),
-    (("RUN", "hi", "--heatmap", "/nowhere/a.html"), "there is no folder /nowhere"), (("RUN", ""), "is empty"),
-    (("RUN", "--file", "/nowhere.txt"), "/nowhere.txt: cannot be read"), (("RUN", "who is oldest ?", "--max_new_tokens", "999"), "exceeds the model's context"),
-    (("PLAIN",), "no prompt"), (("/nowhere/model", "hi"), "cannot be loaded"), (("RUN", "hi", "--colour-all"), "unrecognized arguments"),
-])  # fmt: skip
+WRONG = [
+    ("", "required: MODEL_OR_RUN"),
+    ("RUN hi -n 0", "--n 0: wanted at least 1"),
+    ("RUN hi -n two", "invalid int value: 'two'"),
+    ("RUN hi --top_p 0", "--top_p 0.0"),
+    ("RUN hi --heatmap a.pdf", "wanted a name that ends in .html or .png"),
+    ("RUN hi --heatmap /nowhere/a.html", "there is no folder /nowhere"),
+    ("RUN ''", "is empty"),
+    ("RUN --file /nowhere.txt", "/nowhere.txt: cannot be read"),
+    ("RUN 'who is oldest ?' --max_new_tokens 999", "exceeds the model's context"),
+    ("PLAIN", "no prompt"),
+    ("/nowhere/model hi", "cannot be loaded"),
+    ("RUN hi --colour-all", "unrecognized arguments"),
+]
+
+
+@pytest.mark.parametrize("words, message", WRONG)
 def test_what_a_user_gets_wrong(run, cached, monkeypatch, capsys, words, message):
-    names = {"RUN": str(run), "PLAIN": str(run.parent)}
-    if words[:1] == ("PLAIN",):
-        names["PLAIN"] = str(shutil.copytree(run / "checkpoints/step_000002/model", run.parent / "plain"))
+    plain = run.parent / "plain"
+    shutil.copytree(run / "checkpoints/step_000002/model", plain, dirs_exist_ok=True)
+    names = {"RUN": run, "PLAIN": plain}
     with pytest.raises(config.UserError, match=re.escape(message)):
-        command(monkeypatch, capsys, *(names.get(w, w) for w in words))
+        command(monkeypatch, capsys, *(names.get(w, w) for w in shlex.split(words)))
 
 
 def test_an_error_is_one_line_and_status_2(run):

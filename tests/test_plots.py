@@ -1,4 +1,5 @@
 """The report of a run: made from whatever is there, small, and safe whatever a model wrote."""
+
 import dataclasses
 import json
 import shlex
@@ -8,18 +9,35 @@ import pytest
 
 from nanomerci import config, plots
 
-HOSTILE = ['</script><script>alert(1)</script>', '"><img src=x onerror=alert(1)>', "<!--<script>", "NUL \0 ESC \x1b[31m", "\u202eright to left\u2066",
-           "\u2028 line \u2029", "{data} {script} {title}", "'\"`${1}\\u003c\\", "\ud800 lone surrogate", "&lt;b&gt; &amp;"]  # fmt: skip
+HOSTILE = [
+    "</script><script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "<!--<script>",
+    "NUL \0 ESC \x1b[31m",
+    "\u202eright to left\u2066",
+    "\u2028 line \u2029",
+    "{data} {script} {title}",
+    "'\"`${1}\\u003c\\",
+    "\ud800 lone surrogate",
+    "&lt;b&gt; &amp;",
+]
 
 
 def step(n, **more):
-    return {"step": n, "reward/mean": 0.5, "entropy": 1.0, "length/mean": 20.0, "cfn/invn": 0.1, "merci/bonus": 0.2, "groups/mixed": 0.5,
-            "groups/all_right": 0.25, "groups/all_wrong": 0.25, "time/sample": 0.5, "time/step": 0.6, **more}  # fmt: skip
+    values = {"reward/mean": 0.5, "entropy": 1.0, "length/mean": 20.0, "cfn/invn": 0.1, "merci/bonus": 0.2}
+    groups = {"groups/mixed": 0.5, "groups/all_right": 0.25, "groups/all_wrong": 0.25}
+    return {"step": n} | values | groups | {"time/sample": 0.5, "time/step": 0.6} | more
 
 
 def evaluation(n, shift=0.0):
     values = {"eval/mean@4": 0.3 + shift, "eval/pass@2": 0.4 + shift, "eval/pass@4": 0.5 + shift, "eval/greedy": 0.35 + shift}
-    return {"step": n, **values, **{f"{k}_ci": [v - 0.1, v + 0.1] for k, v in values.items()}, "eval/problems": 10, "eval/solved": 5}
+    return {
+        "step": n,
+        **values,
+        **{f"{k}_ci": [v - 0.1, v + 0.1] for k, v in values.items()},
+        "eval/problems": 10,
+        "eval/solved": 5,
+    }
 
 
 def write_run(folder, metrics=(), samples=(), **options):
@@ -63,8 +81,18 @@ def read_report(run):
     return json.loads(blocks.scripts[0]), blocks
 
 
-@pytest.mark.parametrize("metrics", [[], [{"step": 0}], [evaluation(0)], [evaluation(0), step(1)], [step(1)], [step(1, entropy=float("nan"))],
-                                     [step(1), {"step": 2, "reward/mean": 0.1}, step(3, extra="text", flag=True)]])  # fmt: skip
+HALF_FINISHED = [
+    [],
+    [{"step": 0}],
+    [evaluation(0)],
+    [evaluation(0), step(1)],
+    [step(1)],
+    [step(1, entropy=float("nan"))],
+    [step(1), {"step": 2, "reward/mean": 0.1}, step(3, extra="text", flag=True)],
+]
+
+
+@pytest.mark.parametrize("metrics", HALF_FINISHED)
 def test_a_half_finished_run_has_a_report(tmp_path, metrics):
     data, _ = read_report(write_run(tmp_path / "run", metrics))
     assert data["last"] == (metrics[-1]["step"] if metrics else 0)
@@ -95,7 +123,9 @@ def test_before_and_after_reach_the_page(tmp_path):
 
 
 def test_hostile_answers_stay_text(tmp_path):
-    run = write_run(tmp_path / "run", [step(1)], [sample(1, HOSTILE) | {"prompt": HOSTILE[0], "id": HOSTILE[1]}], out=HOSTILE[0])
+    run = write_run(
+        tmp_path / "run", [step(1)], [sample(1, HOSTILE) | {"prompt": HOSTILE[0], "id": HOSTILE[1]}], out=HOSTILE[0]
+    )
     data, blocks = read_report(run)
     assert data["samples"][0]["answers"] == HOSTILE and data["samples"][0]["prompt"] == HOSTILE[0]
     assert [tag for tag, _ in blocks.tags].count("script") == 2 and "img" not in [tag for tag, _ in blocks.tags]
