@@ -12,16 +12,19 @@ add the exploration advantage; update the policy; count the states. The algorith
 
 Axes: P prompts, G samples a prompt, B = P*G rows, T token positions.
 """
+import os
 import sys
 from functools import partial
 from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads sleep: on cores shared with others spinning ones cost 5 x
 
 import torch
 
 import cfn
 import dapo
 import grpo
-from nanomerci import config, dist, merci, plots, state, tasks
+from nanomerci import config, dist, dryrun, merci, plots, state, tasks
 from nanomerci.address import address, seed
 from nanomerci.evaluate import evaluate
 from nanomerci.grading import Pool
@@ -37,6 +40,8 @@ BONUS = {"variance": merci.trajectory_bonus, "deviation": merci.bonus_of_deviati
 
 def main():
     c = config.parse(sys.argv[1:])
+    if c.dry_run:
+        return dryrun.show(c)
     device, run = dist.start(c.device), Path(c.out)
     torch.set_num_threads(c.threads or torch.get_num_threads())
     if not c.resume and any(run.glob("checkpoints/step_*")):
@@ -65,7 +70,8 @@ def main():
         row_B = (cursor + share.start) * c.group + torch.arange(len(problems) * c.group, device=device)
         with precision():
             roll = generate(policy, [encode(tokenizer, p.prompt) for p in problems], c.group, max_new_tokens=c.max_new_tokens,
-                            eos_id=eos_ids(policy, tokenizer), temperature=c.temperature, seed=seed(purpose, c.seed), rows=row_B)  # fmt: skip
+                            eos_id=eos_ids(policy, tokenizer), temperature=c.temperature, seed=seed(purpose, c.seed),
+                            rows=row_B, slots=c.slots)  # fmt: skip
         visit_BT = address(purpose, c.seed, row_B[:, None], torch.arange(roll.tokens_BT.shape[1], device=device))
         return [p for p in problems for _ in range(c.group)], roll, visit_BT
 
@@ -74,7 +80,8 @@ def main():
         problems = task.test[: c.eval_problems]
         with precision(), bar(len(problems) * (c.eval_k + 1) // dist.world, f"evaluate, step {step}", "answer") as progress:
             metrics, records = evaluate(policy, tokenizer, task, problems, pool, K=c.eval_k, max_new_tokens=c.max_new_tokens,
-                                        temperature=c.temperature, run_seed=c.seed, progress=progress.update)  # fmt: skip
+                                        temperature=c.temperature, run_seed=c.seed, slots=c.slots,
+                                        progress=progress.update)  # fmt: skip
         log.write("evals.jsonl", {"step": step, "records": records})
         return metrics
 
@@ -85,7 +92,7 @@ def main():
             state.save(run, step, policy, tokenizer, extra, c.keep)
         dist.barrier()
 
-    with Pool() as pool, Stop() as stop:
+    with Pool(c.graders, c.deadline) as pool, Stop() as stop:
         if done < 0:  # before the first step: how good is it, and what would it visit anyway
             metrics = {"step": 0} | examine(0)
             if counting:
@@ -153,7 +160,11 @@ def load_models(c, run, task, device):
     else:
         initial, tokenizer = load(first if first.exists() else c.model, device)
     policy = load(state.newest(run) / "model", device)[0] if c.resume else initial
-    longest = max(len(encode(tokenizer, p.prompt)) for p in (*task.train, *task.test[: c.eval_problems]))
+    if c.context:
+        policy.config.max_position_embeddings = c.context
+    longest, left = tasks.fit(task, lambda p: len(encode(tokenizer, p.prompt)), c.max_prompt, c.eval_problems)
+    if left:
+        say(f"--max_prompt {c.max_prompt}: {left} problems have longer prompts and are left out")
     if longest + c.max_new_tokens > context(policy):
         raise config.UserError(f"--max_new_tokens {c.max_new_tokens}: with the longest prompt ({longest} tokens) that exceeds the "
                                f"model's context of {context(policy)}")  # fmt: skip
@@ -202,7 +213,8 @@ def update(c, policy, optimizer, rate, roll, adv_B, logp_ref_BT, precision, wher
         norm = dist.step(optimizer, c.max_norm, where)
     mask_BT = roll.mask_BT * learning_B[:, None]
     low_BT, high_BT = grpo.clipped(new_BT, old_BT, adv_B, c.clip_low, c.clip_high)
-    values = {"sampler/logp_gap": ((old_BT if c.minibatches > 1 else new_BT) - roll.logp_BT).abs(), "clip/low": low_BT, "clip/high": high_BT,
+    trained_BT = old_BT if c.minibatches > 1 else new_BT
+    values = {"sampler/logp_gap": (trained_BT - roll.logp_BT).abs(), "clip/low": low_BT, "clip/high": high_BT,
               "kl": grpo.kl(new_BT, logp_ref_BT) if c.kl else mask_BT * 0}  # fmt: skip
     return {name: ((x * mask_BT).sum(), mask_BT.sum()) for name, x in values.items()} | {"grad_norm": norm}
 

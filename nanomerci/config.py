@@ -25,13 +25,35 @@ class UserError(Exception):
 class Config:
     # ---- what is trained, on what
     task: str = "toy_sql"
-    """What to learn: toy_sql or arithmetic (both built in)."""
+    """What to learn: toy_sql, toy_math, arithmetic (built in); math, sql (with --train_data); reasoning_gym:NAME."""
     model: str = "tiny"
     """Policy: a Hugging Face folder or hub id, a run folder, or `tiny`, built and warm-started here."""
     algo: Literal["grpo", "dapo", "dr_grpo"] = "grpo"
     """Advantage and loss: grpo (DeepSeekMath), dapo, dr_grpo (GRPO without std and length normalisation)."""
     bonus: Literal["none", "cfn"] = "cfn"
     """Exploration bonus: none, or cfn (MERCI: 1/n by a Coin Flipping Network)."""
+
+    # ---- the data of --task math and sql
+    train_data: str = ""
+    """math: a set's name (dapo_math_17k, math, gsm8k), hub id, JSON, CSV or Parquet file, folder. sql: a Spider or BIRD folder."""
+    test_data: str = ""
+    """Held-out problems, named likewise (default: a tenth of the training data; sql: the dev split of the same folder)."""
+    data_folder: str = ""
+    """Folder in which those names are looked up, for machines without network (FOLDER/math500.jsonl, FOLDER/bird/)."""
+    columns: str = ""
+    """Names of the columns of --train_data, QUESTION,ANSWER, where they are not recognised."""
+    sql_match: Literal["bird", "spider"] = "bird"
+    """When two results are the same: bird = equal sets of rows; spider = equal rows as often, under some column order."""
+    partial_credit: bool = False
+    """sql: a wrong result earns 0.8 c^2 / (gold columns x given columns) for c columns that are right."""
+    lucky_copies: int = 0
+    """sql: perturbed copies of the database on which a query must agree with the gold one too."""
+    max_prompt: int = 0
+    """Problems with longer prompts, in tokens, are left out; 0 = none are."""
+    deadline: float = 10.0
+    """Seconds an answer's grading may take before its worker is killed; a query may take 0.45 of it."""
+    graders: int = 2
+    """Grading processes a rank."""
 
     # ---- a step
     steps: int = 60
@@ -132,6 +154,8 @@ class Config:
     """Checkpoints kept, the newest."""
     device: str = "auto"
     """cpu, cuda, or auto."""
+    context: int = 0
+    """The longest sequence the model is taken to bear, tokens; 0 = what its config says."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of forward and backward; master weights stay float32."""
     kernels: Literal["auto", "torch", "triton"] = "auto"
@@ -140,9 +164,17 @@ class Config:
     """Tokens a micro-batch holds at most, padding included; bounds the memory of an update."""
     shard: Literal["none", "fsdp"] = "none"
     """Over several ranks: whole replicas, or parameters sharded by FSDP2."""
+    slots: int = 512
+    """Samples in flight at once on a rank; bounds the key-value cache."""
     threads: int = 0
     """CPU threads, 0 = torch's choice."""
+    dry_run: bool = False
+    """Print what the run would do: prompts, tokens, memory, seconds a step; no GPU and no weights are needed."""
 
+    @property
+    def query_seconds(self):
+        """The gold query and the answer's must both fit into the deadline."""
+        return 0.45 * self.deadline
 
     @property
     def backend(self):
@@ -156,7 +188,7 @@ def check(c):
         if not ok:
             raise UserError(f"--{what} {got}: {wanted}")
 
-    for name in ("steps", "prompts", "minibatches", "max_new_tokens", "coins", "eval_problems", "eval_k", "micro_tokens", "keep"):
+    for name in ("steps", "prompts", "minibatches", "max_new_tokens", "coins", "eval_problems", "eval_k", "micro_tokens", "keep", "graders"):
         need(getattr(c, name) >= 1, name, getattr(c, name), "wanted at least 1")
     need(c.group >= (1 if c.bonus == "none" and c.algo == "dr_grpo" else 2), "group", c.group,
          "a group of one has no standard deviation; wanted at least 2")  # fmt: skip
@@ -168,7 +200,7 @@ def check(c):
     need(0 < c.top <= 1, "top", c.top, "is a share of tokens; wanted above 0, at most 1")
     need(c.gamma >= 0, "gamma", c.gamma, "wanted 0 or more")
     need(c.overlong_buffer < c.max_new_tokens, "overlong_buffer", c.overlong_buffer, f"wanted less than --max_new_tokens {c.max_new_tokens}")
-    for name in ("lr", "cfn_lr", "max_norm"):
+    for name in ("lr", "cfn_lr", "max_norm", "deadline"):
         need(getattr(c, name) > 0, name, getattr(c, name), "wanted above 0")
     return c
 
@@ -221,7 +253,9 @@ def parse(argv, prog="train.py"):
     import tyro
 
     names = [f.name for f in dataclasses.fields(Config)]
-    argv, recipe = list(argv), "toy_sql"
+    bare = lambda word, after: word in ("--dry-run", "--dry_run") and after not in ("True", "False")  # needs no value
+    argv = [f"{word}=True" if bare(word, after) else word for word, after in zip(argv, [*argv[1:], ""])]
+    recipe = "toy_sql"
     if argv and not argv[0].startswith("-"):
         recipe = argv.pop(0)
     path = Path(recipe) if recipe.endswith((".yaml", ".yml")) else RECIPES / f"{recipe}.yaml"

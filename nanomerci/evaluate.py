@@ -51,18 +51,19 @@ def summary(right_PK, greedy_P=None):
 
 @torch.no_grad()
 def evaluate(model, tokenizer, task, problems, pool, *, K, max_new_tokens, temperature=1.0, top_p=1.0, greedy=True,
-             run_seed=0, progress=None):  # fmt: skip
+             run_seed=0, first=0, slots=512, progress=None):  # fmt: skip
     """Sample K answers (and a greedy one) to every problem and grade them, over all ranks. -> summary, a record a problem.
 
-    The random numbers do not depend on the step, so two evaluations differ by the policy alone.
+    The random numbers do not depend on the step, so two evaluations differ by the policy alone. first: the number of
+    problems[0] in the whole set, if these are a part of it; a problem's random numbers are those of its number.
     """
     mine = range(dist.rank, len(problems), dist.world)
     prompts, eos = [encode(tokenizer, problems[i].prompt) for i in mine], eos_ids(model, tokenizer)
 
     def ask(n, temperature):
-        rows = torch.tensor(mine).repeat_interleave(n) * n + torch.arange(n).repeat(len(mine))
+        rows = (first + torch.tensor(mine)).repeat_interleave(n) * n + torch.arange(n).repeat(len(mine))
         roll = generate(model, prompts, n, max_new_tokens=max_new_tokens, eos_id=eos, temperature=temperature, top_p=top_p,
-                        seed=seed("evaluate", run_seed), rows=rows, progress=progress)  # fmt: skip
+                        seed=seed("evaluate", run_seed), rows=rows, slots=slots, progress=progress)  # fmt: skip
         texts = tokenizer.batch_decode(roll.responses(), skip_special_tokens=True)
         grades = pool.grade([task.job(problems[i], text) for i, text in zip((i for i in mine for _ in range(n)), texts)])
         return [(texts[p * n : p * n + n], grades[p * n : p * n + n]) for p in range(len(mine))]

@@ -24,7 +24,6 @@ import sys
 import threading
 import time
 import traceback
-import types
 from collections import deque
 from typing import NamedTuple
 
@@ -218,9 +217,6 @@ def work():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for limit, value in ((resource.RLIMIT_AS, int(memory)), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CORE, 0)):
         resource.setrlimit(limit, (value, value))                         # FSIZE 0: nothing here writes a byte to any file
-    # nanomerci.tasks imports torch for the trainer; a worker needs only the modules in it: an empty package in its place.
-    sys.modules["nanomerci.tasks"] = package = types.ModuleType("nanomerci.tasks")
-    package.__path__ = [os.path.join(os.path.dirname(__file__), "tasks")]
     for name in libraries:
         importlib.import_module(name)
     jobs, replies, null = sys.stdin.buffer, os.dup(1), os.open(os.devnull, os.O_RDWR)

@@ -130,11 +130,11 @@ class ToySQL:
         db.close()
         return rng.sample(kept, len(kept))
 
-    @property
+    @cached_property
     def test(self):
         return self.problems[:TEST]
 
-    @property
+    @cached_property
     def train(self):
         return self.problems[TEST:]
 
