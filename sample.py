@@ -213,6 +213,7 @@ def read_prompts(a):
 
 
 def main():
+    a = arguments(sys.argv[1:])
     from nanomerci import heatmap, tasks  # they sample with generate(), above
     from nanomerci.grading import Pool
     from nanomerci.log import bar, say
@@ -220,7 +221,6 @@ def main():
     from nanomerci.tasks import math
     from nanomerci.warmstart import cache_folder
 
-    a = arguments(sys.argv[1:])
     prompts, run = read_prompts(a), heatmap.Run.of(a.model)
     device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if a.device == "auto" else a.device)
     task = tasks.load(run.options, cache_folder()) if run else None

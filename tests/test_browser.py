@@ -175,4 +175,4 @@ def test_heat_map_controls():
         seen.walked = $(".stick").textContent""",
     )
     assert len(set(seen["log"])) == len(WILD) and seen["linear"] != seen["log"] and len(set(seen["entropy"])) == 1
-    assert seen["walked"].startswith('" $x^2$ 10 %" · 1/n 0.02')
+    assert seen["walked"].startswith('" $\\\\frac{$ 10 %" · 1/n 0.02')

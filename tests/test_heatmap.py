@@ -20,7 +20,7 @@ from tests.conftest import ROOT
 
 WILD = [
     "plain",
-    " $x^2$ 10 %",
+    " $\\frac{$ 10 %",  # no mathematics that matplotlib could set
     "\u65e5\u672c \U0001f642",
     "\x00\x1b[2J\x1b]0;title\x07",
     "\u202eoverride",
@@ -89,7 +89,8 @@ def make_groups():
             groups.append(
                 (rows, {"top": top, "run": 1 + len(groups) % 4, "gamma": 0.3 * len(groups), "alpha": 0.1 * len(groups)})
             )
-    return groups
+    alike = [{"invn": [0.5, 0.5 + g * 1e-4], "noise": [False] * 2, "reward": float(g)} for g in range(2)]  # the floor under std
+    return [*groups, (alike, {"top": 1.0, "run": 1, "gamma": 0.1, "alpha": 0.9})]
 
 
 def test_the_microscope_holds_to_python():

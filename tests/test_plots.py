@@ -129,6 +129,7 @@ def test_hostile_answers_stay_text(tmp_path):
     data, blocks = read_report(run)
     assert data["samples"][0]["answers"] == HOSTILE and data["samples"][0]["prompt"] == HOSTILE[0]
     assert [tag for tag, _ in blocks.tags].count("script") == 2 and "img" not in [tag for tag, _ in blocks.tags]
+    assert not set("<>&\0\u2028") & set(plots.embed(HOSTILE)) and json.loads(plots.embed(HOSTILE)) == HOSTILE
     source = (run / "report.html").read_text()
     assert "alert(1)</script>" not in source and "\0" not in source and "\u202e" not in source
 
