@@ -90,6 +90,7 @@ def main():
         extra = {"step": step, "optimizer": optimizer.state_dict(), "counter": counter.state_dict()}
         if dist.rank == 0:
             state.save(run, step, policy, tokenizer, extra, c.keep)
+            plots.report(run)
         dist.barrier()
 
     with Pool(c.graders, c.deadline) as pool, Stop() as stop:
@@ -135,14 +136,13 @@ def main():
             metrics = {"step": step, "lr": rate, "merci/gamma": gamma, "cfn/loss": cfn_loss, "grad_norm": learned.pop("grad_norm")}
             metrics |= dist.mean(tally(roll, grade_B, reward_B.view(-1, c.group), adv_PG, merged_PG, bonus_PG, invn_BT, kept_BT) | learned)
             log.samples(step, c.group, problem_B, text_B, grade_B, merged_PG, bonus_PG)
-            last = step == c.steps or bool(stop.asked)
+            last = step == c.steps
             if last or c.eval_every and step % c.eval_every == 0:
                 metrics |= examine(step)
                 clock("eval")
             log.step(metrics | clock.metrics)
-            if last or c.save_every and step % c.save_every == 0:
+            if last or stop.asked or c.save_every and step % c.save_every == 0:
                 save(step)
-                plots.report(run)
             if stop.asked:
                 say(f"stopped after step {step}; go on with: python train.py --resume {run}")
                 break

@@ -47,6 +47,9 @@ class Log:
 
     def step(self, m):
         """One object a step; the numbers one watches go to the bar."""
+        if "time/step" in m:
+            answers, seconds = self.c.prompts * self.c.group, m["time/step"] - m.get("time/eval", 0.0)
+            m = m | {"tokens_per_s": m["length/mean"] * answers / seconds}
         self.write("metrics.jsonl", m)
         if self.bar is not None and m["step"]:
             watched = {"reward": "reward/mean", "mixed": "groups/mixed", "entropy": "entropy", "1/n": "cfn/invn", "bonus": "merci/share"}
@@ -119,7 +122,7 @@ def tally(roll, grade_B, reward_PG, adv_PG, merged_PG, bonus_PG, invn_BT, kept_B
         "groups/all_wrong": ((equal_P & ~right_P).sum(), P),
         "entropy": (-roll.logp_BT.sum(), tokens), "length/mean": (tokens, B),
         "cfn/invn": ((invn_BT * mask_BT).sum(), tokens), "merci/bonus": (bonus_PG.sum(), B),
-        "merci/kept": (kept_BT.sum(), tokens), "merci/share": ((merged_PG - adv_PG).abs().sum(), merged_PG.abs().sum()),
+        "merci/kept": ((kept_BT & (invn_BT > 0)).sum(), tokens), "merci/share": ((merged_PG - adv_PG).abs().sum(), merged_PG.abs().sum()),
     } | {f"outcome/{name}": (outcomes.count(name), B) for name in OUTCOMES}  # fmt: skip
 
 

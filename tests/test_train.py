@@ -1,10 +1,13 @@
 """Whole runs of train.py on a task that takes milliseconds (tests/once.py): control, repetition, resuming, cutting up."""
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
 from once import WORDS, Once
 
 import train
@@ -159,3 +162,36 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(run):
 def test_old_checkpoints_go_but_the_first_stays(run):
     folder = run("keep", steps=6, save_every=1, keep=2)
     assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["step_000000", "step_000005", "step_000006"]
+
+
+GOLDEN = ROOT / "tests" / "golden.json"  # written by this test when the file is absent: delete it to accept a change of the numbers
+
+
+def test_golden_run(run):
+    """Twenty steps against stored numbers: whoever changes the training by accident hears of it here."""
+    rows = metrics(run("golden", steps=20, eval_every=0, save_every=0, minibatches=1, kl=0.01))
+    names = ("reward/mean", "grad_norm", "entropy", "kl", "cfn/loss", "cfn/invn", "merci/bonus", "merci/share")
+    got = [{name: row[name] for name in names} for row in rows[1:]]
+    if not GOLDEN.exists():
+        GOLDEN.write_text(json.dumps(got, indent=0))
+    for step, (mine, stored) in enumerate(zip(got, json.loads(GOLDEN.read_text()), strict=True), 1):
+        for name in names:
+            assert mine[name] == pytest.approx(stored[name], rel=2e-3, abs=1e-5), (step, name)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(number, run, capsys, monkeypatch, tmp_path):
+    steps = []
+    original = train.update
+
+    def update(*arguments):
+        steps.append(1)
+        if len(steps) == 3:
+            os.kill(os.getpid(), number)
+        return original(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "update", update)
+        folder = run("stopped", steps=6)
+    assert f"stopped after step 3; go on with: python train.py --resume {folder}" in capsys.readouterr().err
+    assert metrics(run("x", resume=folder, steps=6)) == metrics(run("whole", steps=6))
