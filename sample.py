@@ -182,7 +182,8 @@ Sample from a model: print its answers, or draw how new the states are that they
     how.add_argument("--seed", type=int, default=0, help="the same seed gives the same samples (default 0)")
     how.add_argument("--device", default="auto", help="cpu, cuda, or auto")
     show = p.add_argument_group("pictures")
-    show.add_argument("--heatmap", metavar="FILE", help="write tokens coloured by 1/n to a .html (with sliders) or .png")
+    show.add_argument("--heatmap", metavar="FILE", action="append", default=[], help="write tokens coloured by 1/n to a .html "
+                      "(with sliders) or .png; may be given twice")  # fmt: skip
     show.add_argument("--color", action="store_true", help="the same colours in the terminal")
     show.add_argument("--gold", help="the right answer (a number or formula), to mark answers right or wrong")
     show.add_argument("--count", type=int, default=64, help="a model without a run has no counter: one is made from so many "
@@ -194,10 +195,11 @@ Sample from a model: print its answers, or draw how new the states are that they
             raise UserError(f"--{name} {getattr(a, name)}: wanted at least {least}")
     if not 0 < a.top_p <= 1:
         raise UserError(f"--top_p {a.top_p}: is a share of probability; wanted above 0, at most 1")
-    if a.heatmap and Path(a.heatmap).suffix not in (".html", ".png"):
-        raise UserError(f"--heatmap {a.heatmap}: wanted a name that ends in .html or .png")
-    if a.heatmap and not Path(a.heatmap).absolute().parent.is_dir():
-        raise UserError(f"--heatmap {a.heatmap}: there is no folder {Path(a.heatmap).parent}")
+    for file in map(Path, a.heatmap):
+        if file.suffix not in (".html", ".png"):
+            raise UserError(f"--heatmap {file}: wanted a name that ends in .html or .png")
+        if not file.absolute().parent.is_dir():
+            raise UserError(f"--heatmap {file}: there is no folder {file.parent}")
     return a
 
 
@@ -270,9 +272,9 @@ def main():
                     print(heatmap.ansi(groups[-1]["samples"][g], place[2]) if place else heatmap.visible(text), flush=True)
                 if place:
                     print(heatmap.ansi_bar(*place[:2]))
-    if a.heatmap:
-        heatmap.draw(a.heatmap, f"How new is it? {Path(a.model).name}", groups, heatmap.options(run))
-        say(f"heat map: {a.heatmap}")
+    for file in a.heatmap:
+        heatmap.draw(file, f"How new is it? {Path(a.model).name}", groups, heatmap.options(run))
+        say(f"heat map: {file}")
 
 
 if __name__ == "__main__":

@@ -52,10 +52,10 @@ def main():
         pictures.append(("words", (a.model, WORD_PROBLEM, *how)))
     with tempfile.TemporaryDirectory() as scratch:
         for name, words in pictures:
-            for file in (a.out / f"heatmap_{name}.png", Path(scratch) / f"{name}.html"):
-                say("$ python sample.py", *words, "--heatmap", file)
-                subprocess.run([sys.executable, HERE.parent / "sample.py", *words, "--heatmap", file], check=True,
-                               stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)  # fmt: skip
+            files = ("--heatmap", a.out / f"heatmap_{name}.png", "--heatmap", Path(scratch) / f"{name}.html")
+            say("$ python sample.py", *words, *files)
+            subprocess.run([sys.executable, HERE.parent / "sample.py", *words, *files], check=True,
+                           stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)  # fmt: skip
             screenshot(Path(scratch) / f"{name}.html", a.out / f"page_{name}.png")
         screenshot(run.folder / "report.html", a.out / "report.png")
 

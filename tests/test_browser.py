@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from nanomerci import plots
-from tests.test_heatmap import WILD, wild_group
+from tests.test_heatmap import WILD, contrast, wild_group
 from tests.test_plots import HOSTILE, evaluation, sample, step, write_run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -87,30 +87,19 @@ def heat_page(groups=None):
 
 @pytest.mark.parametrize("width, dark", [(1280, False), (1280, True), (390, False), (390, True)])
 def test_pages_draw_without_error(width, dark):
-    seen = drive(
-        report_page(),
-        'seen.heads = all("h2"); seen.charts = all("svg.plot").length; seen.cells = all("td")',
-        width=width,
-        dark=dark,
-    )
-    assert seen["heads"] == [
-        "Before and after",
-        "Held-out problems",
-        "Training",
-        "Exploration",
-        "Cost",
-        "Samples",
-        "Make it again",
-        "Configuration",
-    ]
-    assert seen["charts"] == 9 and "0.500 [0.400, 0.600]" in seen["cells"] and "0.600 [0.500, 0.700]" in seen["cells"]
-    seen = drive(
-        heat_page(),
-        'seen.tokens = all("main .columns .tok").length; seen.samples = all(".columns > .card").length',
-        width=width,
-        dark=dark,
-    )
+    script = 'seen.heads = all("h2"); seen.charts = all("svg.plot").length; seen.cells = all("td")'
+    seen = drive(report_page(), script, width=width, dark=dark)
+    heads = "Before and after|Held-out problems|Training|Exploration|Cost|Samples|Make it again|Configuration"
+    assert seen["heads"] == heads.split("|") and seen["charts"] == 9
+    assert "0.500 [0.400, 0.600]" in seen["cells"] and "0.600 [0.500, 0.700]" in seen["cells"]
+    script = """seen.tokens = all("main .columns .tok").length; seen.samples = all(".columns > .card").length;
+        seen.ramp = [...Array(101).keys()].map(i => shade(i / 100)).map(s => [s.background, s.color])"""
+    seen = drive(heat_page(), script, width=width, dark=dark)
     assert seen["tokens"] == 3 * len(WILD) and seen["samples"] == 3
+    backs = [tuple(map(int, re.findall(r"\d+", back))) for back, _ in seen["ramp"]]
+    texts = [tuple(bytes.fromhex(text[1:])) for _, text in seen["ramp"]]
+    assert min(map(contrast, backs, texts)) >= 4.5
+    assert (max(backs[50]) < 80 if dark else min(backs[50]) > 240) and backs[0][2] > backs[0][0] and backs[100][0] > backs[100][2]
 
 
 def test_the_sample_browser_shows_hostile_text_as_text():

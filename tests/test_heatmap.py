@@ -227,14 +227,18 @@ def test_a_terminal_gets_no_control_characters_of_the_model():
     bare.encode()
 
 
-def test_text_can_be_read_on_every_colour():
+def contrast(one, other):
+    """Of two (r, g, b) 0..255, as WCAG defines it; it asks for 4.5 for text."""
     def luminance(rgb):
         r, g, b = (v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in (x / 255 for x in rgb))
         return 0.2126 * r + 0.7152 * g + 0.0722 * b
 
-    for i in range(101):
-        light, dark = sorted(map(luminance, heatmap.colour(i / 100)), reverse=True)
-        assert (light + 0.05) / (dark + 0.05) >= 4.5, i  # the contrast that WCAG asks for
+    light, dark = max(map(luminance, (one, other))), min(map(luminance, (one, other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_text_can_be_read_on_every_colour():
+    assert min(contrast(*heatmap.colour(i / 100)) for i in range(101)) >= 4.5
     low, middle, high = (heatmap.colour(x)[0] for x in (0, 0.5, 1))
     assert low[2] > low[0] and high[0] > high[2] and min(middle) > 240  # blue, white, red
 
@@ -278,11 +282,13 @@ def test_the_company_does_not_change_a_sample(run, cached, monkeypatch, capsys):
     alone = command(monkeypatch, capsys, run, "who is oldest ?", "-n", 2).split("\n")
     many = command(monkeypatch, capsys, run, "-n", 2, stdin="who is oldest ?\n" + "who earns most ?\n" * 40)
     assert many.split("\n")[2 : 1 + len(alone)] == alone[:-1]
+    same = command(monkeypatch, capsys, run, "-n", 2, stdin="who is oldest ?\n" * 33).split("\n=== ")
+    assert same[1] != same[33]  # nor do samples come again in the next batch (of 32 prompts)
 
 
 def test_heat_maps_of_a_run_and_of_a_plain_model(run, cached, monkeypatch, capsys, tmp_path):
     prompt = "who is oldest in 'ops' ?"
-    out = command(monkeypatch, capsys, run, prompt, "--heatmap", tmp_path / "a.html", "--color")
+    out = command(monkeypatch, capsys, run, prompt, "--heatmap", tmp_path / "a.html", "--heatmap", tmp_path / "c.png", "--color")
     assert out.count("\x1b[48;2;") > 20 and "1/n" in out
     data = page_data(tmp_path / "a.html")
     assert data["options"] == {"top": 0.5, "run": 2, "gamma": 0.5, "alpha": 0.5, "noise_filter": True}
@@ -309,7 +315,6 @@ def test_heat_maps_of_a_run_and_of_a_plain_model(run, cached, monkeypatch, capsy
     (group,) = page_data(tmp_path / "b.html")["groups"]
     assert "made now, from 8 further samples" in group["note"]
     assert [s["outcome"] for s in group["samples"]] == ["unparsable"] * 2
-    command(monkeypatch, capsys, run, prompt, "-n", 2, "--heatmap", tmp_path / "c.png")
     assert (tmp_path / "c.png").stat().st_size > 5000
 
 
