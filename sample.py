@@ -167,7 +167,8 @@ Sample from a model: print its answers, or draw how new the states are that they
   python sample.py runs/toy_sql-seed0                                 the run's newest model, its first held-out problem
   python sample.py runs/toy_sql-seed0 --heatmap out.html              the same as a picture in which red is new ground
   python sample.py HuggingFaceTB/SmolLM2-135M-Instruct "What is 27 + 85?" -n 4
-  python sample.py MODEL < prompts.txt                                a prompt a line""")  # fmt: skip
+  python sample.py MODEL < prompts.txt                                a prompt a line
+  python sample.py MODEL --eval math500 -k 16 --temperature 0.6 --top_p 0.95 --max_new_tokens 8192""")  # fmt: skip
     p.add_argument("model", metavar="MODEL_OR_RUN", help="Hugging Face folder or hub id, or a run folder: its newest model")
     p.add_argument("prompt", nargs="?", help="what to ask; without it: --file, a pipe, or a run's first held-out problem")
     what = p.add_argument_group("what to sample")
@@ -188,9 +189,16 @@ Sample from a model: print its answers, or draw how new the states are that they
     show.add_argument("--gold", help="the right answer (a number or formula), to mark answers right or wrong")
     show.add_argument("--count", type=int, default=64, help="a model without a run has no counter: one is made from so many "
                       "further samples (default 64)")  # fmt: skip
+    test = p.add_argument_group("evaluation: pass@k, mean@k, greedy, each with an interval; goes on where it was killed")
+    test.add_argument("--eval", metavar="NAME", help="toy_sql, toy_math, arithmetic, aime24, math500 ... (nanomerci/tasks/math.py), "
+                      "a file of problems, or a Spider or BIRD folder")  # fmt: skip
+    test.add_argument("-k", type=int, help="samples a problem (default: the paper's for the set, else 16)")
+    test.add_argument("--limit", type=int, help="the first so many problems only")
+    test.add_argument("--data_folder", default="", help="where sets lie as files, for machines without network")
+    test.add_argument("--out", help="JSONL, a line a problem (default: eval-... in the run folder, or in runs/)")
     a = p.parse_args(argv)
     a.n = (4 if a.heatmap or a.color else 1) if a.n is None else a.n
-    for name, least in (("n", 1), ("count", 2), ("temperature", 0), ("top_k", 0), ("max_new_tokens", 1)):
+    for name, least in (("n", 1), ("count", 2), ("temperature", 0), ("top_k", 0), ("max_new_tokens", 1), ("k", 1), ("limit", 1)):
         if getattr(a, name) is not None and getattr(a, name) < least:
             raise UserError(f"--{name} {getattr(a, name)}: wanted at least {least}")
     if not 0 < a.top_p <= 1:
@@ -216,7 +224,9 @@ def read_prompts(a):
 
 def main():
     a = arguments(sys.argv[1:])
-    from nanomerci import heatmap, tasks  # they sample with generate(), above
+    from nanomerci import evaluate, heatmap, tasks  # they sample with generate(), above
+    if a.eval:
+        return evaluate.command(a)
     from nanomerci.grading import Pool
     from nanomerci.log import bar, say
     from nanomerci.model import context, encode, eos_ids, load

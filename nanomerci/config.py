@@ -35,7 +35,7 @@ class Config:
 
     # ---- the data of --task math and sql
     train_data: str = ""
-    """math: a set's name (dapo_math_17k, math, gsm8k), hub id, JSON, CSV or Parquet file, folder. sql: a Spider or BIRD folder."""
+    """math: a set's name (dapo_math_17k, math, gsm8k), hub id, file or folder. sql: a Spider or BIRD folder."""
     test_data: str = ""
     """Held-out problems, named likewise (default: a tenth of the training data; sql: the dev split of the same folder)."""
     data_folder: str = ""

@@ -1,13 +1,26 @@
 """How good is a policy? pass@k, mean@k, greedy, coverage, each with a bootstrap interval over problems.
 
+`python sample.py MODEL --eval NAME -k K` ends in command() below.
+
 Axes: P problems, K samples a problem.
 """
+import json
+import os
+from pathlib import Path
+
 import torch
 
-from nanomerci import dist
+from nanomerci import dist, tasks
 from nanomerci.address import seed
-from nanomerci.model import encode, eos_ids
+from nanomerci.config import UserError, read
+from nanomerci.grading import Pool
+from nanomerci.log import bar, say
+from nanomerci.model import context, encode, eos_ids, load
+from nanomerci.state import newest
+from nanomerci.warmstart import cache_folder
 from sample import generate
+
+TOGETHER = 1024  # samples asked for at once, on a rank; a kill loses at most these
 
 
 def pass_at_k(n, c, k):
@@ -74,6 +87,91 @@ def evaluate(model, tokenizer, task, problems, pool, *, K, max_new_tokens, tempe
                for i, (texts, grades), (best_text, best_grade) in zip(mine, sampled, best)]  # fmt: skip
     order = {p.id: i for i, p in enumerate(problems)}
     records = sorted(dist.gather(records), key=lambda r: order[r["id"]])
+    return summarise(records), records
+
+
+def summarise(records):
+    """Records of problems -> summary."""
     right_PK = torch.tensor([[o == "right" for o in r["outcomes"]] for r in records])
-    greedy_P = torch.tensor([r["greedy_outcome"] == ["right"] for r in records]) if greedy else None
-    return summary(right_PK, greedy_P), records
+    asked = all(r["greedy_outcome"] for r in records)
+    greedy_P = torch.tensor([r["greedy_outcome"] == ["right"] for r in records]) if asked else None
+    return summary(right_PK, greedy_P)
+
+
+# ---- the command
+
+class Records:
+    """A JSONL file of an evaluation: its settings, a line a problem, its summary. What is whole in it need not be asked again."""
+
+    def __init__(self, path, settings, together):
+        self.path, self.done, lines = Path(path), [], []
+        if self.path.exists():
+            for line in self.path.read_text().splitlines():
+                try:
+                    lines.append(json.loads(line))
+                except ValueError:  # the line that a kill cut short
+                    break
+            before = lines[0].get("settings") if lines and isinstance(lines[0], dict) else None
+            changed = [name for name in settings if (before or {}).get(name) != settings[name]]
+            if changed and lines:
+                was = f"{changed[0]} {before.get(changed[0])}, now {settings[changed[0]]}" if before else "something else"
+                raise UserError(f"--out {path}: holds another evaluation ({was}); name another file")
+            self.done = [line for line in lines[1:] if "id" in line]
+            self.done = self.done[: len(self.done) // together * together]  # whole rounds, so that the rest is cut as it would be
+        dist.barrier()
+        if dist.rank == 0:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            scratch = self.path.with_suffix(".partial")
+            scratch.write_text("".join(json.dumps(line) + "\n" for line in [{"settings": settings}, *self.done]))
+            os.replace(scratch, self.path)
+
+    def add(self, lines):
+        """On the disk before the next round begins."""
+        self.done += [line for line in lines if "id" in line]
+        if dist.rank == 0:
+            with open(self.path, "a") as file:
+                file.write("".join(json.dumps(line) + "\n" for line in lines))
+                file.flush()
+                os.fsync(file.fileno())
+
+
+def command(a):
+    """Evaluate a model on a set, in rounds that are written down; the same command goes on after a kill. Prints the summary.
+
+    a: eval, model, k, limit, out, data_folder, temperature, top_p, max_new_tokens, seed, device."""
+    device, folder = dist.start(a.device), Path(a.model)
+    task, k = tasks.held_out(a.eval, cache_folder(), a.data_folder, a.limit)
+    problems, K, run = task.test[: a.limit], a.k or k, (folder / "checkpoints").is_dir()
+    place = newest(folder) / "model" if run else folder
+    model, tokenizer = load(a.model, device, torch.float32 if device.type == "cpu" else torch.bfloat16)
+    longest = max(len(encode(tokenizer, p.prompt)) for p in problems)
+    limit = a.max_new_tokens or (read(folder / "config.yaml")["max_new_tokens"] if run else min(2048, context(model) - longest))
+    if limit < 1 or longest + limit > context(model):
+        raise UserError(f"--max_new_tokens {limit}: with the longest prompt ({longest} tokens) that exceeds the model's context of "
+                        f"{context(model)}")  # fmt: skip
+    settings = {"eval": a.eval, "model": str(place), "k": K, "temperature": a.temperature, "top_p": a.top_p,
+                "max_new_tokens": limit, "seed": a.seed, "problems": len(problems)}  # fmt: skip
+    name = f"{place.parent.name if run else folder.name}-{Path(a.eval).name.replace(':', '-')}-k{K}.jsonl"
+    together = max(1, TOGETHER // K) * dist.world
+    file = Records(a.out or (folder if run else Path("runs")) / f"eval-{name}", settings, together)
+    say("  ".join(f"{key} {value}" for key, value in settings.items()), f" ->  {file.path}")
+    done, each = len(file.done), (K + 1) / dist.world
+    with Pool(deadline=10.0) as pool, bar(round(len(problems) * each), "evaluate", "answer", round(done * each)) as progress:
+        for first in range(done, len(problems), together):
+            part = problems[first : first + together]
+            records = evaluate(model, tokenizer, task, part, pool, K=K, max_new_tokens=limit, temperature=a.temperature,
+                               top_p=a.top_p, run_seed=a.seed, first=first, progress=progress.update)[1]  # fmt: skip
+            file.add([{**record, "prompt": problem.prompt} for record, problem in zip(records, part)])
+    metrics = summarise(file.done)
+    file.add([{"summary": metrics}])
+    if dist.rank == 0:
+        print(table(metrics))
+    dist.finish()
+
+
+def table(metrics):
+    lines = [f"{metrics['eval/solved']} of {metrics['eval/problems']} problems solved at least once"]
+    for name in (k.removesuffix("_ci") for k in metrics if k.endswith("_ci")):
+        low, high = metrics[f"{name}_ci"]
+        lines.append(f"  {name.removeprefix('eval/'):12s} {metrics[name]:.3f}   [{low:.3f}, {high:.3f}]")
+    return "\n".join(lines)
