@@ -10,6 +10,12 @@ const HELP = {
 const DASH = ["", "6 3", "2 2", "8 3 2 3", "1 3", "10 4", "4 1"];
 const sampleLine = (i, area) => el("svg", {width: 26, height: 8}, area ? el("rect", {width: 26, height: 8, style: `fill:var(--c${i % 7});opacity:.6`}) : el("line", {x1: 0, x2: 26, y1: 4, y2: 4, style: `stroke:var(--c${i % 7})`, "stroke-width": 2.5, "stroke-dasharray": DASH[i % 7]}));
 
+function runningMean(y, most = Math.ceil(y.length / 25)) {  // over so many steps on either side
+  return y.map((v, i) => {
+    const near = y.slice(Math.max(0, i - most), i + most + 1).filter(w => w !== null);
+    return v === null ? null : near.reduce((s, w) => s + w, 0) / near.length;
+  });
+}
 const tickText = (v, tick) => tick < 1e-4 || tick >= 1e5 ? number(+v.toPrecision(6)) : v.toFixed(Math.max(0, -Math.floor(Math.log10(tick) + 1e-9)));
 
 // lines: [{name, y, low?, high?}] over x; stack: areas on one another; log: x in powers of two
@@ -37,7 +43,9 @@ function chart(title, help, x, lines, {stack = false, log = false, points = fals
     const style = `stroke:var(--c${i % 7});fill:none;stroke-width:2`, fill = `fill:var(--c${i % 7});stroke:none;opacity:`;
     if (stack) svg.append(el("path", {d: area(l.y, l.y0), style: fill + .45}));
     if (l.low) svg.append(el("path", {d: area(l.high, l.low), style: fill + .16}));
-    svg.append(el("path", {d: path(l.y), style, "stroke-dasharray": stack ? "" : DASH[i % 7], "stroke-linejoin": "round"}));
+    const noisy = !stack && !points && x.length > 30;  // then the steps are faint, and their running mean is the line
+    if (noisy) svg.append(el("path", {d: path(l.y), style: `stroke:var(--c${i % 7});fill:none;stroke-width:1;opacity:.4`}));
+    svg.append(el("path", {d: path(noisy ? runningMean(l.y) : l.y), style, "stroke-dasharray": stack ? "" : DASH[i % 7], "stroke-linejoin": "round"}));
     if (points || l.y.filter(v => v !== null).length < 5)
       x.forEach((v, t) => l.y[t] !== null && svg.append(el("circle", {cx: X(v), cy: Y(l.y[t]), r: 3, style: `fill:var(--c${i % 7})`})));
   });
@@ -93,7 +101,8 @@ if (first) {
   section("Held-out problems", null, chart("pass@k before and after", "over k, at k = 1 mean@K", k, last === first ? [curve(first)] : [curve(first), curve(last)], {log: true, points: true}),
     chart("over the run", "bands: 95 % intervals", data.evals.map(e => e.step), over.map(path), {points: true}));
 }
-section("Training", data.thinned ? `Curves show ${data.step.length} steps evenly chosen; ${data.thinned} are left out.` : null,
+section("Training", (data.step.length > 30 ? "Faint: each step; bold: a running mean; the numbers are those of the step. " : "") +
+  (data.thinned ? `Curves show ${data.step.length} steps evenly chosen; ${data.thinned} are left out.` : "") || null,
   metrics("reward", HELP["reward/mean"], ["reward/mean"]), metrics("entropy", HELP.entropy, ["entropy"], {zero: true}), metrics("length", HELP["length/mean"], ["length/mean"]),
   metrics("group mix", "groups that teach (mixed) and that cannot", ["groups/mixed", "groups/all_right", "groups/all_wrong"], {stack: true}),
   metrics("clip fractions", "share of tokens whose ratio was clipped", ["clip/low", "clip/high"], {zero: true}),
