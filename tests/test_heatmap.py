@@ -278,6 +278,13 @@ def test_answers_of_a_run(run, cached, monkeypatch, capsys, tmp_path):
     assert greedy[0] == greedy[1]
 
 
+def test_a_model_that_writes_escape_codes(monkeypatch, capsys, tmp_path):
+    for part in tiny(["hi", "\x1b[2J"]):
+        part.save_pretrained(tmp_path / "model")
+    out = command(monkeypatch, capsys, tmp_path / "model", "hi", "-n", 20, "--max_new_tokens", 9)
+    assert "\u241b[2J" in out and "\x1b" not in out
+
+
 def test_the_company_does_not_change_a_sample(run, cached, monkeypatch, capsys):
     alone = command(monkeypatch, capsys, run, "who is oldest ?", "-n", 2).split("\n")
     many = command(monkeypatch, capsys, run, "-n", 2, stdin="who is oldest ?\n" + "who earns most ?\n" * 40)
