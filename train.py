@@ -127,7 +127,7 @@ def main():
             merged_PG = merci.merge(adv_PG, merci.exploration_advantage(bonus_PG), gamma, c.alpha)
             clock("score")
             # update the policy, then count the states
-            rate = c.lr * min(1.0, step / max(c.warmup, 1))
+            rate = c.lr * min(1.0, step / max(c.warmup, 1)) * (1 - (step - 1) / c.steps if c.lr_decay else 1.0)
             learned = update(c, policy, optimizer, rate, roll, merged_PG.flatten(), logp_ref_BT, precision, f"step {step}")
             clock("update")
             cfn_loss = counter.visit(*visits, c.cfn_rehearse, step) if counting else 0.0

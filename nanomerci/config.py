@@ -78,6 +78,8 @@ class Config:
     """Learning rate of AdamW."""
     warmup: int = 0
     """Steps over which the learning rate rises linearly from 0."""
+    lr_decay: bool = False
+    """Whether it then falls linearly, to reach 0 after the last step."""
     beta2: float = 0.95
     """Second-moment decay of AdamW (the first is 0.9)."""
     weight_decay: float = 0.0

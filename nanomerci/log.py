@@ -51,6 +51,9 @@ class Log:
             answers, seconds = self.c.prompts * self.c.group, m["time/step"] - m.get("time/eval", 0.0)
             m = m | {"tokens_per_s": m["length/mean"] * answers / seconds}
         self.write("metrics.jsonl", m)
+        if "eval/problems" in m:
+            K = max(int(name.split("@")[1]) for name in m if name.startswith("eval/mean@") and name[-1].isdigit())
+            say(f"step {m['step']}: held-out mean@{K} {m[f'eval/mean@{K}']:.3f}, pass@{K} {m[f'eval/pass@{K}']:.3f}")
         if self.bar is not None and m["step"]:
             watched = {"reward": "reward/mean", "mixed": "groups/mixed", "entropy": "entropy", "1/n": "cfn/invn", "bonus": "merci/share"}
             self.bar.set_postfix({short: f"{m[name]:.3f}" for short, name in watched.items()})

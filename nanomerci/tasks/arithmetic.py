@@ -1,7 +1,8 @@
 """arithmetic: sums, differences and products for a real pretrained model, in words, no download.
 
-"What is 27 + 85? ..." with numbers of one to three digits (products: one digit by two). The training problems and the held-out
-ones are different pairs of numbers. Graded by the last integer of the answer, so a model may explain itself first.
+"What is 27 + 85? ..." with numbers of one (half of them), two or three digits; products are of one digit by one or two. Half the
+questions are sums. The training problems and the held-out ones are different pairs of numbers. Graded by the last integer of
+the answer, so a model may explain itself first.
 """
 import random
 import re
@@ -33,10 +34,10 @@ class Arithmetic:
     def __init__(self):
         rng, seen = random.Random(5), {}
         while len(seen) < TRAIN + TEST:
-            sign = rng.choice("+-*")
-            a, b = (rng.randrange(1, 10 ** rng.randint(1, 3)) for _ in range(2))
+            sign = rng.choice("++-*")
+            a, b = (rng.randrange(10 ** (digits - 1), 10**digits) for digits in rng.choices((1, 2, 3), (0.5, 0.35, 0.15), k=2))
             if sign == "*":
-                a, b = a % 9 + 1, b % 99 + 1
+                a, b = a % 9 + 1, b % 100
             gold = {"+": a + b, "-": a - b, "*": a * b}[sign]
             question = ASK[sign].format(a, b)
             seen[question] = Problem(f"arithmetic/{a}{sign}{b}", f"{question} Answer with just the number.", str(gold))
