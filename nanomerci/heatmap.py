@@ -9,6 +9,7 @@ the run's task, or --gold); elsewhere the reader can set the marks by hand, and 
 
 Axes: n samples a prompt, B = n rows, T token positions, N tokens, D hidden width.
 """
+import textwrap
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -193,7 +194,7 @@ def picture(path, groups, columns=2, width=58):
     for group in groups:
         for line in wrapped(plain(group["prompt"]), columns * width):
             cells.append((0, y, line, None, (0.1, 0.1, 0.1)))
-            y += 1
+            y += 1.2
         y += 0.4
         for first in range(0, len(group["samples"]), columns):
             heights = []
@@ -225,7 +226,7 @@ def picture(path, groups, columns=2, width=58):
         if back:
             axes.add_patch(Rectangle((x, line - 0.62), len(words), 1.2, color=back, linewidth=0))
         axes.text(x, line, words, color=front, family="DejaVu Sans Mono", size=em * 72 / 0.602, va="center", parse_math=False)
-    bar = figure.add_axes((0.15 / wide, 0.3 / tall, 0.3, 0.12 / tall))
+    bar = figure.add_axes((0.3 / wide, 0.3 / tall, 0.3, 0.12 / tall))
     ramp = LinearSegmentedColormap.from_list("novelty", [unit(LOW), unit(MIDDLE), unit(HIGH)])
     figure.colorbar(ScalarMappable(LogNorm(low, high if high > low else low * 1.01), ramp), cax=bar, orientation="horizontal")
     bar.set_title("1/n: blue = often been here, red = new ground", fontsize=8, loc="left")
@@ -233,4 +234,4 @@ def picture(path, groups, columns=2, width=58):
 
 
 def wrapped(text, width):
-    return [line[i : i + width] for line in text.split("\n") for i in range(0, max(len(line), 1), width)]
+    return [part for line in text.split("\n") for part in textwrap.wrap(line, width) or [""]]
