@@ -158,8 +158,9 @@ class ToySQL:
         return sql.grade, self.database, problem.gold, text, "spider"
 
     def noise(self, problem, text):
-        """Whatever follows the answer's closing fence."""
-        end = text.find("```", text.find("```") + 3)
+        """Whatever follows the closing fence of the answer that is graded, the last one."""
+        start = text.rfind("```sql")
+        end = text.find("```", start + 6) if start >= 0 else -1
         return [(end + 3, len(text))] if 0 <= end < len(text) - 3 else []
 
     def rare(self, problem, text):
