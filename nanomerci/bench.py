@@ -1,0 +1,92 @@
+"""Speed, each against what was equal.
+
+    python -m nanomerci.bench graders [--seconds 10] [--workers 2] [--deadline 2]
+
+A benchmark is a function (options) -> None that prints its table and says what was equal; BENCHES names them.
+"""
+import argparse
+import random
+import sys
+import time
+from collections import Counter
+
+from nanomerci.config import UserError, run_command
+from nanomerci.grading import Pool
+from nanomerci.tasks import math, sql
+from nanomerci.tasks.database import Script
+
+SHOP = Script("CREATE TABLE pet (kind TEXT, age INTEGER); INSERT INTO pet VALUES ('cat', 3), ('dog', 9), ('cat', 4), ('eel', 1);")
+GOLD_SQL = "SELECT kind FROM pet WHERE age > 2 GROUP BY kind"
+# answers that hold a worker until its deadline, or until its memory is full: each costs its whole deadline at most
+HOSTILE = [
+    (sql.grade, SHOP, GOLD_SQL, "```sql\nWITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n\n```"),
+    (sql.grade, SHOP, GOLD_SQL, "```sql\nSELECT count(*) FROM " + ", ".join(f"pet p{i}" for i in range(18)) + "\n```"),
+    (math.grade, "7", "\\boxed{9^{9^{9^{9}}}}"), (math.grade, "7", "\\boxed{1000000!}"),
+    (math.grade, "x+1", "\\boxed{" + "(" * 500 + "x" + ")" * 500 + "}"),
+]  # fmt: skip
+
+
+def easy(rng):
+    """A number, a fraction, a decimal: read exactly, without sympy."""
+    a, b = rng.randrange(1, 999), rng.randrange(2, 99)
+    gold, got = rng.choice([(f"{a}", f"{a}"), (f"\\frac{{{a}}}{{{b}}}", f"{a}/{b}"), (f"{a / 4}", f"\\frac{{{a}}}{{4}}"), (f"{a}", f"{b}")])
+    return math.grade, gold, f"First we look at it from all sides. {'So it goes. ' * 40}The answer is $\\boxed{{{got}}}$."
+
+
+def mixed(rng):
+    """Half easy; a quarter that need sympy (roots, polynomials, intervals); a quarter SQL."""
+    a, b = rng.randrange(2, 50), rng.randrange(2, 50)
+    if (kind := rng.random()) < 0.5:
+        return easy(rng)
+    if kind < 0.75:
+        gold, got = rng.choice([(f"{a}\\sqrt{{2}}", f"\\sqrt{{{2 * a * a}}}"), (f"x^2+{a + b}x+{a * b}", f"(x+{a})(x+{b})"),
+                                (f"({a}, {a + b})", f"\\left({a},{a + b}\\right)"), (f"\\sin^2 x+{a}", f"{a + 1}-\\cos^2 x")])  # fmt: skip
+        return math.grade, gold, f"We get \\boxed{{{got}}}."
+    query = f"SELECT DISTINCT kind FROM pet WHERE age > {rng.choice([2, 2, 3])} AND age < {100 + a * b}"
+    return sql.grade, SHOP, GOLD_SQL, f"Thinking.\n```sql\n{query}\n```", "spider"
+
+
+def hostile(rng):
+    """Mixed, but one answer of twenty is hostile."""
+    return rng.choice(HOSTILE) if rng.random() < 0.05 else mixed(rng)
+
+
+def graders(o):
+    """Graded answers a second of three streams, in batches of a step's size."""
+    print(f"graders: {o.workers} workers, deadline {o.deadline} s, batches of 512 answers, at least {o.seconds} s a stream\n"
+          f"{'stream':10s} {'answers/s':>10s} {'answers':>8s} {'seconds':>8s} {'timeouts':>9s} {'their cost':>11s}   outcomes")  # fmt: skip
+    for stream in (easy, mixed, hostile):
+        rng, outcomes, spent, limit = random.Random(0), Counter(), 0.0, 0
+        with Pool(o.workers, o.deadline) as pool:
+            pool.grade([mixed(rng) for _ in range(64 * o.workers)])  # libraries are loaded once a run: not counted
+            while spent < o.seconds:
+                jobs = [stream(rng) for _ in range(512)]
+                start = time.perf_counter()
+                found = Counter(grade.outcome for grade in pool.grade(jobs))
+                spent += time.perf_counter() - start
+                outcomes += found
+        answers, limit = outcomes.total(), outcomes["timeout"] * o.deadline / o.workers
+        cost = f"<= {limit:.1f} s" if limit else "-"
+        print(f"{stream.__name__:10s} {answers / spent:10,.0f} {answers:8,d} {spent:8.1f} {outcomes['timeout']:9d} {cost:>11s}   "
+              + "  ".join(f"{name} {count}" for name, count in outcomes.most_common()))  # fmt: skip
+        if outcomes["error"]:
+            raise UserError(f"a grader failed: {pool.last_error}")
+    print("equal: the pool, its deadline and memory, the seed of the answers, the warm-up; start of workers not counted.\n"
+          "their cost: timeouts x deadline / workers, what hostile answers are allowed to take.")  # fmt: skip
+
+
+BENCHES = {"graders": graders}
+
+
+def main():
+    p = argparse.ArgumentParser(prog="python -m nanomerci.bench", description=__doc__.split("\n")[0])
+    p.add_argument("bench", choices=BENCHES, help=", ".join(f"{name}: {f.__doc__.splitlines()[0]}" for name, f in BENCHES.items()))
+    p.add_argument("--seconds", type=float, default=10.0, help="at least so long a row (default 10)")
+    p.add_argument("--workers", type=int, default=2, help="graders: processes (default 2)")
+    p.add_argument("--deadline", type=float, default=2.0, help="graders: seconds an answer may take (default 2)")
+    o = p.parse_args(sys.argv[1:])
+    BENCHES[o.bench](o)
+
+
+if __name__ == "__main__":
+    run_command(main)
