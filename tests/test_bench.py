@@ -23,6 +23,7 @@ def test_no_hostile_answer_is_right():
 
 def test_the_table(monkeypatch, capsys):
     monkeypatch.setattr(bench, "HOSTILE", bench.HOSTILE[2:])  # those that are refused at once
+    monkeypatch.setattr(bench, "BATCH", 64)
     monkeypatch.setattr(sys, "argv", ["bench", "graders", "--seconds", "0.01", "--workers", "1", "--deadline", "10"])
     bench.main()
     text = capsys.readouterr().out

@@ -181,7 +181,7 @@ class TestToyMath:
             for line in (question, text):
                 assert tokenizer.decode(tokenizer(line)["input_ids"]) == line
             assert len(tokenizer(text)["input_ids"]) < parse(["toy_math"]).max_new_tokens
-        assert 15 < sum(task.rare(None, text) for _, text in shown) < 75  # one in a hundred: 40, six deviations are 38
+        assert 145 < sum(task.rare(None, text) for _, text in shown) < 255  # one in twenty: 200, four deviations are 55
 
 
 def test_pool_gives_both_queries_their_time():

@@ -3,7 +3,7 @@
 Every sum can be worked out in a common way that is right by luck (each column on its own, carrying 0) and in a rare one that is
 always right (carry what the column before left over). On a third of the questions, the hard ones, luck fails. All that carrying
 takes is known from elsewhere: half of the questions say "+ 1", so that columns of three digits are no news. The warm start
-shows the rare way in one answer of a hundred and gets one digit wrong in two answers of five: something easy to learn (the
+shows the rare way in one answer of twenty and gets one digit wrong in two answers of five: something easy to learn (the
 digits) and something to discover (the carry), as in tasks/toy.py.
 
 Every token is a word of the vocabulary, and digits are words:   what is 1 4 7 + 2 8 5 ?
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from nanomerci.tasks import math
 
-RARE, WRONG, HARD = 0.01, 0.4, 1 / 3  # share of the rare way, of answers with a wrong digit, of hard questions
+RARE, WRONG, HARD = 0.05, 0.4, 1 / 3  # share of the rare way, of answers with a wrong digit, of hard questions
 DIGITS, TRAIN, TEST = 3, 4000, 400
 PLAN = {False: "columns", True: "carry"}
 
