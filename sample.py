@@ -260,7 +260,7 @@ def main():
         return pool.grade(jobs) or [None] * len(texts), [task.noise(problem, t) if problem else math.noise(t) for t in texts]
 
     groups, together, pictured = [], max(1, 64 // a.n), a.heatmap or a.color
-    with Pool() as pool:
+    with Pool(deadline=10.0) as pool:
         for first in range(0, len(prompts), together):
             part = range(first, min(first + together, len(prompts)))
             with bar(len(part) * a.n, "sample", "answer") as progress:
