@@ -170,7 +170,8 @@ class TestToyMath:
             grades = pool.grade([task.job(p, text) for p, text in zip((p for p in some for _ in (0, 1)), answers)])
         assert [g.outcome for g in grades[::2]] == ["right"] * 60
         assert [g.outcome == "right" for g in grades[1::2]] == [not p.hard for p in some]
-        assert all(task.rare(None, text) == (i % 2 == 0) for i, text in enumerate(answers))
+        assert [task.rare(p, text) for p, text in zip(some, answers[::2])] == [p.hard for p in some]
+        assert not any(task.rare(p, text) for p, text in zip(some, answers[1::2]))
         assert not any(task.noise(None, text) for text in answers)
 
     def test_every_word_is_in_the_vocabulary_and_shares_are_as_said(self):
@@ -181,7 +182,7 @@ class TestToyMath:
             for line in (question, text):
                 assert tokenizer.decode(tokenizer(line)["input_ids"]) == line
             assert len(tokenizer(text)["input_ids"]) < parse(["toy_math"]).max_new_tokens
-        assert 145 < sum(task.rare(None, text) for _, text in shown) < 255  # one in twenty: 200, four deviations are 55
+        assert 145 < sum("plan carry " in text for _, text in shown) < 255  # one in twenty: 200, four deviations are 55
 
 
 def test_pool_gives_both_queries_their_time():

@@ -11,6 +11,7 @@ Every token is a word of the vocabulary, and digits are words:   what is 1 4 7 +
     plan carry   7 + 5 + 0 = 1 2 ; 4 + 8 + 1 = 1 3 ; 1 + 2 + 1 = 0 4 ; so \\boxed{ 4 3 2 }        (the rare way)
 """
 import random
+import re
 from dataclasses import dataclass
 
 from nanomerci.tasks import math
@@ -79,5 +80,5 @@ class ToyMath:
         return math.noise(text)
 
     def rare(self, problem, text):
-        """Whether an answer goes the rare way (the experiments count it)."""
-        return f"plan {PLAN[True]} " in text
+        """Whether an answer carries, whatever it calls its plan (the experiments count it). Only hard questions ask for it."""
+        return re.search(r"= 1 \d ; \d \+ \d \+ 1 ", text) is not None
