@@ -32,7 +32,7 @@ def test_demonstrations_show_the_rare_idiom_rarely_and_conditions_wrong_often(ta
     pairs = [task.demonstration(rng) for _ in range(n)]
     rare = sum(task.rare(by_prompt[q], a) for q, a in pairs) / n
     exact = sum(a in (toy.answer(by_prompt[q], False), toy.answer(by_prompt[q], True)) for q, a in pairs) / n
-    assert 0.004 < rare < 0.018 and abs(exact - (1 - toy.WRONG)) < 0.04  # about five standard deviations
+    assert 0.009 < rare < 0.031 and abs(exact - (1 - toy.WRONG)) < 0.04  # about five standard deviations
 
 
 def test_every_word_is_in_the_vocabulary_and_the_longest_answer_fits(task):

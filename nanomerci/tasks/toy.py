@@ -3,7 +3,7 @@
 Every family of questions can be answered by a common idiom that is right by luck (ORDER BY ... LIMIT 1 forgets ties, a JOIN
 repeats people, a plain SELECT repeats values, COUNT counts them) and by a rare one that is always right (= (SELECT MAX ...),
 IN (SELECT ...), SELECT DISTINCT, COUNT(DISTINCT ...)). On a third of the questions, the hard ones, luck fails. The warm start
-shows the rare idiom in one answer of a hundred and gets one condition wrong in two of five. So there is something easy to
+shows the rare idiom in one answer of fifty and gets one condition wrong in two of five. So there is something easy to
 learn (the conditions) and something to discover: an idiom that no reward speaks for until somebody has tried it.
 
 An answer reads   plan WORD ```sql select ... ```   and every token is a word of the vocabulary.
@@ -20,7 +20,7 @@ from pathlib import Path
 
 from nanomerci.tasks import sql
 
-RARE, WRONG, HARD = 0.01, 0.4, 1 / 3  # share of the robust idiom, of answers with a wrong condition, of hard questions
+RARE, WRONG, HARD = 0.02, 0.4, 1 / 3  # share of the robust idiom, of answers with a wrong condition, of hard questions
 TEST = 400  # held-out questions; the rest is for training
 
 DEPTS = "'ops' 'sales' 'legal' 'design' 'support'".split()
