@@ -43,6 +43,8 @@ def main():
     c = config.parse(sys.argv[1:])
     if c.dry_run:
         return dryrun.show(c)
+    if c.shard != "none":
+        raise config.UserError(f"--shard {c.shard}: sharded training is not there yet; --shard none trains whole replicas")
     device, run = dist.start(c.device), Path(c.out)
     torch.set_num_threads(c.threads or torch.get_num_threads())
     if not c.resume and any(run.glob("checkpoints/step_*")):

@@ -165,7 +165,7 @@ class Config:
     micro_tokens: int = 16384
     """Tokens a micro-batch holds at most, padding included; bounds the memory of an update."""
     shard: Literal["none", "fsdp"] = "none"
-    """Over several ranks: whole replicas, or parameters sharded by FSDP2."""
+    """Over several ranks: whole replicas, or parameters sharded by FSDP2 (refused until it is there)."""
     slots: int = 512
     """Samples in flight at once on a rank; bounds the key-value cache."""
     threads: int = 0
