@@ -1,7 +1,8 @@
 """DAPO (arXiv 2503.14476): four changes to GRPO for long reasoning.
 
 Here: clip-higher (the surrogate is grpo's, with clip_high > clip_low), token-level weights, which groups dynamic sampling
-keeps, the soft overlong penalty. Not here: the KL term (DAPO has none), the refill loop (train.py).
+keeps, the soft overlong penalty. Not here: the KL term (DAPO has none), the refill loop (not there yet:
+groups without signal are left out of the update, the batch is then smaller).
 Run alone: `python dapo.py` prints the overlong penalty against length and both reductions on two responses.
 
 Axes: P prompts, G samples a prompt, B = P*G rows, T token positions.
@@ -9,9 +10,7 @@ Axes: P prompts, G samples a prompt, B = P*G rows, T token positions.
 import torch
 
 import grpo
-from grpo import surrogate  # noqa: F401  the same one, called with CLIP_HIGH
-
-CLIP_LOW, CLIP_HIGH = 0.2, 0.28  # clip-higher: a rare token may grow by more than it may shrink
+from grpo import surrogate  # noqa: F401  the same one, called with clip_low 0.2 and clip_high 0.28 ("clip-higher")
 
 
 def units(mask_BT):

@@ -49,6 +49,8 @@ def main():
     torch.set_num_threads(c.threads or torch.get_num_threads())
     if not c.resume and any(run.glob("checkpoints/step_*")):
         raise config.UserError(f"--out {run}: already holds a run; go on with --resume {run}, or choose another --out")
+    if not c.resume and ((run / "config.yaml").exists() or run.exists() and not run.is_dir()):
+        raise config.UserError(f"--out {run}: holds a run without a checkpoint, or is a file; remove it, or choose another --out")
     task = tasks.load(c, cache_folder())
     policy, trunk, tokenizer = load_models(c, run, task, device)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=c.lr, betas=(0.9, c.beta2), weight_decay=c.weight_decay)
@@ -62,15 +64,16 @@ def main():
         done = saved["step"]
     log = Log(run, c, done)
     precision = partial(torch.autocast, device.type, torch.bfloat16, enabled=c.dtype == "bfloat16")
-    counting, share = c.bonus == "cfn", dist.share(c.prompts, "prompts")
+    counting, share = c.bonus == "cfn", dist.share(c.prompts, c.minibatches)
     look = partial(look_at, trunk, net=counter.net if counting else None, kl=c.kl > 0, temperature=c.temperature,
                    budget=c.micro_tokens, backend=c.backend)  # fmt: skip
 
     def sample(cursor, purpose="train"):
         """G answers to each of P prompts from position `cursor` of the data on (this rank's share). Row r of the whole run is
         drawn, and its visits' coins are tossed, under its own number."""
-        problems = list(tasks.pick(task.train, cursor + share.start, share.stop - share.start, c.seed))
-        row_B = (cursor + share.start) * c.group + torch.arange(len(problems) * c.group, device=device)
+        problems = list(tasks.pick(task.train, cursor, c.prompts, c.seed))[share]
+        prompt_P = cursor + torch.arange(c.prompts, device=device)[share]
+        row_B = (prompt_P[:, None] * c.group + torch.arange(c.group, device=device)).flatten()
         with precision():
             roll = generate(policy, [encode(tokenizer, p.prompt) for p in problems], c.group, max_new_tokens=c.max_new_tokens,
                             eos_id=eos_ids(policy, tokenizer), temperature=c.temperature, seed=seed(purpose, c.seed),
@@ -144,9 +147,10 @@ def main():
                 metrics |= examine(step)
                 clock("eval")
             log.step(metrics | clock.metrics)
-            if last or stop.asked or c.save_every and step % c.save_every == 0:
+            asked = dist.sum_(torch.tensor(float(bool(stop.asked)), device=device)) > 0  # on any rank
+            if last or asked or c.save_every and step % c.save_every == 0:
                 save(step)
-            if stop.asked:
+            if asked and not last:
                 say(f"stopped after step {step}; go on with: python train.py --resume {run}")
                 break
     log.summary()
@@ -186,14 +190,16 @@ def update(c, policy, optimizer, rate, roll, adv_B, logp_ref_BT, precision, wher
 
     def forward(rows):
         with precision():
-            return token_logp(policy, roll.tokens_BT[rows], roll.mask_BT[rows], c.temperature, c.backend)[0]
+            part = roll.rows(rows)  # only as wide as these rows need
+            return token_logp(policy, part.tokens_BT, part.mask_BT, c.temperature, c.backend)[0]
 
     new_BT, old_BT = torch.zeros_like(roll.logp_BT), roll.logp_BT.clone()
     learning_B = torch.ones_like(adv_B, dtype=torch.bool) if c.kl else adv_B != 0
     if c.minibatches > 1 and c.old_logp == "trainer":
         with torch.no_grad():
             for rows in micro_batches(roll.end_B, c.micro_tokens):
-                old_BT[rows] = forward(rows)
+                logp_bT = forward(rows)
+                old_BT[rows, : logp_bT.shape[1]] = logp_bT
     norm = 0.0
     for batch in torch.arange(len(adv_B), device=adv_B.device).chunk(c.minibatches):
         mask_bT = roll.mask_BT[batch]
@@ -206,20 +212,22 @@ def update(c, policy, optimizer, rate, roll, adv_B, logp_ref_BT, precision, wher
         for part in micro_batches(roll.end_B[learning], c.micro_tokens):
             rows = learning[part]
             logp_bT = forward(rows)
-            new_BT[rows] = logp_bT.detach()
+            here = rows, slice(logp_bT.shape[1])
+            new_BT[here] = logp_bT.detach()
             if c.minibatches == 1:
-                old_BT[rows] = new_BT[rows]  # the batch is used once: pi_old is pi, the ratio 1
-            loss_bT = algo.surrogate(logp_bT, old_BT[rows], adv_B[rows], c.clip_low, c.clip_high)
+                old_BT[here] = new_BT[here]  # the batch is used once: pi_old is pi, the ratio 1
+            loss_bT = algo.surrogate(logp_bT, old_BT[here], adv_B[rows], c.clip_low, c.clip_high)
             if c.kl:
-                loss_bT = loss_bT + c.kl * grpo.kl(logp_bT, logp_ref_BT[rows])
-            (loss_bT * weight_BT[rows]).sum().backward()
+                loss_bT = loss_bT + c.kl * grpo.kl(logp_bT, logp_ref_BT[here])
+            (loss_bT * weight_BT[here]).sum().backward()
         norm = dist.step(optimizer, c.max_norm, where)
     mask_BT = roll.mask_BT * learning_B[:, None]
     low_BT, high_BT = grpo.clipped(new_BT, old_BT, adv_B, c.clip_low, c.clip_high)
-    trained_BT = old_BT if c.minibatches > 1 else new_BT
-    values = {"sampler/logp_gap": (trained_BT - roll.logp_BT).abs(), "clip/low": low_BT, "clip/high": high_BT,
-              "kl": grpo.kl(new_BT, logp_ref_BT) if c.kl else mask_BT * 0}  # fmt: skip
-    return {name: ((x * mask_BT).sum(), mask_BT.sum()) for name, x in values.items()} | {"grad_norm": norm}
+    values = {"clip/low": low_BT, "clip/high": high_BT, "kl": grpo.kl(new_BT, logp_ref_BT) if c.kl else mask_BT * 0}
+    sums = {name: ((x * mask_BT).sum(), mask_BT.sum()) for name, x in values.items()}
+    fresh = slice(len(adv_B) // c.minibatches)  # the first mini-batch's forward saw the policy that sampled
+    gap_BT = (new_BT - roll.logp_BT).abs() * mask_BT
+    return sums | {"sampler/logp_gap": (gap_BT[fresh].sum(), mask_BT[fresh].sum()), "grad_norm": norm}
 
 
 if __name__ == "__main__":

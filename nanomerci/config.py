@@ -190,7 +190,8 @@ def check(c):
         if not ok:
             raise UserError(f"--{what} {got}: {wanted}")
 
-    for name in ("steps", "prompts", "minibatches", "max_new_tokens", "coins", "eval_problems", "eval_k", "micro_tokens", "keep", "graders"):
+    for name in ("steps", "prompts", "minibatches", "max_new_tokens", "coins", "eval_problems", "eval_k", "micro_tokens", "keep",
+                 "graders", "cfn_pretrain", "cfn_passes", "cfn_batch", "cfn_replay"):  # fmt: skip
         need(getattr(c, name) >= 1, name, getattr(c, name), "wanted at least 1")
     need(c.group >= (1 if c.bonus == "none" and c.algo == "dr_grpo" else 2), "group", c.group,
          "a group of one has no standard deviation; wanted at least 2")  # fmt: skip
@@ -200,8 +201,14 @@ def check(c):
     need(c.top_k == 0, "top_k", c.top_k, "the trainer's log-probs cover the full vocabulary, so sampling must too; wanted 0")
     need(0 <= c.alpha < 1, "alpha", c.alpha, "wanted 0 <= alpha < 1, or a wrong answer could earn a positive advantage")
     need(0 < c.top <= 1, "top", c.top, "is a share of tokens; wanted above 0, at most 1")
-    need(c.gamma >= 0, "gamma", c.gamma, "wanted 0 or more")
-    need(c.overlong_buffer < c.max_new_tokens, "overlong_buffer", c.overlong_buffer, f"wanted less than --max_new_tokens {c.max_new_tokens}")
+    for name in ("gamma", "kl", "gamma_decay", "overlong_buffer", "warmup", "save_every", "eval_every", "weight_decay", "cfn_rehearse",
+                 "threads", "clip_low", "clip_high", "cfn_hidden"):  # fmt: skip
+        need(0 <= getattr(c, name) < float("inf"), name, getattr(c, name), "wanted 0 or more")
+    need(0 <= c.beta2 < 1, "beta2", c.beta2, "wanted 0 <= beta2 < 1")
+    need(abs(c.seed) < 2**62, "seed", c.seed, "is too large")
+    need(c.cfn_trunk == "frozen" or not c.kl, "cfn_trunk", c.cfn_trunk, "--kl needs the frozen trunk; wanted frozen, or --kl 0")
+    need(c.overlong_buffer < c.max_new_tokens, "overlong_buffer", c.overlong_buffer,
+         f"wanted less than --max_new_tokens {c.max_new_tokens}")  # fmt: skip
     for name in ("lr", "cfn_lr", "max_norm", "deadline"):
         need(getattr(c, name) > 0, name, getattr(c, name), "wanted above 0")
     return c
@@ -241,9 +248,12 @@ def _as_float(value, path, key):
 
 
 def write(c, path):
+    """Written aside and renamed: a kill leaves the old file or the new one, never half of one."""
     import yaml
 
-    Path(path).write_text(yaml.safe_dump(dataclasses.asdict(c), sort_keys=False))
+    scratch = Path(path).with_suffix(".partial")
+    scratch.write_text(yaml.safe_dump(dataclasses.asdict(c), sort_keys=False))
+    os.replace(scratch, path)
 
 
 def recipes():
@@ -288,6 +298,8 @@ def parse(argv, prog="train.py"):
         if changed:
             raise UserError(f"--resume continues a run as it was; it cannot change --{changed[0]} (only --steps may be given with it)")
         saved = read(Path(c.resume) / "config.yaml")
+        if missing := set(names) - set(saved):
+            raise UserError(f"{c.resume}/config.yaml: lacks {', '.join(sorted(missing)[:3])}; it is not the configuration of a run")
         c = Config(**{**saved, "resume": c.resume, "out": c.resume, **({"steps": c.steps} if "steps" in given else {})})
     return check(dataclasses.replace(c, out=c.out or f"runs/{path.stem}-seed{c.seed}"))
 

@@ -26,7 +26,7 @@ def start(device):
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
         torch.cuda.set_device(device)
     if world > 1:
-        td.init_process_group("nccl" if device != "cpu" else "gloo", timeout=datetime.timedelta(minutes=30))
+        td.init_process_group("gloo" if device == "cpu" else "cpu:gloo,cuda:nccl", timeout=datetime.timedelta(minutes=30))
     return torch.device(device)
 
 
@@ -47,11 +47,13 @@ def barrier():
         td.barrier()
 
 
-def share(count, what):
-    """This rank's contiguous share of `count` things, as a slice."""
-    if count % world:
-        raise UserError(f"--{what} {count}: must be a multiple of the {world} ranks; try {world * -(-count // world)}")
-    return slice(rank * count // world, (rank + 1) * count // world)
+def share(prompts, minibatches):
+    """This rank's share of a step's prompts, as a slice: every world-th one, so that mini-batch m holds the same prompts however
+    many ranks there are."""
+    if prompts % (world * minibatches):
+        raise UserError(f"--prompts {prompts}: must be a multiple of {world} ranks x {minibatches} mini-batches; "
+                        f"try {world * minibatches * -(-prompts // (world * minibatches))}")  # fmt: skip
+    return slice(rank, None, world)
 
 
 def gather(items):
@@ -71,12 +73,13 @@ def mean(sums):
 
 def step(optimizer, max_norm, where):
     """Add gradients up over ranks, clip their norm, update. -> the norm before clipping. Stops before a non-finite update."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
     for p in parameters:
+        p.grad = torch.zeros_like(p) if p.grad is None else p.grad  # a rank whose share taught nothing still takes part
         sum_(p.grad)
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
     if not torch.isfinite(norm):
-        raise UserError(f"{where}: the gradient's norm is {norm.item()}; nothing was updated. Try a lower --lr, or --dtype float32")
+        raise UserError(f"{where}: the gradient's norm is {norm.item()}; it was not applied. Try a lower --lr, or --dtype float32")
     torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     optimizer.step()
     optimizer.zero_grad()

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from nanomerci import dist
 from nanomerci.config import write as write_config
 from nanomerci.grading import OUTCOMES
-from nanomerci.state import truncate
+from nanomerci.state import newest, truncate
 
 
 def say(*words):
@@ -53,7 +53,8 @@ class Log:
         self.write("metrics.jsonl", m)
         if "eval/problems" in m:
             K = max(int(name.split("@")[1]) for name in m if name.startswith("eval/mean@") and name[-1].isdigit())
-            say(f"step {m['step']}: held-out mean@{K} {m[f'eval/mean@{K}']:.3f}, pass@{K} {m[f'eval/pass@{K}']:.3f}")
+            shown = [f"{name} {m[f'eval/{name}']:.3f}" for name in (f"mean@{K}", f"pass@{K}") if f"eval/{name}" in m]
+            say(f"step {m['step']}: held-out " + ", ".join(shown))
         if self.bar is not None and m["step"]:
             watched = {"reward": "reward/mean", "mixed": "groups/mixed", "entropy": "entropy", "1/n": "cfn/invn", "bonus": "merci/share"}
             self.bar.set_postfix({short: f"{m[name]:.3f}" for short, name in watched.items()})
@@ -77,8 +78,7 @@ class Log:
         for name in (k.removesuffix("_ci") for k in first if k.startswith("eval/") and k.endswith("_ci")):
             cells = (f"{m[name]:.3f} [{m[name + '_ci'][0]:.3f}, {m[name + '_ci'][1]:.3f}]" for m in (first, last))
             print(f"  {name.removeprefix('eval/'):14s} " + "   ".join(f"{cell:>22s}" for cell in cells))
-        model = self.folder / f"checkpoints/step_{last['step']:06d}/model"
-        print(f"report: {self.folder / 'report.html'}   model: {model}")
+        print(f"report: {self.folder / 'report.html'}   model: {newest(self.folder) / 'model'}")
 
     def write(self, name, record):
         if dist.rank == 0:
@@ -105,7 +105,7 @@ class Log:
                       "batch: take easier problems, a larger --group or a better --model")  # fmt: skip
         elif m["groups/mixed"] < 0.1:
             self.once("dead", f"step {step}: {1 - m['groups/mixed']:.0%} of the groups are all right or all wrong and teach nothing "
-                      f"({m['groups/all_right']:.0%} all right); --algo dapo samples until groups are mixed")  # fmt: skip
+                      f"({m['groups/all_right']:.0%} all right); take problems of another difficulty, or a larger --group")  # fmt: skip
         if m["sampler/logp_gap"] > 0.1:
             self.once("gap", f"step {step}: sampler and trainer disagree on log-probs by {m['sampler/logp_gap']:.2f} on average; "
                       "the data is off-policy. Try --dtype float32")  # fmt: skip

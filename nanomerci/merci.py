@@ -28,7 +28,7 @@ def uncertainty_to_go(var_BT, mask_BT):  # [UBE:accumulate]
 
 def percentile(invn_BT, mask_BT, top):  # [MERCI:percentile]
     """First filter: per response the `top` share (0..1] of its tokens with the largest 1/n, ties kept. -> kept_BT."""
-    rank_B = (top * mask_BT.sum(1)).ceil().long().clamp(min=1) - 1
+    rank_B = (top * mask_BT.sum(1).double() - 1e-6).ceil().long().clamp(min=1) - 1  # .3 of 10 is 3 also in floating point
     novelty_BT = invn_BT.masked_fill(mask_BT == 0, -torch.inf)
     threshold_B = novelty_BT.sort(1, descending=True).values.gather(1, rank_B[:, None])
     return (novelty_BT >= threshold_B) & (mask_BT > 0)

@@ -32,8 +32,8 @@ def load(name, device="cpu", dtype=torch.float32):
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
         model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, attn_implementation="sdpa")
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # what a broken folder provokes in there is anyone's guess; it is the user's folder all the same
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise UserError(f"--model {name}: cannot be loaded ({reason}); wanted a Hugging Face folder, a run folder or a hub id") from None
     if tokenizer.eos_token_id is None:
         raise UserError(f"--model {name}: its tokenizer has no end-of-sequence token, so responses would never end; set eos_token")

@@ -112,6 +112,8 @@ def thin(rows, most):
     """At most so many rows, evenly spread, first and last among them."""
     if len(rows) <= most:
         return rows
+    if most < 2:
+        return rows[-1:]
     return [rows[round(i * (len(rows) - 1) / (most - 1))] for i in range(most)]
 
 

@@ -81,7 +81,7 @@ def token_spans(tokenizer, ids, spans):
         low, high = 1, len(ids)
         while low < high:
             middle = (low + high) // 2
-            low, high = (low, middle) if len(tokenizer.decode(ids[:middle])) > char else (middle + 1, high)
+            low, high = (low, middle) if len(tokenizer.decode(ids[:middle], skip_special_tokens=True)) > char else (middle + 1, high)
         return low
 
     for start, end in spans:

@@ -39,10 +39,16 @@ def test_as_a_real_process_too(tmp_path):
     (["--lr", "fast"], "--lr"),
     (["--algo", "ppo"], "--algo"),
     (["--group", "1"], "--group 1: a group of one has no standard deviation"),
-    (["--minibatches", "3"], "--minibatches 3: does not divide --prompts 16"),
+    (["--minibatches", "3"], "--minibatches 3: does not divide --prompts 32"),
     (["--top_p", "0.9"], "--top_p 0.9: the trainer's log-probs cover the full vocabulary"),
     (["--top_k", "20"], "--top_k 20: the trainer's log-probs cover the full vocabulary"),
     (["--alpha", "1.5"], "--alpha 1.5"),
+    (["--kl", "-1"], "--kl -1"),
+    (["--gamma", "inf"], "--gamma inf"),
+    (["--save_every", "-1"], "--save_every -1"),
+    (["--cfn_passes", "0"], "--cfn_passes 0"),
+    (["--kl", "0.1", "--cfn_trunk", "policy"], "--kl needs the frozen trunk"),
+    (["--shard", "fsdp"], "sharded training is not there yet"),
     (["--temperature", "0"], "--temperature 0"),
     (["--task", "toy_sq"], "--task toy_sq: unknown; did you mean toy_sql?"),
     (["--device", "tpu"], "--device tpu"),
@@ -126,7 +132,11 @@ def test_a_prompt_longer_than_the_context_is_refused(tmp_path, command):
 
 
 def test_resume_keeps_the_run_as_it_was(tmp_path):
-    (tmp_path / "config.yaml").write_text("group: 4\nseed: 5\n")
+    config.write(Config(group=4, seed=5), tmp_path / "config.yaml")
     assert parse(["--resume", str(tmp_path)]).group == 4 and parse(["--resume", str(tmp_path), "--steps", "9"]).steps == 9
     with pytest.raises(UserError, match="cannot change --lr"):
         parse(["--resume", str(tmp_path), "--lr", "1e-3"])
+    whole = (tmp_path / "config.yaml").read_text()
+    (tmp_path / "config.yaml").write_text(whole[: len(whole) // 2].rsplit("\n", 1)[0] + "\n")
+    with pytest.raises(UserError, match="it is not the configuration of a run"):
+        parse(["--resume", str(tmp_path)])

@@ -51,9 +51,11 @@ def test_the_stream_of_problems_goes_through_all_of_them_each_time_in_another_or
 
 @pytest.mark.parametrize("gold, text, outcome", [
     ("112", "112", "right"), ("112", "27 + 85 = 112.", "right"), ("112", "The answer is **112**!", "right"), ("1112", "1,112", "right"),
-    ("-3", "5 - 8 = -3", "right"), ("-3", "−3", "right"), ("3", "-3", "wrong"), ("112", "112.5", "unparsable"), ("112", "1120", "wrong"),
+    ("-3", "5 - 8 = -3", "right"), ("-3", "−3", "right"),
+    ("3", "-3", "wrong"), ("112", "112.5", "unparsable"), ("112", "1120", "wrong"),
     ("112", "112 or 113", "wrong"), ("112", "no idea", "unparsable"), ("112", "", "unparsable"), ("112", "٣١١", "unparsable"),
-    ("112", "9" * 10**6, "wrong"), ("112", "abc112", "unparsable"), ("112", "112" + chr(0), "right"), ("0", "0x0", "unparsable")])  # fmt: skip
+    ("112", "9" * 10**6, "wrong"), ("112", "abc112", "unparsable"), ("112", "112" + chr(0), "right"),
+    ("0", "0x0", "unparsable")])  # fmt: skip
 def test_arithmetic_grader(gold, text, outcome):
     assert grade(gold, text) == Grade(float(outcome == "right"), outcome)
 

@@ -94,6 +94,8 @@ def test_percentile_keeps_the_top_share_of_each_response():
     mask = T([[0.0] + [1] * 9, [0, 0, 1, 1, 1, 1, 0, 0, 0, 0]])
     kept = merci.percentile(invn, mask, 0.3)
     assert kept[0].nonzero()[:, 0].tolist() == [4, 6, 8]  # 3 of 9: 8, 7, 6; the 9 belongs to the prompt
+    assert merci.percentile(torch.arange(10.0)[None], torch.ones(1, 10), 0.3).sum() == 3  # .3 * 10 is 3, not 3.0000001
+    assert merci.percentile(torch.arange(50.0)[None], torch.ones(1, 50), 0.3).sum() == 15
     assert kept[1].nonzero()[:, 0].tolist() == [2, 3]  # ceil(.3 * 4) = 2
     assert merci.percentile(invn, mask, 1.0).equal(mask.bool())
     assert merci.percentile(torch.ones(1, 4), torch.ones(1, 4), 0.25).all()  # ties are kept

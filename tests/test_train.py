@@ -1,6 +1,7 @@
 """Whole runs of train.py on a task that takes milliseconds (tests/once.py): control, repetition, resuming, cutting up."""
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -31,7 +32,8 @@ def run(model, tmp_path, monkeypatch):
 
     def go(name, **options):
         settings = dict(model=model, steps=4, prompts=4, group=4, minibatches=2, lr=3e-3, max_new_tokens=8, run=1, cfn_hidden=16,
-                        eval_problems=4, eval_k=4, eval_every=2, save_every=2, keep=9, out=tmp_path / name, threads=1)  # fmt: skip
+                        eval_problems=4, eval_k=4, eval_every=2, save_every=2, keep=9, out=tmp_path / name, threads=1,
+                        lr_decay=False, gamma_decay=60, alpha=0.8)  # fmt: skip
         settings |= options
         if "resume" in settings:
             settings = {k: v for k, v in settings.items() if k in ("resume", "steps")}
@@ -96,8 +98,6 @@ def flatten(x, path=""):
 def test_lines_written_after_the_checkpoint_are_cut_on_resume(run):
     whole = run("whole", steps=4)
     killed = run("killed", steps=4)
-    import shutil
-
     shutil.rmtree(killed / "checkpoints/step_000004")
     (killed / "checkpoints/.step_000004.partial").mkdir()
     with open(killed / "metrics.jsonl", "a") as file:
@@ -109,7 +109,7 @@ def test_lines_written_after_the_checkpoint_are_cut_on_resume(run):
 def test_micro_batches_do_not_change_the_result(run, algo, kl):
     one, many = run("one", algo=algo, kl=kl, micro_tokens=10**6), run("many", algo=algo, kl=kl, micro_tokens=30)
     a, b = weights(one, 4), weights(many, 4)
-    assert max((a[k] - b[k]).abs().max() for k in a) < 1e-5
+    assert max((a[k] - b[k]).abs().max() for k in a) < 1e-4  # of 2.4e-2 that AdamW can move; it amplifies rounding near 0
     for x, y in zip(metrics(one), metrics(many)):
         assert x["reward/mean" if x["step"] else "eval/mean@4"] == y["reward/mean" if x["step"] else "eval/mean@4"]
         assert x.get("grad_norm", 0) == pytest.approx(y.get("grad_norm", 0), rel=1e-4)
@@ -123,6 +123,8 @@ def test_it_learns(run):
 def test_sampler_and_trainer_agree(run):
     for row in metrics(run("gap", minibatches=1))[1:]:
         assert row["sampler/logp_gap"] < 1e-5 and row["clip/high"] == row["clip/low"] == 0
+    gaps = [row["sampler/logp_gap"] for row in metrics(run("reused", minibatches=2, old_logp="sampler"))[1:]]
+    assert 0 < max(gaps) < 1e-5  # measured, not assumed
 
 
 def test_checkpoints_are_hugging_face_folders(run):
@@ -145,7 +147,7 @@ def test_a_non_finite_gradient_stops_before_the_update(run, monkeypatch, tmp_pat
         return (logp * (torch.nan if len(calls) > 5 else 1.0)), entropy
 
     monkeypatch.setattr(train, "token_logp", poisoned)
-    with pytest.raises(UserError, match=r"step \d+: the gradient's norm is nan; nothing was updated"):
+    with pytest.raises(UserError, match=r"step \d+: the gradient's norm is nan; it was not applied"):
         run("nan", save_every=1)
     newest = sorted((tmp_path / "nan/checkpoints").glob("step_*"))[-1]
     assert all(torch.isfinite(w).all() for w in weights(tmp_path / "nan", int(newest.name[5:])).values())
@@ -155,6 +157,10 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(run):
     folder = run("held")
     before = metrics(folder)
     with pytest.raises(UserError, match="already holds a run; go on with --resume"):
+        run("held")
+    assert metrics(folder) == before
+    shutil.rmtree(folder / "checkpoints")
+    with pytest.raises(UserError, match="holds a run without a checkpoint"):
         run("held")
     assert metrics(folder) == before
 
