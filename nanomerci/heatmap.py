@@ -185,6 +185,7 @@ def picture(path, groups, columns=2, width=58):
     from matplotlib.figure import Figure
     from matplotlib.font_manager import findfont, get_font
     from matplotlib.patches import Rectangle
+    from matplotlib.ticker import NullLocator
 
     low, high, place = scale(groups)
     font = get_font(findfont("DejaVu Sans Mono"))
@@ -228,7 +229,11 @@ def picture(path, groups, columns=2, width=58):
         axes.text(x, line, words, color=front, family="DejaVu Sans Mono", size=em * 72 / 0.602, va="center", parse_math=False)
     bar = figure.add_axes((0.3 / wide, 0.3 / tall, 0.3, 0.12 / tall))
     ramp = LinearSegmentedColormap.from_list("novelty", [unit(LOW), unit(MIDDLE), unit(HIGH)])
-    figure.colorbar(ScalarMappable(LogNorm(low, high if high > low else low * 1.01), ramp), cax=bar, orientation="horizontal")
+    high = high if high > low else low * 1.01
+    ticks = [low, (low * high) ** 0.5, high]  # matplotlib's own, on a range below a decade, run into each other
+    marks = figure.colorbar(ScalarMappable(LogNorm(low, high), ramp), cax=bar, orientation="horizontal", ticks=ticks)
+    marks.ax.xaxis.set_minor_locator(NullLocator())
+    marks.set_ticklabels([f"{tick:.2g}" for tick in ticks])
     bar.set_title("1/n: blue = often been here, red = new ground", fontsize=8, loc="left")
     plots.save(figure, Path(path))
 
