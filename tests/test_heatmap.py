@@ -121,7 +121,7 @@ def test_the_microscope_holds_to_python():
             assert [shown[k] for k in ("bonus", "expl", "before", "after")] == pytest.approx(wanted, rel=1e-4, abs=1e-5)
 
 
-def test_the_percentile_rounds_as_torch_does():
+def test_the_percentile_rounds_as_python_does():
     tops, lengths = [0.05, 0.1, 0.15, 0.2, 0.3, 0.35, 0.55, 0.6, 0.7, 0.9, 1.0], [*range(1, 201), 1000, 4096]
     page = javascript(
         f"{tops}.map(top => {lengths}.map(l => merci.percentile([...Array(l).keys()], top).filter(k => k).length))"

@@ -1,10 +1,10 @@
 // The numbers of nanomerci/merci.py and grpo.advantage, for the sliders of the page. A test holds these to Python's.
 // One response is an array; a group is an array of responses or of numbers.
 const merci = {
-  // torch multiplies a share by a float32 length in float32, and so must this, or ceil() differs now and then
+  // as nanomerci/merci.py: .3 of 10 is 3 also in floating point
   percentile(invn, top) {
     if (!invn.length) return [];
-    const rank = Math.max(1, Math.ceil(Math.fround(Math.fround(top) * invn.length))) - 1;
+    const rank = Math.max(1, Math.ceil(top * invn.length - 1e-6)) - 1;
     const threshold = [...invn].sort((a, b) => b - a)[Math.min(rank, invn.length - 1)];
     return invn.map(x => x >= threshold);
   },
