@@ -223,7 +223,7 @@ def test_no_orphans(how, busy):
         try:
             pids = [int(pid) for pid in parent.stdout.readline().split()]
             assert len(pids) == 2 and all(map(alive, pids))
-            time.sleep(0.2 if busy else 0)       # let the jobs begin
+            time.sleep(0.5)                      # let the jobs begin, or the parent come to rest
             parent.send_signal(how)
             parent.wait(10)
         finally:
