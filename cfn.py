@@ -31,7 +31,10 @@ def inverse_count(flips_NC):  # [CFN:inverse-count]
 
 
 def coin_loss(flips_NC, coins_NC):  # [CFN:loss]
-    """||c - f(s)||^2 per visit, averaged over its coins (Lobel et al., eq. 3). (N, C), (N, C) -> (N,). 1.0 = knows nothing."""
+    """||c - f(s)||^2 per visit, averaged over its coins (Lobel et al., eq. 3). (N, C), (N, C) -> (N,).
+
+    1.0 is what predicting nothing scores; an untrained network scores about 2, its prior on top.
+    """
     return (coins_NC - flips_NC).square().mean(-1)
 
 
@@ -126,7 +129,7 @@ def learn(net, optimizer, hidden_ND, address_N, *, passes=1, batch=512, all_sum=
     """Regress on the coins of these visits: `passes` times over them in batches of about `batch` (over all ranks).
 
     Which batch a visit falls in is a hash of its address, so every rank layout makes the same updates. Returns the mean loss
-    of the last pass, before its updates (a float; 1.0 = knows nothing, and 1 - mean 1/n is the best there is).
+    of the last pass, before its updates (a float; the best there is is 1 - mean 1/n).
     """
     coins_NC = draw_coins(address_N, net.head[-1].out_features)
     batches = max(1, round(float(all_sum(torch.tensor(float(len(address_N)), device=hidden_ND.device))) / batch))

@@ -1,4 +1,4 @@
-"""Sampling from any Hugging Face causal language model, fast enough to train with.
+"""Sampling from Hugging Face causal language models (Qwen2/2.5/3, Llama), fast enough to train with.
 
 A fixed number of slots shares one key-value cache. Each prompt is prefilled once and its keys and values copied to its n
 samples; a row that finishes leaves, the last row moves into its slot, and waiting prompts enter as soon as n slots are free: no
