@@ -25,6 +25,7 @@ import threading
 import time
 import traceback
 from collections import deque
+from concurrent.futures import CancelledError, Future
 from typing import NamedTuple
 
 OUTCOMES = ("right", "wrong", "unparsable", "timeout", "unsafe", "error")
@@ -48,6 +49,7 @@ class Pool:
         self.size, self.deadline, self.memory = max(1, int(workers)), float(deadline), int(memory)
         self.last_error = None                   # text of the last traceback of a grader, for the log
         self._workers, self._lock, self._libraries, self._spare = [], threading.Lock(), {}, 0
+        self._era = 0                            # how often it was closed
 
     def __enter__(self):
         return self
@@ -56,23 +58,50 @@ class Pool:
         self.close()
 
     def close(self):
-        """Kill every worker. The pool may be used again: it starts new ones."""
+        """Kill every worker; grading that other threads began ends with CancelledError. The pool may be used again."""
+        self._era += 1
+        for worker in self._workers[:]:          # wakes the thread that listens to them
+            worker.process.kill()
+        with self._lock:
+            self._clear()
+
+    def _clear(self):
         for worker in self._workers:
             worker.kill()
         self._workers = []
 
     def grade(self, jobs):
         """[(function, *arguments), ...] -> [Grade, ...] in the same order."""
+        return self._begin(list(jobs), self._era)
+
+    def start(self, jobs):
+        """grade(jobs) in the background -> a Future whose result() is the grades, or raises what grade() raised."""
+        future, jobs, era = Future(), list(jobs), self._era
+
+        def work():
+            try:
+                future.set_result(self._begin(jobs, era))
+            except BaseException as error:
+                future.set_exception(error)
+        threading.Thread(target=work, daemon=True).start()
+        return future
+
+    def _begin(self, jobs, era):
         with self._lock:
             try:
-                return self._grade(list(jobs))
-            except BaseException:                # Ctrl-C: nobody will read the replies of the jobs now running
-                self.close()
+                grades = self._grade(jobs, era)
+                if self._era != era:
+                    raise CancelledError("the pool was closed while it graded")
+                return grades
+            except BaseException as error:       # Ctrl-C, say: nobody will read the replies of the jobs now running
+                self._clear()
+                if self._era != era and isinstance(error, RuntimeError):         # it was killed while it started
+                    raise CancelledError("the pool was closed while it graded") from error
                 raise
 
-    def _grade(self, jobs):
+    def _grade(self, jobs, era):
         grades, todo = [None] * len(jobs), deque(range(len(jobs)))
-        while any(worker.chunk for worker in self._workers) or todo:
+        while self._era == era and (todo or any(worker.chunk for worker in self._workers)):
             self._hand_out(jobs, todo)
             for worker in self._wait():
                 self._read(worker, grades, todo)

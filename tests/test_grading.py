@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import CancelledError
 from pathlib import Path
 
 import pytest
@@ -190,6 +191,42 @@ def test_interrupt_leaves_a_usable_pool():
             own.grade([(nap, 20.0)])
         assert own._workers == []
         assert [grade.reward for grade in own.grade(echoes(0, 10))] == list(range(10))
+
+
+def test_in_the_background(pool):
+    futures = [pool.start(echoes(100 * i, 100 * i + 100)) for i in range(3)]
+    assert [grade.reward for future in futures for grade in future.result()] == list(range(300))
+    slow = pool.start([(nap, 0.3)])
+    assert not slow.done() and slow.result() == [Grade(0.3, "right")]
+
+
+def test_what_grading_raises_comes_through_the_future(pool):
+    with pytest.raises(AttributeError, match="pickle"):
+        pool.start([(lambda: None,)]).result()
+    assert pool.grade([(echo, 1)])[0].reward == 1
+
+
+def test_closing_ends_what_runs_and_what_waits_in_the_background():
+    with Pool(workers=1, deadline=600.0) as own:
+        own.grade([(echo, 0)])
+        futures = [own.start([(spin,)]), own.start([(spin,)])]
+        time.sleep(0.3)                          # the first is at it, the second queues
+        own.close()
+        for future in futures:
+            with pytest.raises(CancelledError, match="closed while it graded"):
+                future.result(20)
+        assert own._workers == []
+        assert [grade.reward for grade in own.grade(echoes(0, 10))] == list(range(10))
+
+
+def test_interrupt_while_it_waits_for_the_background():
+    with pytest.raises(KeyboardInterrupt), Pool(workers=1, deadline=600.0) as own:
+        future = own.start([(spin,)])
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+        future.result()
+    with pytest.raises(CancelledError):
+        future.result(20)
+    assert own._workers == []
 
 
 PARENT = """
