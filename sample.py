@@ -18,6 +18,7 @@ from transformers import DynamicCache
 
 from nanomerci.address import address, uniform
 from nanomerci.config import UserError, run_command
+from nanomerci.model import CACHE
 from nanomerci.rollout import Rollout, pad
 
 
@@ -117,7 +118,7 @@ def generate(model, prompts, n, *, max_new_tokens, eos_id, temperature=1.0, top_
             entering = [waiting.pop() for _ in range(min(len(waiting), (slots - len(row_S)) // n))]
             if max(len(prompts[p]) for p in entering) > 1:  # all but the last token, which the first step of decoding reads
                 prefilled = DynamicCache()
-                model.base_model(pad([prompts[p][:-1] for p in entering], device=device), past_key_values=prefilled, use_cache=True)
+                model.base_model(pad([prompts[p][:-1] for p in entering], device=device), use_cache=True, **{CACHE: prefilled})
                 cache.admit(len(row_S), prefilled, n)
             new_S = (torch.tensor(entering, device=device)[:, None] * n + torch.arange(n, device=device)).flatten()
             row_S, position_S = torch.cat([row_S, new_S]), torch.cat([position_S, start_B[new_S] - 1])
@@ -128,7 +129,7 @@ def generate(model, prompts, n, *, max_new_tokens, eos_id, temperature=1.0, top_
         seen_SL = torch.arange(cache.longest, device=device) <= position_S[:, None]
         hidden_S1D = model.base_model(
             tokens_BT[row_S, position_S][:, None], position_ids=position_S[:, None], attention_mask=seen_SL[:, None, None],
-            past_key_values=cache, use_cache=True).last_hidden_state  # fmt: skip
+            use_cache=True, **{CACHE: cache}).last_hidden_state  # fmt: skip
         logits_SV = model.get_output_embeddings()(hidden_S1D[:, 0]).float()
         position_S = position_S + 1
         chance_S = uniform(address("draw", seed, number_B[row_S], position_S))

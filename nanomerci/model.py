@@ -5,10 +5,11 @@ All of nanoMERCI asks two things of a model: hidden states of a padded batch, an
 Axes: B rows, T token positions, N response tokens, D hidden width, V vocabulary.
 """
 import copy
+import inspect
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from kernels.cfn_score import cfn_score
@@ -19,6 +20,8 @@ from nanomerci.rollout import micro_batches
 from nanomerci.state import newest
 
 transformers_logging.disable_progress_bar()
+# a forward's argument for keys and values seen before: transformers 5.24 renamed it
+CACHE = "cache" if "cache" in inspect.signature(LlamaModel.forward).parameters else "past_key_values"
 
 
 def load(name, device="cpu", dtype=torch.float32):
