@@ -1,3 +1,4 @@
+#!/usr/bin/env python
 """nanoMERCI: train a language model with verifiable rewards, and pay it a little for going where it has rarely been.
 
     python train.py                                     the default recipe: a tiny model learns SQL in minutes on a CPU
@@ -5,7 +6,7 @@
     python train.py smollm2_arithmetic --model DIR      a real pretrained model, the same code
     torchrun --nproc-per-node=8 train.py RECIPE         many GPUs
     python train.py --resume runs/toy_sql-seed0         go on where a run was stopped or killed
-    python train.py --help                              every option
+    python train.py --help                              every option; --list: recipes, tasks, bonuses
 
 The loop in main() is the picture of the README: sample, grade, compare within the group; look how new the visited states were,
 add the exploration advantage; update the policy; count the states. The algorithms are in the files it calls.
@@ -20,12 +21,17 @@ from pathlib import Path
 # A thread that waits for another spins, by default for so long that on busy cores a step takes 10 x (measured); sleep sooner.
 os.environ.setdefault("GOMP_SPINCOUNT", "50000")
 
+from nanomerci import config
+
+if __name__ == "__main__":
+    config.early(sys.argv[1:])  # --help and mistakes are answered before torch has loaded
+
 import torch
 
 import cfn
 import dapo
 import grpo
-from nanomerci import config, dist, dryrun, merci, plots, state, tasks
+from nanomerci import dist, dryrun, merci, plots, state, tasks
 from nanomerci.address import address, seed
 from nanomerci.evaluate import evaluate
 from nanomerci.grading import Pool
@@ -141,7 +147,7 @@ def main():
             # log, evaluate, save
             metrics = {"step": step, "lr": rate, "merci/gamma": gamma, "cfn/loss": cfn_loss, "grad_norm": learned.pop("grad_norm")}
             metrics |= dist.mean(tally(roll, grade_B, reward_B.view(-1, c.group), adv_PG, merged_PG, bonus_PG, invn_BT, kept_BT) | learned)
-            log.samples(step, c.group, problem_B, text_B, grade_B, merged_PG, bonus_PG)
+            log.samples(step, c.group, problem_B, text_B, grade_B, merged_PG, bonus_PG, roll, tokenizer, invn_BT)
             last = step == c.steps
             if last or c.eval_every and step % c.eval_every == 0:
                 metrics |= examine(step)

@@ -4,13 +4,15 @@ import os
 import signal
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 from tqdm import tqdm
 
-from nanomerci import dist
+from nanomerci import dist, plots
 from nanomerci.config import write as write_config
 from nanomerci.grading import OUTCOMES
+from nanomerci.rollout import pieces
 from nanomerci.state import newest, truncate
 
 
@@ -25,18 +27,22 @@ def bar(total, description, unit, initial=0):
 
 
 FILES = ("metrics.jsonl", "samples.jsonl", "evals.jsonl")
+COLOURED = 1000  # tokens of a sample that keep their 1/n, for the report's heat map
+PAUSE, SHARE = 10.0, 0.02  # the report is written anew at most so often (seconds), and for at most that share of a run's time
 
 
 class Log:
     """The files of a run folder, cut back to step `done` (a resumed run writes the later lines again)."""
 
     def __init__(self, folder, c, done):
-        self.folder, self.warned, self.c, self.bar = Path(folder), set(), c, None
+        self.folder, self.warned, self.c, self.bar, self.next_report = Path(folder), set(), c, None, 0.0
+        self.also = lambda m: None
         if dist.rank == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             for name in FILES:
                 truncate(self.folder / name, done)
             write_config(c, self.folder / "config.yaml")
+            self.also = LOGGERS[c.logger](c, self.folder, done)
 
     def progress(self, first, last):
         """The steps, with a progress bar."""
@@ -51,6 +57,7 @@ class Log:
             answers, seconds = self.c.prompts * self.c.group, m["time/step"] - m.get("time/eval", 0.0)
             m = m | {"tokens_per_s": m["length/mean"] * answers / seconds}
         self.write("metrics.jsonl", m)
+        self.also(m)
         if "eval/problems" in m:
             K = max(int(name.split("@")[1]) for name in m if name.startswith("eval/mean@") and name[-1].isdigit())
             shown = [f"{name} {m[f'eval/{name}']:.3f}" for name in (f"mean@{K}", f"pass@{K}") if f"eval/{name}" in m]
@@ -59,13 +66,25 @@ class Log:
             watched = {"reward": "reward/mean", "mixed": "groups/mixed", "entropy": "entropy", "1/n": "cfn/invn", "bonus": "merci/share"}
             self.bar.set_postfix({short: f"{m[name]:.3f}" for short, name in watched.items()})
             self.alarms(m["step"], m)
+        if dist.rank == 0 and time.perf_counter() > self.next_report:
+            start = time.perf_counter()
+            plots.report(self.folder, pictures=False)
+            now = time.perf_counter()
+            self.next_report = now + max(PAUSE, (now - start) / SHARE)
 
-    def samples(self, step, G, problem_B, text_B, grade_B, adv_PG, bonus_PG):
-        """The first group of each step, whole: what was asked, written, graded, and what it was worth."""
-        self.write("samples.jsonl", {
+    def samples(self, step, G, problem_B, text_B, grade_B, adv_PG, bonus_PG, roll, tokenizer, invn_BT):
+        """The first group of each step, whole: what was asked, written, graded, what it was worth, and how new each token was."""
+        if dist.rank:
+            return
+        record = {
             "step": step, "id": problem_B[0].id, "prompt": problem_B[0].prompt, "answers": text_B[:G],
             "outcomes": [g.outcome for g in grade_B[:G]], "advantage": [round(a, 4) for a in adv_PG[0].tolist()],
-            "bonus": [round(b, 5) for b in bonus_PG[0].tolist()]})  # fmt: skip
+            "bonus": [round(b, 5) for b in bonus_PG[0].tolist()]}  # fmt: skip
+        if invn_BT.any():
+            at_GT = roll.mask_BT[:G] > 0
+            record["tokens"] = [pieces(tokenizer, row[at][:COLOURED].tolist()) for row, at in zip(roll.tokens_BT, at_GT)]
+            record["invn"] = [[float(f"{x:.3g}") for x in row[at][:COLOURED].tolist()] for row, at in zip(invn_BT, at_GT)]
+        self.write("samples.jsonl", record)
 
     def summary(self):
         """Print the table before / after."""
@@ -111,6 +130,34 @@ class Log:
                       "the data is off-policy. Try --dtype float32")  # fmt: skip
         if m["outcome/error"] > 0:
             self.once("error", f"step {step}: the grader itself failed on {m['outcome/error']:.1%} of the answers (counted as wrong)")
+
+
+def tensorboard(c, folder, done):
+    """-> a function that writes the numbers of a step to RUN/tensorboard; what a killed run wrote after step `done` is dropped."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    board = SummaryWriter(folder / "tensorboard", purge_step=done + 1)
+
+    def write(m):
+        for name in filter(lambda name: name != "step" and plots.is_number(m[name]), m):
+            board.add_scalar(name, m[name], m["step"])
+        board.flush()
+
+    return write
+
+
+def wandb(c, folder, done):
+    """-> a function that logs a step to Weights & Biases; a resumed run goes on in the same place. Offline: WANDB_MODE=offline."""
+    import wandb
+
+    known = folder / "wandb_id"
+    if not known.exists():
+        known.write_text(wandb.util.generate_id())
+    run = wandb.init(project="nanomerci", name=folder.name, dir=folder, id=known.read_text(), resume="allow", config=asdict(c))
+    return lambda m: run.log({name: value for name, value in m.items() if plots.is_number(value)}, step=m["step"])
+
+
+LOGGERS = {"none": lambda c, folder, done: lambda m: None, "tensorboard": tensorboard, "wandb": wandb}
 
 
 def tally(roll, grade_B, reward_PG, adv_PG, merged_PG, bonus_PG, invn_BT, kept_BT):
