@@ -6,10 +6,12 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
+from secrets import token_hex
 
 from tqdm import tqdm
 
 from nanomerci import dist, plots
+from nanomerci.config import UserError
 from nanomerci.config import write as write_config
 from nanomerci.grading import OUTCOMES
 from nanomerci.rollout import pieces
@@ -152,8 +154,13 @@ def wandb(c, folder, done):
 
     known = folder / "wandb_id"
     if not known.exists():
-        known.write_text(wandb.util.generate_id())
-    run = wandb.init(project="nanomerci", name=folder.name, dir=folder, id=known.read_text(), resume="allow", config=asdict(c))
+        known.write_text(token_hex(4))
+    try:
+        run = wandb.init(project="nanomerci", name=folder.name, dir=folder, id=known.read_text(), resume="allow", config=asdict(c),
+                         settings=wandb.Settings(console="off"))  # fmt: skip
+    except wandb.Error as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"--logger wandb: {reason}; log in with `wandb login`, or set WANDB_MODE=offline") from None
     return lambda m: run.log({name: value for name, value in m.items() if plots.is_number(value)}, step=m["step"])
 
 

@@ -97,7 +97,7 @@ def test_list_has_recipes_tasks_and_bonuses(capsys):
 def test_the_shell_completes_options_and_values(capsys, tmp_path):
     """The script that tyro makes, in a real bash."""
     (tmp_path / "script").write_text(printed(capsys, "--tyro-print-completion", "bash"))
-    ask = "source script; COMP_WORDS=(train.py %s); COMP_CWORD=%d; _tyro_train_py; echo ${COMPREPLY[*]}"
+    ask = "source ./script; COMP_WORDS=(train.py %s); COMP_CWORD=%d; _tyro_train_py; echo ${COMPREPLY[*]}"
     for words, completed in (("--gam", "--gamma --gamma_decay"), ("--algo ''", "grpo dapo dr_grpo"), ("toy_sql --sav", "--save_every")):
         done = subprocess.run(["bash", "-c", ask % (words, len(words.split()))], cwd=tmp_path, capture_output=True, text=True)
         assert (done.stdout, done.stderr) == (completed + "\n", "")
