@@ -27,6 +27,11 @@ def centred(reward_PG):  # [DrGRPO:advantage]
     return shifted_PG - shifted_PG.mean(1, keepdim=True)
 
 
+def per_token(adv_B):
+    """An advantage a response, (B,), stands for all its tokens: (B, 1). One a token, (B, T), is left as it is."""
+    return adv_B if adv_B.dim() == 2 else adv_B[:, None]
+
+
 def ratio(logp_BT, logp_old_BT):
     """pi / pi_old of each token; the log-ratio is kept within +-20 so that one absurd token cannot overflow the batch."""
     return (logp_BT - logp_old_BT).clamp(-20, 20).exp()
@@ -34,15 +39,15 @@ def ratio(logp_BT, logp_old_BT):
 
 def surrogate(logp_BT, logp_old_BT, adv_B, clip_low=0.2, clip_high=0.2):  # [GRPO:surrogate]
     """Per-token loss -min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A), shape (B, T). adv: (B,), or (B, T) per token."""
-    adv_BT = adv_B if adv_B.dim() == 2 else adv_B[:, None]
+    adv_BT = per_token(adv_B)
     rho_BT = ratio(logp_BT, logp_old_BT)
     return -torch.minimum(rho_BT * adv_BT, rho_BT.clamp(1 - clip_low, 1 + clip_high) * adv_BT)
 
 
 def clipped(logp_BT, logp_old_BT, adv_B, clip_low=0.2, clip_high=0.2):
     """Where the clip holds the gradient back: (below, above), bool (B, T). Below only matters to A < 0, above to A > 0."""
-    rho_BT = ratio(logp_BT, logp_old_BT)
-    return (rho_BT < 1 - clip_low) & (adv_B[:, None] < 0), (rho_BT > 1 + clip_high) & (adv_B[:, None] > 0)
+    rho_BT, adv_BT = ratio(logp_BT, logp_old_BT), per_token(adv_B)
+    return (rho_BT < 1 - clip_low) & (adv_BT < 0), (rho_BT > 1 + clip_high) & (adv_BT > 0)
 
 
 def kl(logp_BT, logp_ref_BT):  # [GRPO:kl]

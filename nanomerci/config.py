@@ -32,8 +32,8 @@ class Config:
     """Policy: a Hugging Face folder or hub id, a run folder, or `tiny`, built and warm-started here."""
     algo: Literal["grpo", "dapo", "dr_grpo"] = "grpo"
     """Advantage and loss: grpo (DeepSeekMath), dapo, dr_grpo (GRPO without std and length normalisation)."""
-    bonus: Literal["none", "cfn"] = "cfn"
-    """Exploration bonus: none, or cfn (MERCI: 1/n by a Coin Flipping Network)."""
+    bonus: Literal["none", "cfn", "elliptical", "outcome", "rnd", "entropy", "surprisal", "random"] = "cfn"
+    """Exploration bonus: none; cfn (MERCI: 1/n by a Coin Flipping Network); rivals and controls (nanomerci/rivals.py)."""
 
     # ---- the data of --task math and sql
     train_data: str = ""
@@ -60,6 +60,8 @@ class Config:
     # ---- a step
     steps: int = 60
     """Training steps; each samples one batch and learns from it."""
+    budget: int = 0
+    """Prompts after which training ends even before --steps, 0 = no bound. For equal samples where dapo takes more a step."""
     prompts: int = 16
     """P, prompts a step, over all ranks."""
     group: int = 8
@@ -90,8 +92,10 @@ class Config:
     """Gradient norm above which gradients are scaled down."""
     clip_low: float = 0.2
     """The ratio pi / pi_old is clipped below 1 - clip_low."""
-    clip_high: float = 0.2
-    """... and above 1 + clip_high (DAPO: 0.28)."""
+    clip_high: float = -1.0
+    """... and above 1 + clip_high; -1 = the algorithm's own, 0.2 (dapo: 0.28, "clip-higher")."""
+    rounds: int = 0
+    """dapo: rounds of sampling a step may take to find P groups that carry signal; 0 = 10, 1 = no dynamic sampling."""
     kl: float = 0.0
     """Weight of the k3 KL to the initial policy (DeepSeekMath: 0.04; MERCI's stand-ins: 0)."""
     old_logp: Literal["sampler", "trainer"] = "trainer"
@@ -114,6 +118,10 @@ class Config:
     """Third filter: drop tokens that the task calls noise."""
     bonus_form: Literal["variance", "deviation", "sum"] = "variance"
     """Trajectory bonus: sqrt(mean 1/n) (MERCI), mean of sqrt(1/n) (its ablation), sqrt(sum 1/n) (proposition 1 to the letter)."""
+    credit: Literal["response", "token"] = "response"
+    """Whom the bonus is paid to: every token of a response alike (MERCI), or each token for the uncertainty from it on (UBE)."""
+    dead_groups: bool = False
+    """Whether groups that are all wrong or all right get a bonus too, of at most alpha (MERCI: no)."""
 
     # ---- the counter (CFN)
     coins: int = 20
@@ -206,10 +214,12 @@ def check(c):
     need(0 <= c.alpha < 1, "alpha", c.alpha, "wanted 0 <= alpha < 1, or a wrong answer could earn a positive advantage")
     need(0 < c.top <= 1, "top", c.top, "is a share of tokens; wanted above 0, at most 1")
     for name in ("gamma", "kl", "gamma_decay", "overlong_buffer", "warmup", "save_every", "eval_every", "weight_decay", "cfn_rehearse",
-                 "threads", "clip_low", "clip_high", "cfn_hidden"):  # fmt: skip
+                 "threads", "clip_low", "clip_high", "cfn_hidden", "rounds", "budget"):  # fmt: skip
         need(0 <= getattr(c, name) < float("inf"), name, getattr(c, name), "wanted 0 or more")
     need(0 <= c.beta2 < 1, "beta2", c.beta2, "wanted 0 <= beta2 < 1")
     need(abs(c.seed) < 2**62, "seed", c.seed, "is too large")
+    need(c.algo == "dapo" or c.rounds == 1, "rounds", c.rounds, f"dynamic sampling belongs to --algo dapo; wanted 1 with {c.algo}")
+    need(c.bonus != "entropy" or c.credit == "response", "credit", c.credit, "the entropy bonus is per token anyway; wanted response")
     need(c.cfn_trunk == "frozen" or not c.kl, "cfn_trunk", c.cfn_trunk, "--kl needs the frozen trunk; wanted frozen, or --kl 0")
     need(c.overlong_buffer < c.max_new_tokens, "overlong_buffer", c.overlong_buffer,
          f"wanted less than --max_new_tokens {c.max_new_tokens}")  # fmt: skip
@@ -315,7 +325,9 @@ def parse(argv):
         if missing := set(names) - set(saved):
             raise UserError(f"{c.resume}/config.yaml: lacks {', '.join(sorted(missing)[:3])}; it is not the configuration of a run")
         c = Config(**{**saved, "resume": c.resume, "out": c.resume, **({"steps": c.steps} if "steps" in given else {})})
-    return check(dataclasses.replace(c, out=c.out or f"runs/{path.stem}-seed{c.seed}"))
+    own = {"clip_high": 0.28 if c.algo == "dapo" else 0.2} if c.clip_high == -1 else {}
+    own |= {"rounds": 10 if c.algo == "dapo" else 1} if c.rounds == 0 else {}
+    return check(dataclasses.replace(c, out=c.out or f"runs/{path.stem}-seed{c.seed}", **own))
 
 
 def loading():

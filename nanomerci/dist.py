@@ -5,6 +5,7 @@ scores and differentiates its own share of the prompts; sums make it one batch a
 """
 import datetime
 import os
+from bisect import bisect
 
 import torch
 import torch.distributed as td
@@ -47,13 +48,32 @@ def barrier():
         td.barrier()
 
 
-def share(prompts, minibatches):
-    """This rank's share of a step's prompts, as a slice: every world-th one, so that mini-batch m holds the same prompts however
-    many ranks there are."""
-    if prompts % (world * minibatches):
-        raise UserError(f"--prompts {prompts}: must be a multiple of {world} ranks x {minibatches} mini-batches; "
-                        f"try {world * minibatches * -(-prompts // (world * minibatches))}")  # fmt: skip
+def any(flag):
+    """Whether the flag is set on any rank."""
+    return bool(sum_(torch.tensor(float(bool(flag)))))
+
+
+def share(prompts):
+    """This rank's share of a round's prompts, as a slice: every world-th one."""
+    if prompts % world:
+        raise UserError(f"--prompts {prompts}: must be a multiple of the {world} ranks; try {world * -(-prompts // world)}")
     return slice(rank, None, world)
+
+
+def groups(batches):
+    """How many groups these batches hold, over all ranks."""
+    return int(sum_(torch.tensor(sum(len(batch.number_P) for batch in batches))))
+
+
+def place(number_P):
+    """Each group's place in the order of the groups of all ranks. Numbers are positions in the stream of problems -> int64."""
+    order = sorted(gather(number_P.tolist()))
+    return torch.tensor([bisect(order, n) - 1 for n in number_P.tolist()], dtype=torch.int64, device=number_P.device)
+
+
+def mini_batch(number_P, count):
+    """Which of `count` equal mini-batches each group belongs to: the same whichever ranks hold them."""
+    return place(number_P) * count // max(1, int(sum_(torch.tensor(len(number_P)))))
 
 
 def gather(items):

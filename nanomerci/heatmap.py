@@ -11,11 +11,13 @@ Axes: n samples a prompt, B = n rows, T token positions, N tokens, D hidden widt
 """
 import textwrap
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
 import cfn
+from kernels.cfn_score import cfn_score
 from nanomerci import plots, state
 from nanomerci.address import address, seed
 from nanomerci.config import Config, UserError, read
@@ -80,7 +82,7 @@ def examine(model, tokenizer, roll, *, trunk, net, noise_B, temperature=1.0):
     noise_B: character spans a response that the third filter drops. 1/n is kept to 9 digits, so that the page computes with
     the very float32 numbers Python has; log-prob and entropy are those at `temperature`, in nats.
     """
-    invn_BT = look_at(trunk, roll, torch.zeros_like(roll.tokens_BT), net=net)[0]
+    invn_BT = look_at(trunk, roll, torch.zeros_like(roll.tokens_BT), score=partial(cfn_score, net=net))[0]
     logp_BT, entropy_BT = token_logp(model, roll.tokens_BT, roll.mask_BT, temperature or 1.0)
     noise_BT = noise_mask(tokenizer, roll, noise_B)
     out = []

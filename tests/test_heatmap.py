@@ -137,6 +137,7 @@ def test_examine_is_the_counter_and_the_model(run):
     source = heatmap.Run.of(run)
     model, tokenizer = heatmap.load(run)
     trunk, net = source.counter(model, "cpu")
+    score = lambda hidden_ND: cfn.inverse_count(net(hidden_ND))
     roll = draw_answers(model, tokenizer, "who is oldest in 'ops' ?", 2)
     shown = heatmap.examine(model, tokenizer, roll, trunk=trunk, net=net, noise_B=[[(0, 3)], []])
     for row, s in enumerate(shown):
@@ -152,7 +153,7 @@ def test_examine_is_the_counter_and_the_model(run):
         assert s["entropy"] == pytest.approx((-logits_TV.exp() * logits_TV).sum(-1)[columns - 1].tolist(), rel=2e-3, abs=1e-3)
         assert (
             torch.tensor(s["invn"]).tolist()
-            == heatmap.look_at(trunk, roll, torch.zeros_like(roll.tokens_BT), net=net)[0][row, columns].tolist()
+            == heatmap.look_at(trunk, roll, torch.zeros_like(roll.tokens_BT), score=score)[0][row, columns].tolist()
         )
         assert "".join(s["tokens"]) == tokenizer.decode(ids[columns])
     assert shown[0]["noise"][0] and not any(shown[0]["noise"][1:]) and not any(shown[1]["noise"])
@@ -173,8 +174,9 @@ def test_a_counter_made_now_knows_the_beaten_track(run):
     net = heatmap.count_now(model, tokenizer, ids, 32, max_new_tokens=4, temperature=1.0)
     common = draw_answers(model, tokenizer, "who is oldest in 'ops' ?", 32, longest=1, seed=9)
     strange = draw_answers(model, tokenizer, "where live people from 'oslo' under 50 years ?", 32, longest=4, seed=9)
+    score = lambda hidden_ND: cfn.inverse_count(net(hidden_ND))
     invn = [
-        heatmap.look_at(model, roll, torch.zeros_like(roll.tokens_BT), net=net)[0][roll.mask_BT > 0].mean()
+        heatmap.look_at(model, roll, torch.zeros_like(roll.tokens_BT), score=score)[0][roll.mask_BT > 0].mean()
         for roll in (common, strange)
     ]
     assert invn[0] < 0.5 * invn[1]

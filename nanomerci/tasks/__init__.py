@@ -123,16 +123,14 @@ def fit(task, length, limit, tests):
     return longest, left
 
 
-def pick(problems, cursor, count, seed):
-    """Problems number cursor .. cursor + count - 1 of the endless stream that goes through all of them, each time in a new
-    order: a function of the position alone, so a resumed run goes on where it was."""
+def pick(problems, numbers, seed):
+    """The problems at these positions of the endless stream that goes through all of them, each time in a new order: a
+    function of the position alone, so a resumed run goes on where it was."""
     import torch
 
     from nanomerci.address import address
 
     orders = {}
-    for i in range(cursor, cursor + count):
-        epoch, place = divmod(i, len(problems))
-        if epoch not in orders:
-            orders[epoch] = address("order", seed, epoch, torch.arange(len(problems))).argsort().tolist()
-        yield problems[orders[epoch][place]]
+    for epoch in {n // len(problems) for n in numbers}:
+        orders[epoch] = address("order", seed, epoch, torch.arange(len(problems))).argsort().tolist()
+    return [problems[orders[n // len(problems)][n % len(problems)]] for n in numbers]
