@@ -325,9 +325,14 @@ def parse(argv):
         if missing := set(names) - set(saved):
             raise UserError(f"{c.resume}/config.yaml: lacks {', '.join(sorted(missing)[:3])}; it is not the configuration of a run")
         c = Config(**{**saved, "resume": c.resume, "out": c.resume, **({"steps": c.steps} if "steps" in given else {})})
+    return check(resolved(dataclasses.replace(c, out=c.out or f"runs/{path.stem}-seed{c.seed}")))
+
+
+def resolved(c):
+    """The algorithm's own values where none are given."""
     own = {"clip_high": 0.28 if c.algo == "dapo" else 0.2} if c.clip_high == -1 else {}
     own |= {"rounds": 10 if c.algo == "dapo" else 1} if c.rounds == 0 else {}
-    return check(dataclasses.replace(c, out=c.out or f"runs/{path.stem}-seed{c.seed}", **own))
+    return dataclasses.replace(c, **own)
 
 
 def loading():

@@ -140,10 +140,9 @@ def samples(records):
 def commands(run, options):
     """Commands that make the same run: from its config.yaml, and from the recipe that is nearest to it."""
     again = f"python train.py {shlex.quote(str(run / 'config.yaml'))} --out {shlex.quote(f'{run}-again')}"
-    known = {f.name: f.default for f in dataclasses.fields(config.Config)}
     differing = {}
     for recipe in config.recipes():
-        base = known | config.read(config.RECIPES / f"{recipe}.yaml")
+        base = dataclasses.asdict(config.resolved(config.Config(**config.read(config.RECIPES / f"{recipe}.yaml"))))
         differing[recipe] = {k: v for k, v in options.items() if base[k] != v and k not in ("out", "resume")}
     recipe = min(differing, key=lambda r: (len(differing[r]), r))
     words = [recipe, *(word for k, v in differing[recipe].items() for word in (f"--{k}", str(v)))]

@@ -62,5 +62,5 @@ def listing():
             lines.append(wrapped(f"  {name}", about, 26))
     lines.append(wrapped("  math, sql", meaning["train_data"], 26))
     for option in ("bonus", "algo"):
-        lines += ["", wrapped(f"--{option}", meaning[option], 26)]
+        lines += ["", f"--{option} {'|'.join(config.Config.__dataclass_fields__[option].type.__args__)}", wrapped("", meaning[option], 26)]
     return "\n".join(lines)
