@@ -46,10 +46,8 @@ def main():
         raise config.UserError(f"--shard {c.shard}: sharded training is not there yet; --shard none trains whole replicas")
     device, run = dist.start(c.device), Path(c.out)
     torch.set_num_threads(c.threads or torch.get_num_threads())
-    if not c.resume and any(run.glob("checkpoints/step_*")):
-        raise config.UserError(f"--out {run}: already holds a run; go on with --resume {run}, or choose another --out")
-    if not c.resume and ((run / "config.yaml").exists() or run.exists() and not run.is_dir()):
-        raise config.UserError(f"--out {run}: holds a run without a checkpoint, or is a file; remove it, or choose another --out")
+    if not c.resume:
+        state.claim(run)
     task = tasks.load(c, cache_folder())
     policy, trunk, tokenizer = load_models(c, run, task, device)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=c.lr, betas=(0.9, c.beta2), weight_decay=c.weight_decay)
@@ -163,10 +161,9 @@ def main():
             stopping = dist.any(stop.asked)
             if last or stopping or c.save_every and step % c.save_every == 0:
                 save(step)
-            if last:
-                break
-            if stopping:
+            if stopping and not last:
                 say(f"stopped after step {step}; go on with: python train.py --resume {run}")
+            if last or stopping:
                 break
     log.summary()
     dist.finish()
@@ -212,7 +209,7 @@ def update(c, policy, optimizer, rate, batch, first, adv, precision, where):
 
     new_BT, old_BT = torch.zeros_like(roll.logp_BT), roll.logp_BT.clone()
     fresh_B = (batch.number_P >= first).repeat_interleave(c.group)
-    learning_B = torch.ones_like(fresh_B) if c.kl else adv.view(len(fresh_B), -1).any(1)
+    learning_B = torch.ones_like(fresh_B) if c.kl else (adv != 0) if adv.dim() == 1 else (adv != 0).any(1)
     if c.minibatches > 1 and c.old_logp == "trainer":
         with torch.no_grad():
             for part in micro_batches(roll.end_B[fresh_B], c.micro_tokens):
