@@ -1,3 +1,4 @@
+#!/usr/bin/env python
 """nanoMERCI: train a language model with verifiable rewards, and pay it a little for going where it has rarely been.
 
     python train.py                                     the default recipe: a tiny model learns SQL in minutes on a CPU
@@ -5,7 +6,7 @@
     python train.py smollm2_arithmetic --model DIR      a real pretrained model, the same code
     torchrun --nproc-per-node=8 train.py RECIPE         many GPUs
     python train.py --resume runs/toy_sql-seed0         go on where a run was stopped or killed
-    python train.py --help                              every option
+    python train.py --help                              every option; --list: recipes, tasks, bonuses
 
 The loop in main() is the picture of the README: sample, grade, compare within the group; look how new the visited states were,
 add the exploration advantage; update the policy; count the states. The algorithms are in the files it calls.
@@ -20,11 +21,16 @@ from pathlib import Path
 # A thread that waits for another spins, by default for so long that on busy cores a step takes 10 x (measured); sleep sooner.
 os.environ.setdefault("GOMP_SPINCOUNT", "50000")
 
+from nanomerci import config
+
+if __name__ == "__main__":
+    config.early(sys.argv[1:])  # --help and mistakes are answered before torch has loaded
+
 import torch
 
 import dapo
 import grpo
-from nanomerci import config, dist, dryrun, explore, merci, plots, state, tasks
+from nanomerci import dist, dryrun, explore, merci, plots, state, tasks
 from nanomerci.address import address, seed
 from nanomerci.evaluate import evaluate
 from nanomerci.grading import Pool
@@ -152,7 +158,7 @@ def main():
             metrics = {"step": step, "prompts": cursor, "lr": rate, "merci/gamma": gamma, "cfn/loss": cfn_loss,
                        "groups/used": used, "grad_norm": learned.pop("grad_norm")}  # fmt: skip
             metrics |= dist.mean(tally(Experience.join(asked), batch, adv_PG, merged) | learned)
-            log.samples(step, batch, merged)
+            log.samples(step, batch, merged, tokenizer)
             last = step == c.steps or 0 < c.budget <= cursor
             if last or c.eval_every and step % c.eval_every == 0:
                 metrics |= examine(step)

@@ -7,9 +7,11 @@ Numbers of the MERCI paper are marked (MERCI), of DAPO (DAPO); a choice of ours 
 import dataclasses
 import difflib
 import os
+import re
 import sys
 from contextlib import redirect_stderr
 from dataclasses import dataclass
+from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 from typing import Literal
@@ -178,6 +180,8 @@ class Config:
     """Samples in flight at once on a rank; bounds the key-value cache."""
     threads: int = 0
     """CPU threads, 0 = torch's choice."""
+    logger: Literal["none", "tensorboard", "wandb"] = "none"
+    """Where the metrics go besides metrics.jsonl: nowhere, to RUN/tensorboard, or to Weights & Biases (project nanomerci)."""
     dry_run: bool = False
     """Print what the run would do: prompts, tokens, memory, seconds a step; no GPU and no weights are needed."""
 
@@ -221,6 +225,7 @@ def check(c):
          f"wanted less than --max_new_tokens {c.max_new_tokens}")  # fmt: skip
     for name in ("lr", "cfn_lr", "max_norm", "deadline"):
         need(getattr(c, name) > 0, name, getattr(c, name), "wanted above 0")
+    need(c.logger == "none" or find_spec(c.logger), "logger", c.logger, f"is not installed; pip install {c.logger}, or --logger none")
     return c
 
 
@@ -270,39 +275,48 @@ def recipes():
     return sorted(p.stem for p in RECIPES.glob("*.yaml"))
 
 
-def parse(argv, prog="train.py"):
-    """Command line -> Config. `--help` prints and ends with 0; whatever is wrong raises UserError."""
-    import tyro
-
+def parse(argv):
+    """Command line -> Config. `--help` and `--list` print and end with 0; whatever is wrong raises UserError."""
     names = [f.name for f in dataclasses.fields(Config)]
     bare = lambda word, after: word in ("--dry-run", "--dry_run") and after not in ("True", "False")  # needs no value
     argv = [f"{word}=True" if bare(word, after) else word for word, after in zip(argv, [*argv[1:], ""])]
     recipe = "toy_sql"
     if argv and not argv[0].startswith("-"):
         recipe = argv.pop(0)
+    if "--list" in argv:
+        from nanomerci import usage
+
+        print(usage.listing())
+        sys.exit(0)
     path = Path(recipe) if recipe.endswith((".yaml", ".yml")) else RECIPES / f"{recipe}.yaml"
     if not path.exists():
         raise UserError(f"unknown recipe {recipe}{closest(recipe, recipes())} Recipes: {', '.join(recipes())}, or a YAML file")
     given = {}
     for word in argv:
-        if word.startswith("--") and word not in ("--help",):
+        if word.startswith("--") and word != "--help" and not word.startswith("--tyro-"):  # --tyro-print-completion
             name = word[2:].split("=")[0].replace("-", "_")
             base = name.removeprefix("no_") if name.removeprefix("no_") in names else name
             if base not in names:
                 raise UserError(f"unknown option {word.split('=')[0]}{closest(name, names).replace('mean ', 'mean --')} See --help")
             given[base] = word
     defaults = Config(**read(path))
-    usage = f"python {prog} [RECIPE] [--option value ...]     recipes: {', '.join(recipes())}"
+    if "--help" in argv or "-h" in argv:
+        from nanomerci import usage
+
+        print(usage.help(recipe, defaults))
+        sys.exit(0)
+    import tyro
+
     noise = StringIO()
     try:
         with redirect_stderr(noise):
-            c = tyro.cli(Config, default=defaults, args=argv, prog=f"{prog} [RECIPE]", description=usage,
-                         config=(tyro.conf.FlagConversionOff,), use_underscores=True)  # fmt: skip
+            c = tyro.cli(Config, default=defaults, args=argv, prog="train.py", config=(tyro.conf.FlagConversionOff,), use_underscores=True)
     except SystemExit as stop:
         if not stop.code:
             raise
         words = [line.strip("│╭╮╰╯─ ") for line in noise.getvalue().splitlines()]
-        raise UserError(" ".join(w for w in words if w).replace("Parsing error ", "")[:300]) from None
+        words = " ".join(w for w in words if w).replace("Value error ", "").replace("Parsing error ", "")
+        raise UserError(re.split(" Argument helptext:| For full helptext", words)[0][:300] + "; see python train.py --help") from None
     if c.resume:
         changed = sorted(set(given) - {"resume", "steps"})
         if changed:
@@ -314,6 +328,18 @@ def parse(argv, prog="train.py"):
     own = {"clip_high": 0.28 if c.algo == "dapo" else 0.2} if c.clip_high == -1 else {}
     own |= {"rounds": 10 if c.algo == "dapo" else 1} if c.rounds == 0 else {}
     return check(dataclasses.replace(c, out=c.out or f"runs/{path.stem}-seed{c.seed}", **own))
+
+
+def loading():
+    """The first words a person sees: torch takes seconds to load."""
+    if sys.stderr.isatty() and os.environ.get("RANK", "0") == "0":
+        print("nanoMERCI: loading torch ...", file=sys.stderr, flush=True)
+
+
+def early(argv):
+    """Before torch is loaded: --help, --list, and what is wrong with the words."""
+    run_command(lambda: parse(argv))
+    loading()
 
 
 def run_command(main):

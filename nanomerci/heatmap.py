@@ -23,7 +23,7 @@ from nanomerci.address import address, seed
 from nanomerci.config import Config, UserError, read
 from nanomerci.log import bar
 from nanomerci.model import eos_ids, load, look_at, token_logp
-from nanomerci.rollout import noise_mask
+from nanomerci.rollout import noise_mask, pieces
 from sample import generate
 
 LOW, MIDDLE, HIGH = (67, 132, 196), (247, 247, 247), (202, 54, 48)  # blue, white, red, as in page/common.js
@@ -73,19 +73,6 @@ def count_now(model, tokenizer, ids, samples, *, max_new_tokens, temperature, ru
     counter = cfn.Counter(model.config.hidden_size, device=model.device)
     counter.pretrain(hidden_ND, address_N, passes=max(3, 20000 // max(len(address_N), 1)))
     return counter.net
-
-
-def pieces(tokenizer, ids):
-    """Token ids -> the text each adds. A character that several tokens share stands at the last of them."""
-    out, start, done = [], 0, 0  # decode from `start`, where ids[start:done] have been shown
-    for end in range(1, len(ids) + 1):
-        before, now = tokenizer.decode(ids[start:done]), tokenizer.decode(ids[start:end])
-        if now.endswith("\ufffd") and end < len(ids) and end - done < 8:
-            out.append("")
-        else:
-            out.append(now[len(before):])
-            start, done = done, end
-    return out
 
 
 @torch.no_grad()

@@ -8,9 +8,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from nanomerci import dist
+from nanomerci import dist, plots
 from nanomerci.config import write as write_config
 from nanomerci.grading import OUTCOMES
+from nanomerci.loggers import LOGGERS
+from nanomerci.rollout import pieces
 from nanomerci.state import newest, truncate
 
 
@@ -25,18 +27,22 @@ def bar(total, description, unit, initial=0):
 
 
 FILES = ("metrics.jsonl", "samples.jsonl", "evals.jsonl")
+COLOURED = 1000  # tokens of a sample that keep their 1/n, for the report's heat map
+PAUSE, SHARE = 10.0, 0.02  # the report is written anew at most so often (seconds), and for at most that share of a run's time
 
 
 class Log:
     """The files of a run folder, cut back to step `done` (a resumed run writes the later lines again)."""
 
     def __init__(self, folder, c, done):
-        self.folder, self.warned, self.c, self.bar = Path(folder), set(), c, None
+        self.folder, self.warned, self.c, self.bar, self.next_report = Path(folder), set(), c, None, 0.0
+        self.also = lambda m: None
         if dist.rank == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             for name in FILES:
                 truncate(self.folder / name, done)
             write_config(c, self.folder / "config.yaml")
+            self.also = LOGGERS[c.logger](c, self.folder, done)
 
     def progress(self, first, last):
         """The steps, with a progress bar."""
@@ -51,6 +57,7 @@ class Log:
             answers, seconds = self.c.prompts * self.c.group, m["time/step"] - m.get("time/eval", 0.0)
             m = m | {"tokens_per_s": m["length/mean"] * answers / seconds}
         self.write("metrics.jsonl", m)
+        self.also(m)
         if "eval/problems" in m:
             K = max(int(name.split("@")[1]) for name in m if name.startswith("eval/mean@") and name[-1].isdigit())
             shown = [f"{name} {m[f'eval/{name}']:.3f}" for name in (f"mean@{K}", f"pass@{K}") if f"eval/{name}" in m]
@@ -59,16 +66,28 @@ class Log:
             watched = {"reward": "reward/mean", "mixed": "groups/mixed", "entropy": "entropy", "1/n": "cfn/invn", "bonus": "merci/share"}
             self.bar.set_postfix({short: f"{m[name]:.3f}" for short, name in watched.items()})
             self.alarms(m["step"], m)
+        if dist.rank == 0 and time.perf_counter() > self.next_report:
+            start = time.perf_counter()
+            plots.report(self.folder, pictures=False)
+            now = time.perf_counter()
+            self.next_report = now + max(PAUSE, (now - start) / SHARE)
 
-    def samples(self, step, batch, adv):
-        """The first group that was learned from, whole: what was asked, written, graded, and what it was worth."""
-        if not len(batch.number_P):
+    def samples(self, step, batch, adv, tokenizer):
+        """The first group that was learned from, whole: what was asked, written, graded, what it was worth, and how new each token
+        was, and whether the filters kept it."""
+        if dist.rank or not len(batch.number_P):
             return
-        G, adv_B = batch.group, per_response(adv, batch.roll.mask_BT)
-        self.write("samples.jsonl", {
+        G, adv_B, roll = batch.group, per_response(adv, batch.roll.mask_BT), batch.roll
+        record = {
             "step": step, "id": batch.problem_P[0].id, "prompt": batch.problem_P[0].prompt, "answers": batch.text_B[:G],
             "outcomes": [g.outcome for g in batch.grade_B[:G]], "advantage": [round(a, 4) for a in adv_B[:G].tolist()],
-            "bonus": [round(b, 5) for b in batch.bonus_B[:G].tolist()]})  # fmt: skip
+            "bonus": [round(b, 5) for b in batch.bonus_B[:G].tolist()]}  # fmt: skip
+        if batch.novelty_BT[:G].any():
+            part = lambda x_BT: [row[mask > 0][:COLOURED].tolist() for row, mask in zip(x_BT[:G], roll.mask_BT)]
+            record["tokens"] = [pieces(tokenizer, ids) for ids in part(roll.tokens_BT)]
+            record["invn"] = [[float(f"{x:.3g}") for x in row] for row in part(batch.novelty_BT)]
+            record["kept"] = ["".join("-x"[kept] for kept in row) for row in part(batch.kept_BT)]
+        self.write("samples.jsonl", record)
 
     def summary(self):
         """Print the table before / after."""

@@ -27,13 +27,14 @@ CURVES = {  # file: (title, {metric: (label, colour)})
 LOOK = {"axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False, "font.size": 9}
 
 
-def report(run):
-    """Write the curves and report.html into the run folder, from the files that the log has written so far. Files are
-    replaced whole, so a browser never sees half of one. A metric that is not there yet is left out."""
+def report(run, pictures=True):
+    """Write report.html and, with pictures, the curves into the run folder, from the files that the log has written so far.
+    Files are replaced whole, so a browser never sees half of one. A metric that is not there yet is left out."""
     run = Path(run)
     rows = read_lines(run / "metrics.jsonl")
     options = config.read(run / "config.yaml") if (run / "config.yaml").exists() else {}
-    curves(run, rows)
+    if pictures:
+        curves(run, rows)
     write(run / "report.html", page("report", f"nanoMERCI: {run.name}", describe(run, rows, options)))
 
 

@@ -6,6 +6,7 @@ prompt, response, padding (right-padded, so causal attention needs no mask: noth
 Axes: P prompts, G samples a prompt, B = P*G rows, T token positions.
 """
 from dataclasses import dataclass, fields
+from functools import partial
 
 import torch
 
@@ -157,3 +158,24 @@ def token_spans(tokenizer, ids, spans):
         if end > start and ids:
             marked[first_token_past(start) - 1 : first_token_past(end - 1)] = True
     return marked
+
+
+class Pieces:
+    """Token ids one after another -> the text each adds. A character that several tokens share comes with the last of them."""
+
+    def __init__(self, tokenizer, **how):
+        self.decode, self.shown, self.waiting = partial(tokenizer.decode, **how), [], []
+
+    def __call__(self, token, last=False):
+        self.waiting.append(token)
+        before, now = self.decode(self.shown), self.decode(self.shown + self.waiting)
+        if now.endswith("\ufffd") and not last and len(self.waiting) < 8:
+            return ""
+        self.shown, self.waiting = self.waiting, []
+        return now[len(before):]
+
+
+def pieces(tokenizer, ids):
+    """Token ids -> the text each adds; joined they are the text."""
+    add = Pieces(tokenizer)
+    return [add(token, last=place == len(ids)) for place, token in enumerate(ids, 1)]
