@@ -35,9 +35,9 @@ from nanomerci.address import address, seed
 from nanomerci.evaluate import evaluate
 from nanomerci.grading import Pool
 from nanomerci.log import Clock, Log, Stop, bar, say, tally
-from nanomerci.model import context, encode, eos_ids, frozen_copy, load, token_logp
+from nanomerci.model import encode, eos_ids, token_logp
 from nanomerci.rollout import Experience, micro_batches, noise_mask
-from nanomerci.warmstart import cache_folder, tiny_policy
+from nanomerci.warmstart import cache_folder, load_models
 from sample import generate
 
 ADVANTAGE = {"grpo": grpo.advantage, "dapo": grpo.advantage, "dr_grpo": grpo.centred}
@@ -173,28 +173,6 @@ def main():
                 break
     log.summary()
     dist.finish()
-
-
-def load_models(c, run, task, device):
-    """-> policy (of the newest checkpoint when resuming), trunk (the initial policy, frozen), tokenizer."""
-    first = run / "checkpoints/step_000000/model"
-    if c.model == "tiny" and not first.exists():
-        if not hasattr(task, "demonstration"):
-            raise config.UserError(f"--model tiny: --task {c.task} has no demonstrations to warm it up with; give a pretrained --model")
-        initial, tokenizer = tiny_policy(task)
-    else:
-        initial, tokenizer = load(first if first.exists() else c.model, device)
-    policy = load(state.newest(run) / "model", device)[0] if c.resume else initial
-    if c.context:
-        policy.config.max_position_embeddings = c.context
-    longest, left = tasks.fit(task, lambda p: len(encode(tokenizer, p.prompt)), c.max_prompt, c.eval_problems)
-    if left:
-        say(f"--max_prompt {c.max_prompt}: {left} problems have longer prompts and are left out")
-    if longest + c.max_new_tokens > context(policy):
-        raise config.UserError(f"--max_new_tokens {c.max_new_tokens}: with the longest prompt ({longest} tokens) that exceeds the "
-                               f"model's context of {context(policy)}")  # fmt: skip
-    frozen = c.cfn_trunk == "frozen" and c.bonus == "cfn" or c.kl > 0
-    return policy.to(device), frozen_copy(initial, device, getattr(torch, c.dtype)) if frozen else policy, tokenizer
 
 
 def update(c, policy, optimizer, rate, batch, first, adv, precision, where):
