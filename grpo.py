@@ -18,7 +18,8 @@ def advantage(reward_PG, correction=1, eps=1e-6):  # [GRPO:advantage]
     A group whose rewards are all equal gets exactly 0: it says nothing about which answer is better.
     """
     centred_PG = centred(reward_PG)
-    return centred_PG / (reward_PG.std(1, keepdim=True, correction=correction) + eps)
+    var_P1 = centred_PG.square().sum(1, keepdim=True) / max(reward_PG.shape[1] - correction, 1)
+    return centred_PG / (var_P1.sqrt() + eps)
 
 
 def centred(reward_PG):  # [DrGRPO:advantage]

@@ -35,9 +35,9 @@ from nanomerci.address import address, seed
 from nanomerci.evaluate import evaluate
 from nanomerci.grading import Pool
 from nanomerci.log import Clock, Log, Stop, bar, say, tally
-from nanomerci.model import context, encode, eos_ids, frozen_copy, load, token_logp
+from nanomerci.model import encode, eos_ids, token_logp
 from nanomerci.rollout import Experience, micro_batches, noise_mask
-from nanomerci.warmstart import cache_folder, tiny_policy
+from nanomerci.warmstart import cache_folder, load_models
 from sample import generate
 
 ADVANTAGE = {"grpo": grpo.advantage, "dapo": grpo.advantage, "dr_grpo": grpo.centred}
@@ -52,10 +52,8 @@ def main():
         raise config.UserError(f"--shard {c.shard}: sharded training is not there yet; --shard none trains whole replicas")
     device, run = dist.start(c.device), Path(c.out)
     torch.set_num_threads(c.threads or torch.get_num_threads())
-    if not c.resume and any(run.glob("checkpoints/step_*")):
-        raise config.UserError(f"--out {run}: already holds a run; go on with --resume {run}, or choose another --out")
-    if not c.resume and ((run / "config.yaml").exists() or run.exists() and not run.is_dir()):
-        raise config.UserError(f"--out {run}: holds a run without a checkpoint, or is a file; remove it, or choose another --out")
+    if not c.resume:
+        state.claim(run)
     task = tasks.load(c, cache_folder())
     policy, trunk, tokenizer = load_models(c, run, task, device)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=c.lr, betas=(0.9, c.beta2), weight_decay=c.weight_decay)
@@ -169,35 +167,12 @@ def main():
             stopping = dist.any(stop.asked)
             if last or stopping or c.save_every and step % c.save_every == 0:
                 save(step)
-            if last:
-                break
-            if stopping:
+            if stopping and not last:
                 say(f"stopped after step {step}; go on with: python train.py --resume {run}")
+            if last or stopping:
                 break
     log.summary()
     dist.finish()
-
-
-def load_models(c, run, task, device):
-    """-> policy (of the newest checkpoint when resuming), trunk (the initial policy, frozen), tokenizer."""
-    first = run / "checkpoints/step_000000/model"
-    if c.model == "tiny" and not first.exists():
-        if not hasattr(task, "demonstration"):
-            raise config.UserError(f"--model tiny: --task {c.task} has no demonstrations to warm it up with; give a pretrained --model")
-        initial, tokenizer = tiny_policy(task)
-    else:
-        initial, tokenizer = load(first if first.exists() else c.model, device)
-    policy = load(state.newest(run) / "model", device)[0] if c.resume else initial
-    if c.context:
-        policy.config.max_position_embeddings = c.context
-    longest, left = tasks.fit(task, lambda p: len(encode(tokenizer, p.prompt)), c.max_prompt, c.eval_problems)
-    if left:
-        say(f"--max_prompt {c.max_prompt}: {left} problems have longer prompts and are left out")
-    if longest + c.max_new_tokens > context(policy):
-        raise config.UserError(f"--max_new_tokens {c.max_new_tokens}: with the longest prompt ({longest} tokens) that exceeds the "
-                               f"model's context of {context(policy)}")  # fmt: skip
-    frozen = c.cfn_trunk == "frozen" and c.bonus == "cfn" or c.kl > 0
-    return policy.to(device), frozen_copy(initial, device, getattr(torch, c.dtype)) if frozen else policy, tokenizer
 
 
 def update(c, policy, optimizer, rate, batch, first, adv, precision, where):
@@ -218,7 +193,7 @@ def update(c, policy, optimizer, rate, batch, first, adv, precision, where):
 
     new_BT, old_BT = torch.zeros_like(roll.logp_BT), roll.logp_BT.clone()
     fresh_B = (batch.number_P >= first).repeat_interleave(c.group)
-    learning_B = torch.ones_like(fresh_B) if c.kl else adv.view(len(fresh_B), -1).any(1)
+    learning_B = torch.ones_like(fresh_B) if c.kl else (adv != 0) if adv.dim() == 1 else (adv != 0).any(1)
     if c.minibatches > 1 and c.old_logp == "trainer":
         with torch.no_grad():
             for part in micro_batches(roll.end_B[fresh_B], c.micro_tokens):

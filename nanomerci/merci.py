@@ -80,7 +80,8 @@ def exploration_advantage(bonus_PG, floor=0.01):  # [MERCI:exploration-advantage
     rounding gets nothing to speak of; as a share it follows the decay of 1/n.
     """
     mean_P1 = bonus_PG.mean(1, keepdim=True)
-    std_P1 = torch.maximum(bonus_PG.std(1, keepdim=True, correction=0), floor * mean_P1).clamp(min=1e-12)
+    var_P1 = (bonus_PG - mean_P1).square().mean(1, keepdim=True)
+    std_P1 = torch.maximum(var_P1.sqrt(), floor * mean_P1).clamp(min=1e-12)
     return ((bonus_PG - mean_P1) / std_P1).clamp(min=0)
 
 

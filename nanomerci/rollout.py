@@ -64,7 +64,7 @@ class Experience:
 
     @property
     def reward_PG(self):
-        return self.reward_B.view(len(self.number_P), -1) if len(self.number_P) else self.reward_B.view(0, 1)
+        return self.reward_B.view(len(self.number_P), self.group or 1)
 
     def groups(self, chosen_P):
         """Only these groups: indices, or a bool for each."""

@@ -14,6 +14,14 @@ import torch
 from nanomerci.config import UserError
 
 
+def claim(run):
+    """A new run never overwrites what is there."""
+    if any(run.glob("checkpoints/step_*")):
+        raise UserError(f"--out {run}: already holds a run; go on with --resume {run}, or choose another --out")
+    if (run / "config.yaml").exists() or run.exists() and not run.is_dir():
+        raise UserError(f"--out {run}: holds a run without a checkpoint, or is a file; remove it, or choose another --out")
+
+
 def newest(run):
     """The newest complete checkpoint of a run folder."""
     found = sorted((Path(run) / "checkpoints").glob("step_??????"))
