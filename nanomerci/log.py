@@ -87,6 +87,7 @@ class Log:
             record["tokens"] = [pieces(tokenizer, ids) for ids in part(roll.tokens_BT)]
             record["invn"] = [[float(f"{x:.3g}") for x in row] for row in part(batch.novelty_BT)]
             record["kept"] = ["".join("-x"[kept] for kept in row) for row in part(batch.kept_BT)]
+            record["cut"] = [max(0, int(length) - COLOURED) for length in roll.length_B[:G]]
         self.write("samples.jsonl", record)
 
     def summary(self):

@@ -40,7 +40,7 @@ def weights_and_biases(c, folder, done):
     except wandb.Error as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"--logger wandb: {reason}; log in with `wandb login`, or set WANDB_MODE=offline") from None
-    return lambda m: run.log(numbers(m), step=m["step"])
+    return lambda m: run.log(numbers(m), step=m["step"], commit=True)
 
 
 LOGGERS = {"none": lambda c, folder, done: lambda m: None, "tensorboard": tensorboard, "wandb": weights_and_biases}

@@ -89,11 +89,13 @@ def describe(run, rows, options):
     shown = thin(stepped, STEPS)
     names = sorted({k for r in shown for k, v in r.items() if k != "step" and not k.startswith("eval/") and is_number(v)})
     return {
-        "run": run.name, "options": options, "commands": commands(run, options), "written": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "run": run.name, "options": options, "commands": commands(run, options),
+        "written": time.strftime("%Y-%m-%d %H:%M:%S"), "at": time.time(),
         "last": rows[-1]["step"] if rows else 0, "steps": options.get("steps"), "thinned": len(stepped) - len(shown),
         "step": [r["step"] for r in shown],
         "series": {name: [digits(r.get(name)) for r in shown] for name in names},
         "evals": [{k: digits(v) for k, v in r.items() if k == "step" or k.startswith("eval/")} for r in thin(evals, STEPS)],
+        "calibration": next(reversed(read_lines(run / "calibration.jsonl")), None),
         "samples": samples(read_lines(run / "samples.jsonl")),
     }  # fmt: skip
 
