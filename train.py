@@ -35,8 +35,8 @@ from nanomerci.address import address, seed
 from nanomerci.evaluate import evaluate
 from nanomerci.grading import Pool
 from nanomerci.log import Clock, Log, Stop, bar, say, tally
-from nanomerci.model import encode, eos_ids, token_logp
-from nanomerci.rollout import Experience, micro_batches, noise_mask
+from nanomerci.model import encode, eos_ids, recompute, token_logp
+from nanomerci.rollout import Experience, Rollout, micro_batches, noise_mask
 from nanomerci.warmstart import cache_folder, load_models
 from sample import generate
 
@@ -48,25 +48,34 @@ def main():
     c = config.parse(sys.argv[1:])
     if c.dry_run:
         return dryrun.show(c)
-    if c.shard != "none":
-        raise config.UserError(f"--shard {c.shard}: sharded training is not there yet; --shard none trains whole replicas")
-    device, run = dist.start(c.device), Path(c.out)
+    device, run = dist.start(c.device, c.patience), Path(c.out)
     torch.set_num_threads(c.threads or torch.get_num_threads())
-    if not c.resume:
-        state.claim(run)
+    state.verify(run) if c.resume else state.claim(run)
     task = tasks.load(c, cache_folder())
     policy, trunk, tokenizer = load_models(c, run, task, device)
+    policy, actor = dist.shard(policy, c.shard, getattr(torch, c.dtype))  # one learns, one samples; unsharded they are the same
+    trunk = actor if trunk is policy else trunk
+    if c.recompute:
+        recompute(policy)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=c.lr, betas=(0.9, c.beta2), weight_decay=c.weight_decay)
     counter = explore.counter(c, policy.config.hidden_size, device)
     precision = partial(torch.autocast, device.type, torch.bfloat16, enabled=c.dtype == "bfloat16")
     look = partial(explore.look, c, counter, trunk)
     done, cursor, held = -1, 0, []  # step of the newest checkpoint; prompts sampled so far; groups that wait for the next step
     if c.resume:
-        saved = state.load(state.newest(run), device)
-        optimizer.load_state_dict(saved["optimizer"])
-        counter.load_state_dict(saved["counter"])
+        checkpoint = state.newest(run)
+        saved, own, share = state.load(checkpoint, device)
+        if c.shard == "fsdp":
+            with state.whole(checkpoint):
+                dist.load_shards(checkpoint / "shards", policy, optimizer)
+            dist.refresh(actor)
+        else:
+            optimizer.load_state_dict(saved["optimizer"])
+        counter.load_state_dict(saved["counter"] | state.join([part["counter"] for part in own], share))
         done, cursor = saved["step"], saved["cursor"]
-        held = [Experience.of_state(saved["held"], lambda numbers: tasks.pick(task.train, numbers, c.seed))] if saved["held"] else []
+        parts = [Experience.of_state(part["held"], lambda numbers: tasks.pick(task.train, numbers, c.seed)) for part in own if part["held"]]
+        held = [Experience.join(parts)] if parts else []
+        held = [batch.groups(torch.arange(len(batch.number_P), device=device)[share]) for batch in held]
     log = Log(run, c, done)
 
     def sample(first, purpose):
@@ -76,8 +85,8 @@ def main():
         row_B = (number_P[:, None] * c.group + torch.arange(c.group, device=device)).flatten()
         problem_P = tasks.pick(task.train, number_P.tolist(), c.seed)
         with precision():
-            roll = generate(policy, [encode(tokenizer, p.prompt) for p in problem_P], c.group, max_new_tokens=c.max_new_tokens,
-                            eos_id=eos_ids(policy, tokenizer), temperature=c.temperature, seed=seed(purpose, c.seed),
+            roll = generate(actor, [encode(tokenizer, p.prompt) for p in problem_P], c.group, max_new_tokens=c.max_new_tokens,
+                            eos_id=eos_ids(actor, tokenizer), temperature=c.temperature, seed=seed(purpose, c.seed),
                             rows=row_B, slots=c.slots)  # fmt: skip
         visit_BT = address(purpose, c.seed, row_B[:, None], torch.arange(roll.tokens_BT.shape[1], device=device))
         return number_P, problem_P, roll, visit_BT
@@ -110,7 +119,7 @@ def main():
         """How good is the policy on held-out problems? -> metrics."""
         problems = task.test[: c.eval_problems]
         with precision(), bar(len(problems) * (c.eval_k + 1) // dist.world, f"evaluate, step {step}", "answer") as progress:
-            metrics, records = evaluate(policy, tokenizer, task, problems, pool, K=c.eval_k, max_new_tokens=c.max_new_tokens,
+            metrics, records = evaluate(actor, tokenizer, task, problems, pool, K=c.eval_k, max_new_tokens=c.max_new_tokens,
                                         temperature=c.temperature, run_seed=c.seed, slots=c.slots,
                                         progress=progress.update)  # fmt: skip
         log.write("evals.jsonl", {"step": step, "records": records})
@@ -118,12 +127,14 @@ def main():
 
     def save(step):
         log.sync()
-        extra = {"step": step, "cursor": cursor, "held": held[0].state() if held else {}, "optimizer": optimizer.state_dict(),
-                 "counter": counter.state_dict()}  # fmt: skip
+        shared = {"step": step, "cursor": cursor, "counter": counter.state_dict()}
+        own = {"counter": {name: shared["counter"].pop(name) for name in explore.OWN if name in shared["counter"]},
+               "held": held[0].state() if held else {}}  # fmt: skip
+        shared["optimizer"] = {} if c.shard == "fsdp" else optimizer.state_dict()
+        shards = partial(dist.save_shards, model=policy, optimizer=optimizer) if c.shard == "fsdp" else None
+        state.save(run, step, actor, tokenizer, shared, c.keep, own, shards)
         if dist.rank == 0:
-            state.save(run, step, policy, tokenizer, extra, c.keep)
             plots.report(run)
-        dist.barrier()
 
     with Pool(c.graders, c.deadline) as pool, Stop() as stop:
         if done < 0:  # before the first step: how good is it, and what would it visit anyway
@@ -135,7 +146,11 @@ def main():
             log.step(metrics)
             save(0)
 
+        stopping = dist.any(stop.asked)
         for step in log.progress(max(done, 0) + 1, c.steps):
+            if stopping:
+                say(f"stopped after step {step - 1}; go on with: python train.py --resume {run}")
+                break
             clock, seen, first = Clock(), [], cursor
             # sample, grade, look: once, or (DAPO) until P groups carry signal; what is too many waits for the next step
             held, asked = dapo.fill(held, ask, c.prompts, c.rounds, dist.groups) if c.rounds > 1 else ([], [ask()])
@@ -150,7 +165,7 @@ def main():
             clock("score")
             # update the policy, then count the states
             rate = c.lr * min(1.0, step / max(c.warmup, 1)) * (1 - (step - 1) / c.steps if c.lr_decay else 1.0)
-            learned = update(c, policy, optimizer, rate, batch, first, merged, precision, f"step {step}")
+            learned = update(c, policy, actor, optimizer, rate, batch, first, merged, precision, f"step {step}")
             clock("update")
             cfn_loss = counter.visit(*map(torch.cat, zip(*seen)), c.cfn_rehearse, step) if explore.learns(c) else 0.0
             clock("count")
@@ -167,15 +182,13 @@ def main():
             stopping = dist.any(stop.asked)
             if last or stopping or c.save_every and step % c.save_every == 0:
                 save(step)
-            if stopping and not last:
-                say(f"stopped after step {step}; go on with: python train.py --resume {run}")
-            if last or stopping:
+            if last:
                 break
     log.summary()
     dist.finish()
 
 
-def update(c, policy, optimizer, rate, batch, first, adv, precision, where):
+def update(c, policy, actor, optimizer, rate, batch, first, adv, precision, where):
     """The policy learns from the batch: one optimiser step a mini-batch. -> {metric: (sum, count)}, and grad_norm.
 
     adv: (B,) or, with per-token credit, (B, T). first: groups from this position of the stream on are the policy's own; earlier
@@ -186,10 +199,9 @@ def update(c, policy, optimizer, rate, batch, first, adv, precision, where):
     for group in optimizer.param_groups:
         group["lr"] = rate
 
-    def forward(rows):
+    def forward(model, part):
         with precision():
-            part = roll.rows(rows)  # only as wide as these rows need
-            return token_logp(policy, part.tokens_BT, part.mask_BT, c.temperature, c.backend)
+            return dist.call(model, token_logp, part.tokens_BT, part.mask_BT, c.temperature, c.backend)
 
     new_BT, old_BT = torch.zeros_like(roll.logp_BT), roll.logp_BT.clone()
     fresh_B = (batch.number_P >= first).repeat_interleave(c.group)
@@ -198,7 +210,7 @@ def update(c, policy, optimizer, rate, batch, first, adv, precision, where):
         with torch.no_grad():
             for part in micro_batches(roll.end_B[fresh_B], c.micro_tokens):
                 rows = fresh_B.nonzero()[part, 0]
-                logp_bT = forward(rows)[0]
+                logp_bT = forward(actor, roll.rows(rows))[0]
                 old_BT[rows, : logp_bT.shape[1]] = logp_bT
     mini_B = dist.mini_batch(batch.number_P, c.minibatches).repeat_interleave(c.group)
     norm = 0.0
@@ -210,9 +222,12 @@ def update(c, policy, optimizer, rate, batch, first, adv, precision, where):
         learning = (learning_B & batch_B).nonzero()[:, 0]
         if not dist.any(len(learning)):
             continue  # on no rank
-        for part in micro_batches(roll.end_B[learning], c.micro_tokens):
+        for part in dist.even(policy, micro_batches(roll.end_B[learning], c.micro_tokens)):
+            if part is None:  # nothing left here, but other ranks need our slice of the weights
+                (forward(policy, Rollout.blank(adv.device))[0] * 0).sum().backward()
+                continue
             rows = learning[part]
-            logp_bT, entropy_bT = forward(rows)
+            logp_bT, entropy_bT = forward(policy, roll.rows(rows))  # only as wide as these rows need
             here = rows, slice(logp_bT.shape[1])
             new_BT[here] = logp_bT.detach()
             if c.minibatches == 1:  # the batch is used once: pi_old is pi, the ratio 1
@@ -225,6 +240,7 @@ def update(c, policy, optimizer, rate, batch, first, adv, precision, where):
                 loss_bT = loss_bT + c.kl * grpo.kl(logp_bT, batch.logp_ref_BT[here])
             (loss_bT * weight_BT[here]).sum().backward()
         norm = dist.step(optimizer, c.max_norm, where)
+    dist.refresh(actor)
     mask_BT = roll.mask_BT * learning_B[:, None]
     low_BT, high_BT = grpo.clipped(new_BT, old_BT, adv, c.clip_low, c.clip_high)
     values = {"clip/low": low_BT, "clip/high": high_BT, "kl": grpo.kl(new_BT, batch.logp_ref_BT) if c.kl else mask_BT * 0}

@@ -6,6 +6,7 @@ Numbers of the MERCI paper are marked (MERCI), of DAPO (DAPO); a choice of ours 
 """
 import dataclasses
 import difflib
+import errno
 import os
 import re
 import sys
@@ -159,7 +160,7 @@ class Config:
     out: str = ""
     """Run folder (default runs/RECIPE-seedN)."""
     resume: str = ""
-    """Run folder to continue from its newest checkpoint; the other options come from its config.yaml."""
+    """Run folder to continue from its newest checkpoint, its options from its config.yaml; auto: --out if it holds a run, else begin."""
     save_every: int = 20
     """Steps between checkpoints; one is always made at the end. 0 = only that."""
     keep: int = 2
@@ -175,7 +176,11 @@ class Config:
     micro_tokens: int = 16384
     """Tokens a micro-batch holds at most, padding included; bounds the memory of an update."""
     shard: Literal["none", "fsdp"] = "none"
-    """Over several ranks: whole replicas, or parameters sharded by FSDP2 (refused until it is there)."""
+    """Over several ranks: none = whole replicas; fsdp = each holds a slice of weights, gradients, moments, and a copy to sample from."""
+    recompute: bool = False
+    """Backward computes each layer's activations again instead of keeping them: a third more arithmetic, a fraction of the memory."""
+    patience: float = 1800.0
+    """Seconds a rank waits for the others before it takes them for dead and ends."""
     slots: int = 512
     """Samples in flight at once on a rank; bounds the key-value cache."""
     threads: int = 0
@@ -223,7 +228,7 @@ def check(c):
     need(c.cfn_trunk == "frozen" or not c.kl, "cfn_trunk", c.cfn_trunk, "--kl needs the frozen trunk; wanted frozen, or --kl 0")
     need(c.overlong_buffer < c.max_new_tokens, "overlong_buffer", c.overlong_buffer,
          f"wanted less than --max_new_tokens {c.max_new_tokens}")  # fmt: skip
-    for name in ("lr", "cfn_lr", "max_norm", "deadline"):
+    for name in ("lr", "cfn_lr", "max_norm", "deadline", "patience"):
         need(getattr(c, name) > 0, name, getattr(c, name), "wanted above 0")
     need(c.logger == "none" or find_spec(c.logger), "logger", c.logger, f"is not installed; pip install {c.logger}, or --logger none")
     return c
@@ -317,15 +322,34 @@ def parse(argv):
         words = [line.strip("│╭╮╰╯─ ") for line in noise.getvalue().splitlines()]
         words = " ".join(w for w in words if w).replace("Value error ", "").replace("Parsing error ", "")
         raise UserError(re.split(" Argument helptext:| For full helptext", words)[0][:300] + "; see python train.py --help") from None
+    c = resolved(dataclasses.replace(c, out=c.out or f"runs/{path.stem}-seed{c.seed}"))
+    restarted = not c.resume and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"  # by torchrun --max-restarts
+    if c.resume == "auto" or restarted:
+        return check(go_on(c) if any(Path(c.out).glob("checkpoints/step_*")) else dataclasses.replace(c, resume=""))
     if c.resume:
         changed = sorted(set(given) - {"resume", "steps"})
         if changed:
             raise UserError(f"--resume continues a run as it was; it cannot change --{changed[0]} (only --steps may be given with it)")
-        saved = read(Path(c.resume) / "config.yaml")
-        if missing := set(names) - set(saved):
-            raise UserError(f"{c.resume}/config.yaml: lacks {', '.join(sorted(missing)[:3])}; it is not the configuration of a run")
-        c = Config(**{**saved, "resume": c.resume, "out": c.resume, **({"steps": c.steps} if "steps" in given else {})})
-    return check(resolved(dataclasses.replace(c, out=c.out or f"runs/{path.stem}-seed{c.seed}")))
+        c = Config(**{**run_options(c.resume), "resume": c.resume, "out": c.resume, **({"steps": c.steps} if "steps" in given else {})})
+    return check(c)
+
+
+def run_options(run):
+    """The options of a run, out of its folder."""
+    saved = read(Path(run) / "config.yaml")
+    if missing := {f.name for f in dataclasses.fields(Config)} - set(saved):
+        raise UserError(f"{run}/config.yaml: lacks {', '.join(sorted(missing)[:3])}; it is not the configuration of a run")
+    return saved
+
+
+def go_on(c):
+    """--resume auto: the same command goes on with the run it began."""
+    saved = run_options(c.out)
+    for name, value in dataclasses.asdict(c).items():
+        if name not in ("resume", "out", "steps") and saved[name] != value:
+            raise UserError(f"--{name} {value}: the run in {c.out} has {saved[name]}, and going on cannot change it; "
+                            "choose another --out")  # fmt: skip
+    return dataclasses.replace(c, resume=c.out)
 
 
 def resolved(c):
@@ -359,3 +383,8 @@ def run_command(main):
     except BrokenPipeError:  # the reader of our output left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"error: the disk is full ({error}); what was saved before is whole: make room, then go on with --resume", file=sys.stderr)
+        sys.exit(2)

@@ -13,6 +13,7 @@ from nanomerci import dist, merci, rivals
 from nanomerci.model import look_at
 
 COUNTERS = {"cfn": cfn.Counter}
+OWN = ("replay",)  # what of a counter's state each rank has for itself; the rest is the same on all
 
 
 def learns(c):

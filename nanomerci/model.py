@@ -6,13 +6,16 @@ Axes: B rows, T token positions, N response tokens, D hidden width, V vocabulary
 """
 import copy
 import inspect
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from kernels.logprob import linear_logprob_entropy
+from nanomerci import dist
 from nanomerci.address import address, uniform
 from nanomerci.config import UserError
 from nanomerci.rollout import micro_batches
@@ -126,7 +129,17 @@ def look_at(trunk, roll, address_BT, *, score=None, kl=False, temperature=1.0, b
 
 def frozen_copy(model, device, dtype):
     """The trunk: the initial policy, never trained. Its hidden states feed the CFN, its log-probs are the KL reference."""
-    return copy.deepcopy(model).to(device, dtype).eval().requires_grad_(False)
+    return dist.cast(copy.deepcopy(model).to(device), dtype).eval().requires_grad_(False)
+
+
+def recompute(model):
+    """Keep only what enters each layer, and compute the layer again on the way back. The numbers stay the same."""
+    for layer in model.base_model.layers:
+        layer.forward = partial(_again, layer.forward)
+
+
+def _again(forward, *arguments, **options):
+    return checkpoint(forward, *arguments, use_reentrant=False, **options) if torch.is_grad_enabled() else forward(*arguments, **options)
 
 
 def tiny(words, width=96, layers=3, heads=4, seed=0):

@@ -33,6 +33,12 @@ class Rollout:
         """Token ids of each response as lists, pads and prompt left out."""
         return [tokens[mask > 0].tolist() for tokens, mask in zip(self.tokens_BT, self.mask_BT)]
 
+    @staticmethod
+    def blank(device):
+        """One row of two tokens that means nothing."""
+        return Rollout(torch.zeros(1, 2, dtype=torch.int64, device=device), torch.tensor([[0.0, 1.0]], device=device),
+                       torch.zeros(1, 2, device=device))  # fmt: skip
+
     def rows(self, rows):
         """A smaller rollout: these rows, and only as many columns as they need."""
         used = self.mask_BT[rows].any(0).nonzero()
