@@ -122,17 +122,20 @@ def main():
                  "counter": counter.state_dict()}  # fmt: skip
         if dist.rank == 0:
             state.save(run, step, policy, tokenizer, extra, c.keep)
-            plots.report(run)
+            if c.report:
+                plots.report(run)
         dist.barrier()
 
     with Pool(c.graders, c.deadline) as pool, Stop() as stop:
         if done < 0:  # before the first step: how good is it, and what would it visit anyway
-            metrics = {"step": 0} | examine(0)
+            clock, metrics = Clock(), {"step": 0} | examine(0)
+            clock("eval")
             if explore.learns(c):
                 with precision():
                     visits = [look(*sample(i * c.prompts, "pretrain")[2:])[2] for i in range(c.cfn_pretrain)]
                 metrics["cfn/loss"] = counter.pretrain(*map(torch.cat, zip(*visits)), c.cfn_passes)
-            log.step(metrics)
+            clock("pretrain")
+            log.step(metrics | clock.times)
             save(0)
 
         for step in log.progress(max(done, 0) + 1, c.steps):
