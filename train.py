@@ -133,17 +133,19 @@ def main():
         shared["optimizer"] = {} if c.shard == "fsdp" else optimizer.state_dict()
         shards = partial(dist.save_shards, model=policy, optimizer=optimizer) if c.shard == "fsdp" else None
         state.save(run, step, actor, tokenizer, shared, c.keep, own, shards)
-        if dist.rank == 0:
+        if dist.rank == 0 and c.report:
             plots.report(run)
 
     with Pool(c.graders, c.deadline) as pool, Stop() as stop:
         if done < 0:  # before the first step: how good is it, and what would it visit anyway
-            metrics = {"step": 0} | examine(0)
+            clock, metrics = Clock(), {"step": 0} | examine(0)
+            clock("eval")
             if explore.learns(c):
                 with precision():
                     visits = [look(*sample(i * c.prompts, "pretrain")[2:])[2] for i in range(c.cfn_pretrain)]
                 metrics["cfn/loss"] = counter.pretrain(*map(torch.cat, zip(*visits)), c.cfn_passes)
-            log.step(metrics)
+            clock("pretrain")
+            log.step(metrics | clock.times)
             save(0)
 
         stopping = dist.any(stop.asked)

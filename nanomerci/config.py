@@ -31,6 +31,8 @@ class Config:
     """What to learn: toy_sql, toy_math, arithmetic (built in); math, sql (with --train_data); reasoning_gym:NAME."""
     model: str = "tiny"
     """Policy: a Hugging Face folder or hub id, a run folder, or `tiny`, built and warm-started here."""
+    warm_seed: int = 0
+    """Of the weights and the schooling of `--model tiny`: another number, another warm start."""
     algo: Literal["grpo", "dapo", "dr_grpo"] = "grpo"
     """Advantage and loss: grpo (DeepSeekMath), dapo, dr_grpo (GRPO without std and length normalisation)."""
     bonus: Literal["none", "cfn", "elliptical", "outcome", "rnd", "entropy", "surprisal", "random"] = "cfn"
@@ -153,6 +155,8 @@ class Config:
     """Held-out problems evaluated on."""
     eval_k: int = 16
     """Samples a problem."""
+    eval_split: Literal["test", "tune"] = "test"
+    """What is held out: the test, or for choosing settings as many of the training problems, so that the test stays unseen."""
 
     # ---- the run
     seed: int = 0
@@ -165,6 +169,8 @@ class Config:
     """Steps between checkpoints; one is always made at the end. 0 = only that."""
     keep: int = 2
     """Checkpoints kept, the newest."""
+    report: bool = True
+    """Draw report.html and the curves at every checkpoint."""
     device: str = "auto"
     """cpu, cuda, or auto."""
     context: int = 0
@@ -222,7 +228,8 @@ def check(c):
                  "threads", "clip_low", "clip_high", "cfn_hidden", "rounds", "budget"):  # fmt: skip
         need(0 <= getattr(c, name) < float("inf"), name, getattr(c, name), "wanted 0 or more")
     need(0 <= c.beta2 < 1, "beta2", c.beta2, "wanted 0 <= beta2 < 1")
-    need(abs(c.seed) < 2**62, "seed", c.seed, "is too large")
+    for name in ("seed", "warm_seed"):
+        need(abs(getattr(c, name)) < 2**62, name, getattr(c, name), "is too large")
     need(c.algo == "dapo" or c.rounds == 1, "rounds", c.rounds, f"dynamic sampling belongs to --algo dapo; wanted 1 with {c.algo}")
     need(c.bonus != "entropy" or c.credit == "response", "credit", c.credit, "the entropy bonus is per token anyway; wanted response")
     need(c.cfn_trunk == "frozen" or not c.kl, "cfn_trunk", c.cfn_trunk, "--kl needs the frozen trunk; wanted frozen, or --kl 0")

@@ -101,7 +101,7 @@ class Log:
         for name in (k.removesuffix("_ci") for k in first if k.startswith("eval/") and k.endswith("_ci")):
             cells = (f"{m[name]:.3f} [{m[name + '_ci'][0]:.3f}, {m[name + '_ci'][1]:.3f}]" for m in (first, last))
             print(f"  {name.removeprefix('eval/'):14s} " + "   ".join(f"{cell:>22s}" for cell in cells))
-        print(f"report: {self.folder / 'report.html'}   model: {newest(self.folder) / 'model'}")
+        print((f"report: {self.folder / 'report.html'}   " if self.c.report else "") + f"model: {newest(self.folder) / 'model'}")
 
     def write(self, name, record):
         if dist.rank == 0:

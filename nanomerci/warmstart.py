@@ -1,6 +1,7 @@
 """What RL starts from: a pretrained policy, or a tiny one and its schooling on answers the task makes up, so that it can talk.
 
-The schooled one is cached between runs under a hash of everything that made it (this code, the task's code, the seed).
+The schooled one is cached between runs under a hash of everything that made it (this code, the task's code, how many problems it
+was shown, the seed).
 """
 import hashlib
 import math
@@ -34,7 +35,7 @@ def load_models(c, run, task, device):
     if c.model == "tiny" and not first.exists():
         if not hasattr(task, "demonstration"):
             raise UserError(f"--model tiny: --task {c.task} has no demonstrations to warm it up with; give a pretrained --model")
-        initial, tokenizer = tiny_policy(task)
+        initial, tokenizer = tiny_policy(task, c.warm_seed)
     else:
         initial, tokenizer = load(first if first.exists() else c.model, device)
     policy = load(newest(run) / "model", device)[0] if c.resume else initial
@@ -53,7 +54,7 @@ def load_models(c, run, task, device):
 def tiny_policy(task, seed=0):
     """-> model, tokenizer: a tiny model that answers the task's questions the way its demonstrations do."""
     sources = [Path(f).read_bytes() for f in (__file__, model_file.__file__, sys.modules[type(task).__module__].__file__)]
-    key = hashlib.sha256(b"".join(sources) + str(seed).encode()).hexdigest()[:12]
+    key = hashlib.sha256(b"".join(sources) + f"{seed} {len(task.train)}".encode()).hexdigest()[:12]
     folder = cache_folder() / f"warmstart-{type(task).__name__}-{key}"
     if not folder.exists():
         model, tokenizer = tiny(task.words, seed=seed)

@@ -11,16 +11,25 @@ from pathlib import Path
 
 from nanomerci.config import UserError, closest
 
-BUILT_IN = ("toy_sql", "toy_math", "arithmetic")
+BUILT_IN = ("toy_sql", "toy_sql_chatty", "toy_math", "arithmetic")
 HELD_OUT = 500  # problems held back for evaluation where no test set is named: a tenth of the data, at most so many
 
 
 def load(c, cache):
-    """--task -> the task."""
-    if c.task == "toy_sql":
-        from nanomerci.tasks.toy import ToySQL
+    """--task -> the task. With --eval_split tune its test is a part of the training problems, on which nobody trains then: for
+    choosing settings on other problems than those that will judge them."""
+    task = _make(c, cache)
+    if c.eval_split == "tune":
+        cut = min(len(task.test), len(task.train) // 4)
+        task.test, task.train = task.train[:cut], task.train[cut:]
+    return task
 
-        return ToySQL(cache)
+
+def _make(c, cache):
+    if c.task in ("toy_sql", "toy_sql_chatty"):
+        from nanomerci.tasks import toy
+
+        return (toy.ToySQL if c.task == "toy_sql" else toy.ToySQLChatty)(cache)
     if c.task == "toy_math":
         from nanomerci.tasks.toy_math import ToyMath
 
