@@ -41,7 +41,6 @@ from nanomerci.warmstart import cache_folder, load_models
 from sample import generate
 
 ADVANTAGE = {"grpo": grpo.advantage, "dapo": grpo.advantage, "dr_grpo": grpo.centred}
-BONUS = {"variance": merci.trajectory_bonus, "deviation": merci.bonus_of_deviations, "sum": merci.bonus_of_sum}
 
 
 def main():
@@ -58,9 +57,8 @@ def main():
     if c.recompute:
         recompute(policy)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=c.lr, betas=(0.9, c.beta2), weight_decay=c.weight_decay)
-    counter = explore.counter(c, policy.config.hidden_size, device)
+    explorer = explore.Explorer(c, trunk, policy.config.hidden_size, device)
     precision = partial(torch.autocast, device.type, torch.bfloat16, enabled=c.dtype == "bfloat16")
-    look = partial(explore.look, c, counter, trunk)
     done, cursor, held = -1, 0, []  # step of the newest checkpoint; prompts sampled so far; groups that wait for the next step
     if c.resume:
         checkpoint = state.newest(run)
@@ -71,7 +69,7 @@ def main():
             dist.refresh(actor)
         else:
             optimizer.load_state_dict(saved["optimizer"])
-        counter.load_state_dict(saved["counter"] | state.join([part["counter"] for part in own], share))
+        explorer.load_state_dict(saved["counter"] | state.join([part["counter"] for part in own], share))
         done, cursor = saved["step"], saved["cursor"]
         parts = [Experience.of_state(part["held"], lambda numbers: tasks.pick(task.train, numbers, c.seed)) for part in own if part["held"]]
         held = [Experience.join(parts)] if parts else []
@@ -101,12 +99,11 @@ def main():
         clock("sample")
         grades = pool.start([task.job(problem, text) for problem, text in zip(problem_B, text_B)])  # other processes grade, meanwhile
         with precision():
-            novelty_BT, logp_ref_BT, visits = look(roll, visit_BT)
-        seen.append(visits)
+            novelty_BT, logp_ref_BT = explorer.look(roll, visit_BT)
         kept_BT = merci.coherent(merci.percentile(novelty_BT, roll.mask_BT, c.top), c.run)
         if c.noise_filter:
             kept_BT = merci.suppress(kept_BT, noise_mask(tokenizer, roll, map(task.noise, problem_B, text_B)))
-        bonus_B = BONUS[c.bonus_form](novelty_BT, kept_BT, roll.mask_BT)
+        bonus_B = explorer.bonus([p.id for p in problem_B], map(task.answer, text_B), novelty_BT, kept_BT, roll.mask_BT)
         clock("score")
         grade_B = grades.result()
         reward_B = torch.tensor([g.reward for g in grade_B], device=device)
@@ -127,7 +124,7 @@ def main():
 
     def save(step):
         log.sync()
-        shared = {"step": step, "cursor": cursor, "counter": counter.state_dict()}
+        shared = {"step": step, "cursor": cursor, "counter": explorer.state_dict()}
         own = {"counter": {name: shared["counter"].pop(name) for name in explore.OWN if name in shared["counter"]},
                "held": held[0].state() if held else {}}  # fmt: skip
         shared["optimizer"] = {} if c.shard == "fsdp" else optimizer.state_dict()
@@ -140,10 +137,11 @@ def main():
         if done < 0:  # before the first step: how good is it, and what would it visit anyway
             clock, metrics = Clock(), {"step": 0} | examine(0)
             clock("eval")
-            if explore.learns(c):
+            if explorer.counter:
                 with precision():
-                    visits = [look(*sample(i * c.prompts, "pretrain")[2:])[2] for i in range(c.cfn_pretrain)]
-                metrics["cfn/loss"] = counter.pretrain(*map(torch.cat, zip(*visits)), c.cfn_passes)
+                    for i in range(c.cfn_pretrain):
+                        explorer.look(*sample(i * c.prompts, "pretrain")[2:])
+                metrics |= explorer.pretrain()
             clock("pretrain")
             log.step(metrics | clock.times)
             save(0)
@@ -153,7 +151,7 @@ def main():
             if stopping:
                 say(f"stopped after step {step - 1}; go on with: python train.py --resume {run}")
                 break
-            clock, seen, first = Clock(), [], cursor
+            clock, first = Clock(), cursor
             # sample, grade, look: once, or (DAPO) until P groups carry signal; what is too many waits for the next step
             held, asked = dapo.fill(held, ask, c.prompts, c.rounds, dist.groups) if c.rounds > 1 else ([], [ask()])
             ready = Experience.join(held or asked)
@@ -163,19 +161,21 @@ def main():
             # compare within the group, add the exploration advantage
             adv_PG = ADVANTAGE[c.algo](batch.reward_PG)
             gamma = merci.gamma_at(step - 1, c.gamma, c.gamma_decay)
-            merged = explore.merge(c, batch, adv_PG, gamma, step)
+            merged = explorer.merge(batch, adv_PG, gamma, step)
             clock("score")
             # update the policy, then count the states
             rate = c.lr * min(1.0, step / max(c.warmup, 1)) * (1 - (step - 1) / c.steps if c.lr_decay else 1.0)
             learned = update(c, policy, actor, optimizer, rate, batch, first, merged, precision, f"step {step}")
             clock("update")
-            cfn_loss = counter.visit(*map(torch.cat, zip(*seen)), c.cfn_rehearse, step) if explore.learns(c) else 0.0
+            counted, calibration = explorer.learn(step)
             clock("count")
             # log, evaluate, save
-            metrics = {"step": step, "prompts": cursor, "lr": rate, "merci/gamma": gamma, "cfn/loss": cfn_loss,
-                       "groups/used": used, "grad_norm": learned.pop("grad_norm")}  # fmt: skip
+            metrics = {"step": step, "prompts": cursor, "lr": rate, "merci/gamma": gamma, "groups/used": used,
+                       "grad_norm": learned.pop("grad_norm"), **counted}  # fmt: skip
             metrics |= dist.mean(tally(Experience.join(asked), batch, adv_PG, merged) | learned)
             log.samples(step, batch, merged, tokenizer)
+            if calibration:
+                log.write("calibration.jsonl", {"step": step} | calibration)
             last = step == c.steps or 0 < c.budget <= cursor
             if last or c.eval_every and step % c.eval_every == 0:
                 metrics |= examine(step)

@@ -50,12 +50,16 @@ def sum_(x):
     return x
 
 
+def max_(x):
+    """Elementwise largest of the ranks' tensors, in place. -> the same tensor."""
+    if world > 1:
+        _together(td.all_reduce, x, td.ReduceOp.MAX)
+    return x
+
+
 def most(n):
     """The largest of the ranks' numbers n."""
-    if world > 1:
-        n = torch.tensor(n)
-        _together(td.all_reduce, n, td.ReduceOp.MAX)
-    return int(n)
+    return int(max_(torch.tensor(n)))
 
 
 def barrier():

@@ -181,9 +181,11 @@ def test_a_run_that_fails_is_named_and_the_others_are_compared(server, tmp_path)
 
 
 @pytest.mark.parametrize("argv, message", [
-    (["--arms", "grpo,ppo"], "invalid choice|--algo"), (["--arms", "grpo+cfn:top"], "wanted ALGO"), (["--seed", "3"], "--seed: is what"),
+    (["--arms", "grpo,ppo"], "invalid choice|--algo"), (["--arms", "grpo+cfn:top"], "wanted ALGO"),
+    (["--seed", "3"], "--seed: is what"),
     (["--arms", "grpo:tpo=1"], "unknown option --tpo; did you mean --top"), (["--seeds", "0"], "--seeds 0: wanted at least 1"),
-    (["--contrasts", "grpo/dapo", "--arms", "grpo"], "--contrasts grpo/dapo"), (["--seeds", "x"], "--seeds"), (["nowhere"], "unknown recipe"),
+    (["--contrasts", "grpo/dapo", "--arms", "grpo"], "--contrasts grpo/dapo"), (["--seeds", "x"], "--seeds"),
+    (["nowhere"], "unknown recipe"),
 ])  # fmt: skip
 def test_what_is_wrong_is_said_before_anything_runs(argv, message):
     with pytest.raises(UserError, match=message):
@@ -248,7 +250,8 @@ def test_pairs_are_compared_not_runs():
 def test_rare_and_hard_are_counted_where_the_task_knows_them():
     task = SimpleNamespace(rare=lambda problem, text: "set" in text)
     by_id = {"a": SimpleNamespace(hard=True), "b": SimpleNamespace(hard=False)}
-    records = [{"id": "a", "answers": ["set x", "y"], "outcomes": ["right", "wrong"]}, {"id": "b", "answers": ["y", "y "], "outcomes": ["right"] * 2}]
+    records = [{"id": "a", "answers": ["set x", "y"], "outcomes": ["right", "wrong"]},
+               {"id": "b", "answers": ["y", "y "], "outcomes": ["right"] * 2}]  # fmt: skip
     row = {"eval/mean@2": 0.75, "eval/pass@2": 1.0, "eval/solved": 2, "eval/problems": 2}
     assert contrast.held_out(row, records, 2, task, by_id) == {
         "mean@2": 0.75, "pass@2": 1.0, "coverage": 1.0, "distinct": 1.0, "rare": 0.25, "hard": 0.5}  # fmt: skip
@@ -265,7 +268,8 @@ def test_settings_can_be_chosen_on_other_problems(tmp_path):
 
     test, tune = (tasks.load(config.Config(task="toy_math", eval_split=split), tmp_path) for split in ("test", "tune"))
     ids = lambda problems: {p.id for p in problems}
-    assert len(tune.test) == len(test.test) and not ids(tune.test) & (ids(tune.train) | ids(test.test)) and ids(tune.test) <= ids(test.train)
+    assert len(tune.test) == len(test.test) and not ids(tune.test) & (ids(tune.train) | ids(test.test))
+    assert ids(tune.test) <= ids(test.train)
     assert ids(tune.train) | ids(tune.test) == ids(test.train)
 
 

@@ -2,6 +2,7 @@
 
 A task has   train, test     lists of problems, each with .id and .prompt (what the user asks)
              job(problem, text) -> (function, *arguments) that returns a grading.Grade, run in a worker of grading.Pool
+             answer(text) -> the final answer in a response, or None
              noise(problem, text) -> [(start, end), ...] characters of a response that have nothing to do with the task
 and, if the tiny model is to learn it, `words` and `demonstration(rng)` (see tasks/toy.py).
 

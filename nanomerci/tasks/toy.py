@@ -158,6 +158,9 @@ class ToySQL:
     def job(self, problem, text):
         return sql.grade, self.database, problem.gold, text, "spider"
 
+    def answer(self, text):
+        return sql.answer(text)
+
     def noise(self, problem, text):
         """Whatever follows the closing fence of the answer that is graded, the last one."""
         start = text.rfind("```sql")
