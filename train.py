@@ -36,6 +36,7 @@ from nanomerci.evaluate import evaluate
 from nanomerci.grading import Pool
 from nanomerci.log import Clock, Log, Stop, bar, say, tally
 from nanomerci.model import encode, eos_ids, token_logp
+from nanomerci.oracle import Oracle
 from nanomerci.rollout import Experience, micro_batches, noise_mask
 from nanomerci.warmstart import cache_folder, load_models
 from sample import generate
@@ -57,7 +58,7 @@ def main():
     task = tasks.load(c, cache_folder())
     policy, trunk, tokenizer = load_models(c, run, task, device)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=c.lr, betas=(0.9, c.beta2), weight_decay=c.weight_decay)
-    counter = explore.counter(c, policy.config.hidden_size, device)
+    counter, oracle = explore.counter(c, policy.config.hidden_size, device), Oracle(dist.gather)
     precision = partial(torch.autocast, device.type, torch.bfloat16, enabled=c.dtype == "bfloat16")
     look = partial(explore.look, c, counter, trunk)
     done, cursor, held = -1, 0, []  # step of the newest checkpoint; prompts sampled so far; groups that wait for the next step
@@ -65,6 +66,7 @@ def main():
         saved = state.load(state.newest(run), device)
         optimizer.load_state_dict(saved["optimizer"])
         counter.load_state_dict(saved["counter"])
+        oracle.load_state_dict(saved["oracle"])
         done, cursor = saved["step"], saved["cursor"]
         held = [Experience.of_state(saved["held"], lambda numbers: tasks.pick(task.train, numbers, c.seed))] if saved["held"] else []
     log = Log(run, c, done)
@@ -119,7 +121,7 @@ def main():
     def save(step):
         log.sync()
         extra = {"step": step, "cursor": cursor, "held": held[0].state() if held else {}, "optimizer": optimizer.state_dict(),
-                 "counter": counter.state_dict()}  # fmt: skip
+                 "counter": counter.state_dict(), "oracle": oracle.state_dict()}  # fmt: skip
         if dist.rank == 0:
             state.save(run, step, policy, tokenizer, extra, c.keep)
             plots.report(run)
@@ -129,9 +131,12 @@ def main():
         if done < 0:  # before the first step: how good is it, and what would it visit anyway
             metrics = {"step": 0} | examine(0)
             if explore.learns(c):
+                looks = [sample(i * c.prompts, "pretrain")[2:] for i in range(c.cfn_pretrain)]
                 with precision():
-                    visits = [look(*sample(i * c.prompts, "pretrain")[2:])[2] for i in range(c.cfn_pretrain)]
+                    visits = [look(roll, visit_BT)[2] for roll, visit_BT in looks]
                 metrics["cfn/loss"] = counter.pretrain(*map(torch.cat, zip(*visits)), c.cfn_passes)
+                if c.oracle_counts:
+                    oracle.count([roll for roll, _ in looks])
             log.step(metrics)
             save(0)
 
@@ -153,11 +158,14 @@ def main():
             learned = update(c, policy, optimizer, rate, batch, first, merged, precision, f"step {step}")
             clock("update")
             cfn_loss = counter.visit(*map(torch.cat, zip(*seen)), c.cfn_rehearse, step) if explore.learns(c) else 0.0
+            if c.oracle_counts:
+                truth, record = oracle.step([(part.roll, part.novelty_BT) for part in asked])
+                log.write("calibration.jsonl", {"step": step} | record)
             clock("count")
             # log, evaluate, save
             metrics = {"step": step, "prompts": cursor, "lr": rate, "merci/gamma": gamma, "cfn/loss": cfn_loss,
                        "groups/used": used, "grad_norm": learned.pop("grad_norm")}  # fmt: skip
-            metrics |= dist.mean(tally(Experience.join(asked), batch, adv_PG, merged) | learned)
+            metrics |= (truth if c.oracle_counts else {}) | dist.mean(tally(Experience.join(asked), batch, adv_PG, merged) | learned)
             log.samples(step, batch, merged, tokenizer)
             last = step == c.steps or 0 < c.budget <= cursor
             if last or c.eval_every and step % c.eval_every == 0:

@@ -144,6 +144,8 @@ class Config:
     """Visits remembered, a uniform sample of all."""
     cfn_rehearse: int = 1024
     """Remembered visits learned again each step, besides the new ones."""
+    oracle_counts: bool = False
+    """Keep exact visit counts of every prefix beside the counter and log how near it comes (oracle/*; for tasks with short answers)."""
 
     # ---- evaluation
     eval_every: int = 20

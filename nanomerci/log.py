@@ -26,7 +26,7 @@ def bar(total, description, unit, initial=0):
     return tqdm(total=total, initial=initial, desc=description, unit=unit, disable=dist.rank > 0 or None, dynamic_ncols=True, leave=False)
 
 
-FILES = ("metrics.jsonl", "samples.jsonl", "evals.jsonl")
+FILES = ("metrics.jsonl", "samples.jsonl", "evals.jsonl", "calibration.jsonl")
 COLOURED = 1000  # tokens of a sample that keep their 1/n, for the report's heat map
 PAUSE, SHARE = 10.0, 0.02  # the report is written anew at most so often (seconds), and for at most that share of a run's time
 

@@ -35,26 +35,31 @@ class Oracle:
         at = torch.searchsorted(self.key_N, key.contiguous()).clamp(max=len(self.key_N) - 1)
         return torch.where(self.key_N[at] == key, self.times_N[at], 0)
 
-    def count(self, tokens_BT, mask_BT):
-        """Every response prefix of the batch was visited once more."""
-        new_N = prefixes(tokens_BT.cpu())[mask_BT.cpu() > 0]
+    def count(self, rolls):
+        """Every response prefix of these rollouts was visited once more."""
+        new_N = torch.cat([prefixes(roll.tokens_BT.cpu())[roll.mask_BT.cpu() > 0] for roll in rolls])
         new_N = torch.tensor(self.gather(new_N.tolist()), dtype=torch.int64)
         times_N = torch.cat([self.times_N, torch.ones_like(new_N)])
         self.key_N, inverse_N = torch.cat([self.key_N, new_N]).unique(return_inverse=True)
         self.times_N = torch.zeros_like(self.key_N).index_add_(0, inverse_N, times_N)
 
-    def inverse(self, tokens_BT, mask_BT):
+    def inverse(self, roll):
         """The exact 1/n of every response prefix, 1 where it was never visited, as a bonus could use it. -> (B, T)."""
-        times_BT = self.times(prefixes(tokens_BT.cpu())).clamp(min=1).to(mask_BT.device)
-        return mask_BT / times_BT
+        return roll.mask_BT / self.times(prefixes(roll.tokens_BT.cpu())).clamp(min=1).to(roll.mask_BT.device)
 
-    def look(self, tokens_BT, mask_BT, invn_BT):
-        """The batch's distinct prefixes. -> n_N, how often each was visited before, and invn_N, the estimate of 1/n, float64."""
-        inside_BT = mask_BT.cpu() > 0
-        key_N, inverse_N = prefixes(tokens_BT.cpu())[inside_BT].unique(return_inverse=True)
+    def look(self, roll, invn_BT):
+        """The distinct prefixes of a rollout. -> n_N, how often each was visited before, and invn_N, the estimate, float64."""
+        inside_BT = roll.mask_BT.cpu() > 0
+        key_N, inverse_N = prefixes(roll.tokens_BT.cpu())[inside_BT].unique(return_inverse=True)
         invn_N = torch.zeros(len(key_N), dtype=torch.float64)
-        invn_N[inverse_N] = invn_BT.cpu()[inside_BT].double()  # equal prefixes have equal estimates
+        invn_N[inverse_N] = invn_BT.cpu()[inside_BT].double()  # equal prefixes have equal estimates, but for rounding
         return self.times(key_N), invn_N
+
+    def step(self, looks):
+        """Look at a step's rollouts and estimates [(roll, invn_BT)], then count them. -> metrics, calibration record."""
+        n_N, invn_N = map(torch.cat, zip(*(self.look(*pair) for pair in looks)))
+        self.count([roll for roll, _ in looks])
+        return agreement(n_N, invn_N), calibration(n_N, invn_N)
 
     def state_dict(self):
         return {"key_N": self.key_N, "times_N": self.times_N}
@@ -85,7 +90,7 @@ def agreement(n_N, invn_N, most=100):
 
 def calibration(n_N, invn_N, points=300):
     """What a figure needs: by powers of two of n (and for n = 0) how many prefixes, the mean and the quartiles of the estimate;
-    and at most `points` single prefixes [n, estimate], every so-manieth."""
+    and at most `points` single prefixes [n, estimate], evenly spread over the hashes, so a fair sample."""
     bins = []
     for power in range(-1, int(n_N.max()).bit_length() if len(n_N) else 0):
         low, high = (0, 1) if power < 0 else (2**power, 2 ** (power + 1))

@@ -4,6 +4,7 @@ from collections import Counter
 import torch
 
 from nanomerci.oracle import Oracle, agreement, calibration, prefixes, ranks
+from nanomerci.rollout import Rollout
 
 
 def batch(seed, B=40, T=9, words=2):
@@ -11,27 +12,31 @@ def batch(seed, B=40, T=9, words=2):
     tokens_BT = torch.randint(words, (B, T), generator=rng)
     length_B1 = torch.randint(3, T + 1, (B, 1), generator=rng)
     column_T = torch.arange(T)
-    return tokens_BT, ((column_T >= 2) & (column_T < length_B1)).float()  # two tokens of prompt
+    mask_BT = ((column_T >= 2) & (column_T < length_B1)).float()  # two tokens of prompt
+    return Rollout(tokens_BT, mask_BT, mask_BT * 0)
 
 
-def by_hand(tokens_BT, mask_BT):
-    return [tuple(row[: t + 1]) for row, mask in zip(tokens_BT.tolist(), mask_BT.tolist()) for t in range(len(row)) if mask[t]]
+def by_hand(roll):
+    rows = zip(roll.tokens_BT.tolist(), roll.mask_BT.tolist())
+    return [tuple(row[: t + 1]) for row, mask in rows for t in range(len(row)) if mask[t]]
 
 
 def test_every_prefix_is_counted_exactly_and_looked_at_before():
     oracle, true = Oracle(), Counter()
     for seed in range(4):
-        tokens_BT, mask_BT = batch(seed)
-        here = by_hand(tokens_BT, mask_BT)
-        assert oracle.times(prefixes(tokens_BT))[mask_BT > 0].tolist() == [true[prefix] for prefix in here]
-        exact_BT = oracle.inverse(tokens_BT, mask_BT)
-        torch.testing.assert_close(exact_BT[mask_BT > 0], torch.tensor([1 / max(true[prefix], 1) for prefix in here]))
-        assert (exact_BT[mask_BT == 0] == 0).all()
-        n_N, invn_N = oracle.look(tokens_BT, mask_BT, exact_BT)
+        roll = batch(seed)
+        here = by_hand(roll)
+        assert oracle.times(prefixes(roll.tokens_BT))[roll.mask_BT > 0].tolist() == [true[prefix] for prefix in here]
+        exact_BT = oracle.inverse(roll)
+        torch.testing.assert_close(exact_BT[roll.mask_BT > 0], torch.tensor([1 / max(true[prefix], 1) for prefix in here]))
+        assert (exact_BT[roll.mask_BT == 0] == 0).all()
+        n_N, invn_N = oracle.look(roll, exact_BT)
         assert sorted(n_N.tolist()) == sorted(true[prefix] for prefix in set(here))
         torch.testing.assert_close(invn_N, 1 / n_N.clamp(min=1).double(), rtol=1e-6, atol=0)
-        oracle.count(tokens_BT, mask_BT)
+        metrics, record = oracle.step([(roll, exact_BT)])
+        assert {b["n"]: b["prefixes"] for b in record["bins"]}.get(0, 0) == len({p for p in here if not true[p]})
         true.update(here)
+    assert abs(metrics["oracle/spearman"] - 1) < 1e-6 and abs(metrics["oracle/slope"] - 1) < 1e-6
     assert len(oracle.key_N) == len(true) and oracle.times_N.sum() == sum(true.values())
 
 
@@ -42,16 +47,16 @@ def test_the_prompt_belongs_to_the_prefix_and_what_follows_does_not():
 
 
 def test_two_ranks_count_as_one_and_a_checkpoint_goes_on(tmp_path):
-    one, two = Oracle(), Oracle(gather=lambda keys: keys + other)
-    tokens_BT, mask_BT = batch(0)
-    one.count(tokens_BT, mask_BT)
-    other = prefixes(tokens_BT[20:])[mask_BT[20:] > 0].tolist()
-    two.count(tokens_BT[:20], mask_BT[:20])
+    roll = batch(0)
+    here, there = roll.rows(torch.arange(20)), roll.rows(torch.arange(20, 40))
+    one, two = Oracle(), Oracle(gather=lambda keys: keys + prefixes(there.tokens_BT)[there.mask_BT > 0].tolist())
+    one.count([roll])
+    two.count([here])
     torch.save(two.state_dict(), tmp_path / "oracle.pt")
     three = Oracle()
     three.load_state_dict(torch.load(tmp_path / "oracle.pt"))
     for oracle in (one, three):
-        oracle.count(*batch(1))
+        oracle.count([batch(1), batch(2)])
     assert torch.equal(one.key_N, three.key_N) and torch.equal(one.times_N, three.times_N)
 
 
