@@ -58,10 +58,10 @@ def test_linked_files_exist():
 
 
 def test_glossary_names_what_a_step_logs():
-    source = "".join((ROOT / name).read_text() for name in ("train.py", "nanomerci/log.py", "nanomerci/evaluate.py"))
-    for name in re.findall(r"`((?:reward|groups|clip|cfn|merci|sampler)/\w+)`", README):
+    source = "".join((ROOT / name).read_text() for name in ("train.py", "nanomerci/log.py", "nanomerci/evaluate.py", "nanomerci/oracle.py"))
+    for name in re.findall(r"`((?:reward|groups|clip|cfn|merci|sampler|oracle)/\w+)`", README):
         assert f'"{name}"' in source, name
-    for name in re.findall(r'"((?:reward|groups|clip|cfn|merci|sampler)/\w+)"', source):
+    for name in re.findall(r'"((?:reward|groups|clip|cfn|merci|sampler|oracle)/\w+)"', source):
         assert f"`{name}`" in README, f"{name} is not explained in the README"
 
 
