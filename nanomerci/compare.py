@@ -116,7 +116,7 @@ class Cell:
 
 def plan(a, words):
     """-> the arms' names, the contrasts, the cells, seed by seed, so that a part of them is a smaller comparison."""
-    base = config.parse(list(words), prog="compare")
+    base = config.parse(list(words))
     named = sets(base)
     arms = list(dict.fromkeys(arm for name in a.arms.split(",") for arm in named.get(name, [name])))
     contrasts = [tuple(pair.split("/")) for pair in a.contrasts.split(",")] if a.contrasts else [(arm, arms[0]) for arm in arms[1:]]
@@ -129,7 +129,7 @@ def plan(a, words):
     cells = []
     for seed, warm, arm in itertools.product(range(a.seeds), range(a.warm_starts if base.model == "tiny" else 1), arms):
         argv = [*recipe, *common, *rest, *options(arm), "--seed", str(seed), "--warm_seed", str(warm), "--out", str(place(arm, warm, seed))]
-        cells.append(Cell(arm, warm, seed, tuple(argv), config.parse(list(argv), prog="compare")))
+        cells.append(Cell(arm, warm, seed, tuple(argv), config.parse(list(argv))))
     return arms, contrasts, cells
 
 
@@ -199,10 +199,7 @@ def run(cells, jobs, keep_models):
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = (visible.split(",") if visible else list(map(str, range(torch.cuda.device_count())))) if c.device != "cpu" else []
     slots, failed = jobs or len(gpus) or len(os.sched_getaffinity(0)), []
-    if c.model == "tiny" and todo:
-        task = tasks.load(c, cache_folder())
-        if not hasattr(task, "demonstration"):
-            raise UserError(f"--model tiny: --task {c.task} has no demonstrations to warm it up with; give a pretrained --model")
+    if c.model == "tiny" and todo and hasattr(task := tasks.load(c, cache_folder()), "demonstration"):
         school = lambda warm: lambda: tiny_policy(task, warm)
         warm = [(f"warm start {w}", logs / f"warm-{w}.log", school(w)) for w in sorted({cell.warm for cell in todo})]
         statuses = run_all(warm, slots, gpus, "warm starts (once, then cached)", "model", lambda _: 1, lambda _: 0)
@@ -210,6 +207,8 @@ def run(cells, jobs, keep_models):
         if failed:
             raise UserError(failed[0])
     main = runpy.run_path(str(TRAIN), run_name="train")["main"]  # as the command runs it: nothing imports train.py
+    for cell in set(cells) - set(todo) if not keep_models else ():  # a kill may have left them
+        shutil.rmtree(cell.folder / "checkpoints", ignore_errors=True)
     by_name = {cell.folder.name: cell for cell in todo}
     work = [(name, logs / f"{name}.log", lambda cell=cell: train(main, cell, keep_models)) for name, cell in by_name.items()]
     steps = {name: cell.c.steps + 1 for name, cell in by_name.items()}

@@ -62,9 +62,9 @@ def write(path, content):
 
 # ---- the page
 def page(kind, title, data):
-    """One HTML file: style, data, scripts; kind: report or heat."""
+    """One HTML file: style, data, scripts; kind: report, heat or compare."""
     read = lambda name: (PAGE / name).read_text()
-    script = "\n".join(map(read, ("merci.js", "common.js", f"{kind}.js")))
+    script = "\n".join(map(read, ("merci.js", "common.js", *(("chart.js",) if kind != "heat" else ()), f"{kind}.js")))
     return read("page.html").replace("{style}", read("style.css")).replace("{script}", script).replace(
         "{title}", title.replace("&", "&amp;").replace("<", "&lt;")).replace("{data}", embed(data))  # fmt: skip
 
