@@ -172,7 +172,7 @@ class Config:
     keep: int = 2
     """Checkpoints kept, the newest."""
     report: bool = True
-    """Draw report.html and the curves at every checkpoint."""
+    """Draw report.html while the run goes on, and the curves at every checkpoint."""
     device: str = "auto"
     """cpu, cuda, or auto."""
     context: int = 0

@@ -66,7 +66,7 @@ class Log:
             watched = {"reward": "reward/mean", "mixed": "groups/mixed", "entropy": "entropy", "1/n": "cfn/invn", "bonus": "merci/share"}
             self.bar.set_postfix({short: f"{m[name]:.3f}" for short, name in watched.items()})
             self.alarms(m["step"], m)
-        if dist.rank == 0 and time.perf_counter() > self.next_report:
+        if dist.rank == 0 and self.c.report and time.perf_counter() > self.next_report:
             start = time.perf_counter()
             plots.report(self.folder, pictures=False)
             now = time.perf_counter()

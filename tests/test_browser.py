@@ -15,8 +15,9 @@ from html import escape, unescape
 from pathlib import Path
 
 import pytest
+import torch
 
-from nanomerci import plots
+from nanomerci import oracle, plots
 from tests.test_heatmap import WILD, contrast, wild_group
 from tests.test_plots import HOSTILE, evaluation, sample, step, write_run
 
@@ -77,8 +78,9 @@ def report_page():
             sample(3, ["ab"]) | {"tokens": [["a", "b"]], "invn": [[0.5, 0.01]], "kept": ["x-"], "cut": [7]},
         ]
         run = write_run(Path(folder) / "run", metrics, samples, steps=20, out=HOSTILE[0])
-        exact = {"step": 20, "count": [1, 2, 4], "low": [0.5, 0.3, 0.1], "median": [0.9, 0.5, 0.25], "high": [1.1, 0.6, 0.4]}
-        (run / "calibration.jsonl").write_text(json.dumps(exact) + "\n")
+        n_N = torch.tensor([0, 0, 1, 1, 2, 3, 4, 5, 6, 7])
+        exact = oracle.calibration(n_N, torch.tensor([0.8, 0.8, 0.9, 0.9, 0.5, 0.5, 0.2, 0.25, 0.25, 0.3]))
+        (run / "calibration.jsonl").write_text(json.dumps({"step": 20} | exact) + "\n")
         plots.report(run)
         return (run / "report.html").read_text()
 
@@ -130,11 +132,14 @@ def test_the_ledger_sets_the_first_steps_beside_the_last():
         """const cells = row => [...row.children].slice(0, 3).map(c => c.textContent);
         seen.rows = [...document.querySelectorAll(".ledger tr")].map(cells);
         const card = [...document.querySelectorAll(".card")].find(c => c.textContent.includes("calibration"));
-        seen.calibration = card.querySelector(".keys").textContent""",
+        seen.calibration = card.querySelector(".keys").textContent;
+        seen.fresh = card.querySelector("p").textContent""",
     )
     assert ["merci/novelty_right", "0.015", "0.195"] in seen["rows"] and ["merci/on_wrong", "0.5", "0.5"] in seen["rows"]
     assert [name for name, *_ in seen["rows"]].index("merci/kept_top") == 2 and "merci/kept_run" not in str(seen["rows"])
-    assert seen["calibration"] == "counter 2 [1.32, 3.32]exact 2at log2 n 2"  # doublings of the count: 1/n = 1/4
+    # visited 4 to 7 times; 1/n is 0.25 [0.2375, 0.2625], so n is 2 to the power of 2
+    assert seen["calibration"] == "counter 2 [1.93, 2.07]exact 2.46 [2, 2.81]at log2 n 2"
+    assert seen["fresh"].endswith("never visited: 1/n 0.8")
 
 
 def test_a_run_that_goes_on_is_read_again():

@@ -72,11 +72,14 @@ section(null, null,
   metrics("where it went", "shares: of |advantage| that the bonus made; of the bonus that wrong answers got", ["merci/share", "merci/on_wrong"], {zero: true}),
   metrics("is it gamed?", "correlation with length; repeated 4-grams; characters that are no text", ["merci/length_corr", "text/repetition", "text/gibberish"], {zero: true}),
   metrics("gamma", HELP["merci/gamma"], ["merci/gamma"], {zero: true}));
-const exact = data.calibration, doublings = values => values.map(v => v > 0 ? -Math.log2(v) : null);
+const bins = (data.calibration?.bins ?? []).filter(b => b.n > 0), fresh = data.calibration?.bins?.find(b => b.n === 0);
+const doublings = x => x > 0 ? -Math.log2(x) : null, n = bins.map(b => b.n);
 section("Counter", "What the counter knows of the states it visits.", metrics("mean 1/n", HELP["cfn/invn"], ["cfn/invn"], {zero: true}),
   metrics("coin loss", "before each update, on new and rehearsed visits; 1 - 1/n on known states, 1 + 1/n on new coins, so near 1", ["cfn/loss"]),
-  exact ? chart(`calibration, step ${exact.step}`, "doublings of the count (log2 n): exact, and by the counter (median, quartiles)", exact.count.map(n => +Math.log2(n).toFixed(1)),
-    [{name: "counter", y: doublings(exact.median), low: doublings(exact.high), high: doublings(exact.low)}, {name: "exact", y: exact.count.map(Math.log2)}], {points: true, unit: "log2 n"}) : null,
+  bins.length ? chart(`calibration, step ${data.calibration.step}`, "times a prefix was visited, in doublings (log2 n): exactly, and by the counter (median, quartiles)" +
+    (fresh ? `; never visited: 1/n ${number(fresh.quartiles[1])}` : ""), n.map(Math.log2), [
+    {name: "counter", y: bins.map(b => doublings(b.quartiles[1])), low: bins.map(b => doublings(b.quartiles[2])), high: bins.map(b => doublings(b.quartiles[0]))},
+    {name: "exact", y: n.map(v => Math.log2(1.5 * v - .5)), low: n.map(Math.log2), high: n.map(v => Math.log2(2 * v - 1))}], {points: true, unit: "log2 n"}) : null,
   ...Object.keys(data.series).filter(n => n.startsWith("oracle/")).map(n => metrics(n, "against exact counts", [n], {zero: true})));
 section("Cost", null, metrics("time per phase, seconds a step", "on one another", Object.keys(data.series).filter(n => n.startsWith("time/") && n !== "time/step" && n !== "time/eval"), {stack: true}));
 const rest = Object.keys(data.series).filter(n => !used.has(n)).map(n => metrics(n, HELP[n], [n], {zero: true})).filter(c => c);
