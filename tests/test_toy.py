@@ -62,8 +62,8 @@ def test_small_talk_means_nothing_and_its_words_have_a_long_tail(task):
         assert note == "note" and set(rest[: toy.CHAT]) <= set(toy.CHATTER) and set(text.split()) <= set(chatty.words)
         assert chatty.rare(by_prompt[question], text) == task.rare(by_prompt[question], bare) and len(text.split()) < 55
         if rng.random() < 0.02:
-            grade = lambda text: sql.grade(*chatty.job(by_prompt[question], text)[1:]).outcome
-            assert grade(text) == grade(bare)
+            problem = by_prompt[question]
+            assert sql.grade(*chatty.job(problem, text)[1:]) == sql.grade(*task.job(problem, bare)[1:])
     share = [said.count(word) / len(said) for word in toy.CHATTER]
     assert share[0] > 0.25 and 0 < share[-1] < 0.025 and sum(share) == pytest.approx(1)
     assert chatty.problems == task.problems
