@@ -50,3 +50,20 @@ def test_what_follows_the_graded_answer_is_noise(task):
     assert task.noise(problem, text) == [] and task.noise(problem, "plan plan") == []
     assert task.noise(problem, text + " select city") == [(len(text), len(text) + 12)]
     assert task.noise(problem, "plan ```sql select ```sql select name ``` where") == [(41, 47)]
+
+
+def test_small_talk_means_nothing_and_its_words_have_a_long_tail(task):
+    chatty = toy.ToySQLChatty(task.database.rsplit("/", 1)[0])
+    rng, by_prompt, said = random.Random(0), {p.prompt: p for p in chatty.train}, []
+    for question, text in (chatty.demonstration(rng) for _ in range(2000)):
+        plan, word, note, *rest = text.split(" ")
+        said += rest[: toy.CHAT]
+        bare = " ".join([plan, word, *rest[toy.CHAT :]])
+        assert note == "note" and set(rest[: toy.CHAT]) <= set(toy.CHATTER) and set(text.split()) <= set(chatty.words)
+        assert chatty.rare(by_prompt[question], text) == task.rare(by_prompt[question], bare) and len(text.split()) < 55
+        if rng.random() < 0.02:
+            problem = by_prompt[question]
+            assert sql.grade(*chatty.job(problem, text)[1:]) == sql.grade(*task.job(problem, bare)[1:])
+    share = [said.count(word) / len(said) for word in toy.CHATTER]
+    assert share[0] > 0.25 and 0 < share[-1] < 0.025 and sum(share) == pytest.approx(1)
+    assert chatty.problems == task.problems
