@@ -15,6 +15,8 @@ from torch import nn
 
 from nanomerci.address import address, uniform
 
+ROWS = 8192  # states looked at in one go
+
 
 def draw_coins(address_N, coins):  # [CFN:coins]
     """Fair coins of each visit. address_N int64 -> float (N, C) of -1 and +1, the same whenever the address is the same.
@@ -36,6 +38,21 @@ def coin_loss(flips_NC, coins_NC):  # [CFN:loss]
     1.0 is what predicting nothing scores; an untrained network scores about 2, its prior on top.
     """
     return (coins_NC - flips_NC).square().mean(-1)
+
+
+def expected_inverse_count(x_ND, gram_DD, ridge, prior_var=0.0):  # [CFN:coins-integrated-out]
+    """What a CFN with a *linear* head reads on average over all coins, without tossing one. (N, D), (D, D) -> (N,).
+
+    Fit f(x) = x W to the coins c of visits X by least squares with weight decay `ridge`: W = A^-1 X'c, A = X'X + ridge. Fair
+    coins have E[c c'] = I, so E[f(x)^2] = x' A^-1 X'X A^-1 x: a ridge estimate, exact and free of SGD; gram_DD is X'X. If the
+    decay pulls towards a random prior of weights of variance prior_var, that adds ridge^2 prior_var x' A^-2 x; with prior_var =
+    1/ridge the two make x' A^-1 x, the elliptical bonus of linear bandits: 1 / (n + ridge) on one-hot states.
+
+    It also says what no linear counter can do: over the visits X these readings add up to at most D, where the true 1/n add up
+    to the number of different states. D features tell at most D states apart; beyond that, look-alikes are counted together.
+    """
+    y_DN = torch.linalg.solve(gram_DD + ridge * torch.eye(len(gram_DD), dtype=gram_DD.dtype, device=gram_DD.device), x_ND.T)
+    return (y_DN * (gram_DD @ y_DN + ridge**2 * prior_var * y_DN)).sum(0)
 
 
 class CoinFlipNet(nn.Module):
@@ -125,13 +142,13 @@ class Replay:
         self.hidden_ND, self.address_N, self.total = state["hidden_ND"], state["address_N"], state["total"]
 
 
-def learn(net, optimizer, hidden_ND, address_N, *, passes=1, batch=512, all_sum=lambda x: x):
+def learn(net, optimizer, hidden_ND, address_N, *, passes=1, batch=512, all_sum=lambda x: x, targets=draw_coins):
     """Regress on the coins of these visits: `passes` times over them in batches of about `batch` (over all ranks).
 
     Which batch a visit falls in is a hash of its address, so every rank layout makes the same updates. Returns the mean loss
     of the last pass, before its updates (a float; the best there is is 1 - mean 1/n).
     """
-    coins_NC = draw_coins(address_N, net.head[-1].out_features)
+    coins_NC = targets(address_N, net.head[-1].out_features)
     batches = max(1, round(float(all_sum(torch.tensor(float(len(address_N)), device=hidden_ND.device))) / batch))
     for p in range(passes):
         batch_N = (uniform(address("pass", p, address_N)) * batches).long()
@@ -152,12 +169,19 @@ def learn(net, optimizer, hidden_ND, address_N, *, passes=1, batch=512, all_sum=
 class Counter:
     """A CoinFlipNet with what it needs to learn: optimiser and replay. Look first (score), count later (visit)."""
 
+    targets = staticmethod(draw_coins)
+
     def __init__(self, width, *, coins=20, hidden=256, prior=True, lr=1e-3, capacity=65536, batch=512, seed=0, device=None,
                  all_sum=lambda x: x):  # fmt: skip
         self.net = CoinFlipNet(width, coins, hidden, prior, seed).to(device)
         self.optimizer = torch.optim.AdamW(self.net.head.parameters(), lr=lr, weight_decay=0.0)
         self.replay = Replay(capacity, width, device=device)
         self.batch, self.all_sum = batch, all_sum
+
+    @torch.no_grad()
+    def score(self, hidden_ND):
+        """1/n of each state. (N, D) -> (N,); kernels/cfn_score.py does the same in one pass."""
+        return torch.cat([inverse_count(self.net(part_ND)) for part_ND in hidden_ND.split(ROWS)])
 
     def _count(self, address_N):
         return int(self.all_sum(torch.tensor(len(address_N), device=address_N.device)))
@@ -166,13 +190,14 @@ class Counter:
         """Fix the normalisation on these visits, then learn them in several passes. -> loss of the last pass."""
         self.net.calibrate(hidden_ND, all_sum=self.all_sum)
         self.replay.add(hidden_ND, address_N, self._count(address_N))
-        return learn(self.net, self.optimizer, hidden_ND, address_N, passes=passes, batch=self.batch, all_sum=self.all_sum)
+        return learn(self.net, self.optimizer, hidden_ND, address_N, passes=passes, batch=self.batch, all_sum=self.all_sum,
+                     targets=self.targets)  # fmt: skip
 
     def visit(self, hidden_ND, address_N, rehearse, stamp):
         """Learn new visits together with about `rehearse` remembered ones, then remember the new. -> loss."""
         old_hidden_ND, old_address_N = self.replay.draw(rehearse, stamp)
         both = torch.cat([hidden_ND.float(), old_hidden_ND]), torch.cat([address_N, old_address_N])
-        loss = learn(self.net, self.optimizer, *both, batch=self.batch, all_sum=self.all_sum)
+        loss = learn(self.net, self.optimizer, *both, batch=self.batch, all_sum=self.all_sum, targets=self.targets)
         self.replay.add(hidden_ND, address_N, self.replay.total + self._count(address_N))
         return loss
 

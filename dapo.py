@@ -1,8 +1,7 @@
 """DAPO (arXiv 2503.14476): four changes to GRPO for long reasoning.
 
-Here: clip-higher (the surrogate is grpo's, with clip_high > clip_low), token-level weights, which groups dynamic sampling
-keeps, the soft overlong penalty. Not here: the KL term (DAPO has none), the refill loop (not there yet:
-groups without signal are left out of the update, the batch is then smaller).
+Here: clip-higher (the surrogate is grpo's, with clip_high > clip_low), token-level weights, dynamic sampling, the soft overlong
+penalty. Not here: the KL term (DAPO has none).
 Run alone: `python dapo.py` prints the overlong penalty against length and both reductions on two responses.
 
 Axes: P prompts, G samples a prompt, B = P*G rows, T token positions.
@@ -26,6 +25,19 @@ def weights(mask_BT, total):  # [DAPO:reduction]
 def mixed(reward_PG):  # [DAPO:dynamic-sampling]
     """Which groups carry signal: neither all answers right nor all wrong, so not all rewards equal. (P, G) -> bool (P,)."""
     return (reward_PG != reward_PG[:, :1]).any(1)
+
+
+def fill(held, ask, wanted, rounds, count):  # [DAPO:refill]
+    """Sample until `wanted` groups carry signal: rounds of ask() -> groups, of which the mixed ones are kept. -> batches, rounds.
+
+    held: groups that an earlier step had too many of; they come first. count(batches): how many groups they hold, over all
+    ranks. After `rounds` rounds it makes do with what there is. A round has .reward_PG and .groups(chosen_P).
+    """
+    asked = []
+    while count(held) < wanted and len(asked) < rounds:
+        asked.append(ask())
+        held = [*held, asked[-1].groups(mixed(asked[-1].reward_PG))]
+    return held, asked
 
 
 def overlong_penalty(length_B, limit, buffer, factor=1.0):  # [DAPO:overlong]

@@ -18,13 +18,19 @@ def advantage(reward_PG, correction=1, eps=1e-6):  # [GRPO:advantage]
     A group whose rewards are all equal gets exactly 0: it says nothing about which answer is better.
     """
     centred_PG = centred(reward_PG)
-    return centred_PG / (reward_PG.std(1, keepdim=True, correction=correction) + eps)
+    var_P1 = centred_PG.square().sum(1, keepdim=True) / max(reward_PG.shape[1] - correction, 1)
+    return centred_PG / (var_P1.sqrt() + eps)
 
 
 def centred(reward_PG):  # [DrGRPO:advantage]
     """r - mean: Dr.GRPO (arXiv 2503.20783) drops the std, which over-weights very easy and very hard prompts."""
     shifted_PG = reward_PG - reward_PG[:, :1]  # changes nothing, but makes equal rewards exactly 0 whatever the rounding
     return shifted_PG - shifted_PG.mean(1, keepdim=True)
+
+
+def per_token(adv_B):
+    """An advantage a response, (B,), stands for all its tokens: (B, 1). One a token, (B, T), is left as it is."""
+    return adv_B if adv_B.dim() == 2 else adv_B[:, None]
 
 
 def ratio(logp_BT, logp_old_BT):
@@ -34,15 +40,15 @@ def ratio(logp_BT, logp_old_BT):
 
 def surrogate(logp_BT, logp_old_BT, adv_B, clip_low=0.2, clip_high=0.2):  # [GRPO:surrogate]
     """Per-token loss -min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A), shape (B, T). adv: (B,), or (B, T) per token."""
-    adv_BT = adv_B if adv_B.dim() == 2 else adv_B[:, None]
+    adv_BT = per_token(adv_B)
     rho_BT = ratio(logp_BT, logp_old_BT)
     return -torch.minimum(rho_BT * adv_BT, rho_BT.clamp(1 - clip_low, 1 + clip_high) * adv_BT)
 
 
 def clipped(logp_BT, logp_old_BT, adv_B, clip_low=0.2, clip_high=0.2):
     """Where the clip holds the gradient back: (below, above), bool (B, T). Below only matters to A < 0, above to A > 0."""
-    rho_BT = ratio(logp_BT, logp_old_BT)
-    return (rho_BT < 1 - clip_low) & (adv_B[:, None] < 0), (rho_BT > 1 + clip_high) & (adv_B[:, None] > 0)
+    rho_BT, adv_BT = ratio(logp_BT, logp_old_BT), per_token(adv_B)
+    return (rho_BT < 1 - clip_low) & (adv_BT < 0), (rho_BT > 1 + clip_high) & (adv_BT > 0)
 
 
 def kl(logp_BT, logp_ref_BT):  # [GRPO:kl]

@@ -6,10 +6,13 @@ Numbers of the MERCI paper are marked (MERCI), of DAPO (DAPO); a choice of ours 
 """
 import dataclasses
 import difflib
+import errno
 import os
+import re
 import sys
 from contextlib import redirect_stderr
 from dataclasses import dataclass
+from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 from typing import Literal
@@ -28,10 +31,12 @@ class Config:
     """What to learn: toy_sql, toy_math, arithmetic (built in); math, sql (with --train_data); reasoning_gym:NAME."""
     model: str = "tiny"
     """Policy: a Hugging Face folder or hub id, a run folder, or `tiny`, built and warm-started here."""
+    warm_seed: int = 0
+    """Of the weights and the schooling of `--model tiny`: another number, another warm start."""
     algo: Literal["grpo", "dapo", "dr_grpo"] = "grpo"
     """Advantage and loss: grpo (DeepSeekMath), dapo, dr_grpo (GRPO without std and length normalisation)."""
-    bonus: Literal["none", "cfn"] = "cfn"
-    """Exploration bonus: none, or cfn (MERCI: 1/n by a Coin Flipping Network)."""
+    bonus: Literal["none", "cfn", "elliptical", "outcome", "rnd", "entropy", "surprisal", "random"] = "cfn"
+    """Exploration bonus: none; cfn (MERCI: 1/n by a Coin Flipping Network); rivals and controls (nanomerci/rivals.py)."""
 
     # ---- the data of --task math and sql
     train_data: str = ""
@@ -58,6 +63,8 @@ class Config:
     # ---- a step
     steps: int = 60
     """Training steps; each samples one batch and learns from it."""
+    budget: int = 0
+    """Prompts after which training ends even before --steps, 0 = no bound. For equal samples where dapo takes more a step."""
     prompts: int = 16
     """P, prompts a step, over all ranks."""
     group: int = 8
@@ -88,8 +95,10 @@ class Config:
     """Gradient norm above which gradients are scaled down."""
     clip_low: float = 0.2
     """The ratio pi / pi_old is clipped below 1 - clip_low."""
-    clip_high: float = 0.2
-    """... and above 1 + clip_high (DAPO: 0.28)."""
+    clip_high: float = -1.0
+    """... and above 1 + clip_high; -1 = the algorithm's own, 0.2 (dapo: 0.28, "clip-higher")."""
+    rounds: int = 0
+    """dapo: rounds of sampling a step may take to find P groups that carry signal; 0 = 10, 1 = no dynamic sampling."""
     kl: float = 0.0
     """Weight of the k3 KL to the initial policy (DeepSeekMath: 0.04; MERCI's stand-ins: 0)."""
     old_logp: Literal["sampler", "trainer"] = "trainer"
@@ -112,6 +121,10 @@ class Config:
     """Third filter: drop tokens that the task calls noise."""
     bonus_form: Literal["variance", "deviation", "sum"] = "variance"
     """Trajectory bonus: sqrt(mean 1/n) (MERCI), mean of sqrt(1/n) (its ablation), sqrt(sum 1/n) (proposition 1 to the letter)."""
+    credit: Literal["response", "token"] = "response"
+    """Whom the bonus is paid to: every token of a response alike (MERCI), or each token for the uncertainty from it on (UBE)."""
+    dead_groups: bool = False
+    """Whether groups that are all wrong or all right get a bonus too, of at most alpha (MERCI: no)."""
 
     # ---- the counter (CFN)
     coins: int = 20
@@ -134,6 +147,8 @@ class Config:
     """Visits remembered, a uniform sample of all."""
     cfn_rehearse: int = 1024
     """Remembered visits learned again each step, besides the new ones."""
+    oracle_counts: bool = False
+    """Keep exact visit counts of every prefix beside the counter and log how near it comes (oracle/*; for tasks with short answers)."""
 
     # ---- evaluation
     eval_every: int = 20
@@ -142,6 +157,8 @@ class Config:
     """Held-out problems evaluated on."""
     eval_k: int = 16
     """Samples a problem."""
+    eval_split: Literal["test", "tune"] = "test"
+    """What is held out: the test, or for choosing settings as many of the training problems, so that the test stays unseen."""
 
     # ---- the run
     seed: int = 0
@@ -149,11 +166,13 @@ class Config:
     out: str = ""
     """Run folder (default runs/RECIPE-seedN)."""
     resume: str = ""
-    """Run folder to continue from its newest checkpoint; the other options come from its config.yaml."""
+    """Run folder to continue from its newest checkpoint, its options from its config.yaml; auto: --out if it holds a run, else begin."""
     save_every: int = 20
     """Steps between checkpoints; one is always made at the end. 0 = only that."""
     keep: int = 2
     """Checkpoints kept, the newest."""
+    report: bool = True
+    """Draw report.html and the curves at every checkpoint."""
     device: str = "auto"
     """cpu, cuda, or auto."""
     context: int = 0
@@ -165,11 +184,17 @@ class Config:
     micro_tokens: int = 16384
     """Tokens a micro-batch holds at most, padding included; bounds the memory of an update."""
     shard: Literal["none", "fsdp"] = "none"
-    """Over several ranks: whole replicas, or parameters sharded by FSDP2 (refused until it is there)."""
+    """Over several ranks: none = whole replicas; fsdp = each holds a slice of weights, gradients, moments, and a copy to sample from."""
+    recompute: bool = False
+    """Backward computes each layer's activations again instead of keeping them: a third more arithmetic, a fraction of the memory."""
+    patience: float = 1800.0
+    """Seconds a rank waits for the others before it takes them for dead and ends."""
     slots: int = 512
     """Samples in flight at once on a rank; bounds the key-value cache."""
     threads: int = 0
     """CPU threads, 0 = torch's choice."""
+    logger: Literal["none", "tensorboard", "wandb"] = "none"
+    """Where the metrics go besides metrics.jsonl: nowhere, to RUN/tensorboard, or to Weights & Biases (project nanomerci)."""
     dry_run: bool = False
     """Print what the run would do: prompts, tokens, memory, seconds a step; no GPU and no weights are needed."""
 
@@ -202,15 +227,19 @@ def check(c):
     need(0 <= c.alpha < 1, "alpha", c.alpha, "wanted 0 <= alpha < 1, or a wrong answer could earn a positive advantage")
     need(0 < c.top <= 1, "top", c.top, "is a share of tokens; wanted above 0, at most 1")
     for name in ("gamma", "kl", "gamma_decay", "overlong_buffer", "warmup", "save_every", "eval_every", "weight_decay", "cfn_rehearse",
-                 "threads", "clip_low", "clip_high", "cfn_hidden"):  # fmt: skip
+                 "threads", "clip_low", "clip_high", "cfn_hidden", "rounds", "budget"):  # fmt: skip
         need(0 <= getattr(c, name) < float("inf"), name, getattr(c, name), "wanted 0 or more")
     need(0 <= c.beta2 < 1, "beta2", c.beta2, "wanted 0 <= beta2 < 1")
-    need(abs(c.seed) < 2**62, "seed", c.seed, "is too large")
+    for name in ("seed", "warm_seed"):
+        need(abs(getattr(c, name)) < 2**62, name, getattr(c, name), "is too large")
+    need(c.algo == "dapo" or c.rounds == 1, "rounds", c.rounds, f"dynamic sampling belongs to --algo dapo; wanted 1 with {c.algo}")
+    need(c.bonus != "entropy" or c.credit == "response", "credit", c.credit, "the entropy bonus is per token anyway; wanted response")
     need(c.cfn_trunk == "frozen" or not c.kl, "cfn_trunk", c.cfn_trunk, "--kl needs the frozen trunk; wanted frozen, or --kl 0")
     need(c.overlong_buffer < c.max_new_tokens, "overlong_buffer", c.overlong_buffer,
          f"wanted less than --max_new_tokens {c.max_new_tokens}")  # fmt: skip
-    for name in ("lr", "cfn_lr", "max_norm", "deadline"):
+    for name in ("lr", "cfn_lr", "max_norm", "deadline", "patience"):
         need(getattr(c, name) > 0, name, getattr(c, name), "wanted above 0")
+    need(c.logger == "none" or find_spec(c.logger), "logger", c.logger, f"is not installed; pip install {c.logger}, or --logger none")
     return c
 
 
@@ -260,48 +289,95 @@ def recipes():
     return sorted(p.stem for p in RECIPES.glob("*.yaml"))
 
 
-def parse(argv, prog="train.py"):
-    """Command line -> Config. `--help` prints and ends with 0; whatever is wrong raises UserError."""
-    import tyro
-
+def parse(argv):
+    """Command line -> Config. `--help` and `--list` print and end with 0; whatever is wrong raises UserError."""
     names = [f.name for f in dataclasses.fields(Config)]
     bare = lambda word, after: word in ("--dry-run", "--dry_run") and after not in ("True", "False")  # needs no value
     argv = [f"{word}=True" if bare(word, after) else word for word, after in zip(argv, [*argv[1:], ""])]
     recipe = "toy_sql"
     if argv and not argv[0].startswith("-"):
         recipe = argv.pop(0)
+    if "--list" in argv:
+        from nanomerci import usage
+
+        print(usage.listing())
+        sys.exit(0)
     path = Path(recipe) if recipe.endswith((".yaml", ".yml")) else RECIPES / f"{recipe}.yaml"
     if not path.exists():
         raise UserError(f"unknown recipe {recipe}{closest(recipe, recipes())} Recipes: {', '.join(recipes())}, or a YAML file")
     given = {}
     for word in argv:
-        if word.startswith("--") and word not in ("--help",):
+        if word.startswith("--") and word != "--help" and not word.startswith("--tyro-"):  # --tyro-print-completion
             name = word[2:].split("=")[0].replace("-", "_")
             base = name.removeprefix("no_") if name.removeprefix("no_") in names else name
             if base not in names:
                 raise UserError(f"unknown option {word.split('=')[0]}{closest(name, names).replace('mean ', 'mean --')} See --help")
             given[base] = word
     defaults = Config(**read(path))
-    usage = f"python {prog} [RECIPE] [--option value ...]     recipes: {', '.join(recipes())}"
+    if "--help" in argv or "-h" in argv:
+        from nanomerci import usage
+
+        print(usage.help(recipe, defaults))
+        sys.exit(0)
+    import tyro
+
     noise = StringIO()
     try:
         with redirect_stderr(noise):
-            c = tyro.cli(Config, default=defaults, args=argv, prog=f"{prog} [RECIPE]", description=usage,
-                         config=(tyro.conf.FlagConversionOff,), use_underscores=True)  # fmt: skip
+            c = tyro.cli(Config, default=defaults, args=argv, prog="train.py", config=(tyro.conf.FlagConversionOff,), use_underscores=True)
     except SystemExit as stop:
         if not stop.code:
             raise
         words = [line.strip("│╭╮╰╯─ ") for line in noise.getvalue().splitlines()]
-        raise UserError(" ".join(w for w in words if w).replace("Parsing error ", "")[:300]) from None
+        words = " ".join(w for w in words if w).replace("Value error ", "").replace("Parsing error ", "")
+        raise UserError(re.split(" Argument helptext:| For full helptext", words)[0][:300] + "; see python train.py --help") from None
+    c = resolved(dataclasses.replace(c, out=c.out or f"runs/{path.stem}-seed{c.seed}"))
+    restarted = not c.resume and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"  # by torchrun --max-restarts
+    if c.resume == "auto" or restarted:
+        return check(go_on(c) if any(Path(c.out).glob("checkpoints/step_*")) else dataclasses.replace(c, resume=""))
     if c.resume:
         changed = sorted(set(given) - {"resume", "steps"})
         if changed:
             raise UserError(f"--resume continues a run as it was; it cannot change --{changed[0]} (only --steps may be given with it)")
-        saved = read(Path(c.resume) / "config.yaml")
-        if missing := set(names) - set(saved):
-            raise UserError(f"{c.resume}/config.yaml: lacks {', '.join(sorted(missing)[:3])}; it is not the configuration of a run")
-        c = Config(**{**saved, "resume": c.resume, "out": c.resume, **({"steps": c.steps} if "steps" in given else {})})
-    return check(dataclasses.replace(c, out=c.out or f"runs/{path.stem}-seed{c.seed}"))
+        c = Config(**{**run_options(c.resume), "resume": c.resume, "out": c.resume, **({"steps": c.steps} if "steps" in given else {})})
+    return check(c)
+
+
+def run_options(run):
+    """The options of a run, out of its folder."""
+    saved = read(Path(run) / "config.yaml")
+    if missing := {f.name for f in dataclasses.fields(Config)} - set(saved):
+        raise UserError(f"{run}/config.yaml: lacks {', '.join(sorted(missing)[:3])}; it is not the configuration of a run")
+    return saved
+
+
+def go_on(c):
+    """--resume auto: the same command goes on with the run it began."""
+    saved = run_options(c.out)
+    for name, value in dataclasses.asdict(c).items():
+        if name not in ("resume", "out", "steps") and saved[name] != value:
+            raise UserError(f"--{name} {value}: the run in {c.out} has {saved[name]}, and going on cannot change it; "
+                            "choose another --out")  # fmt: skip
+    return dataclasses.replace(c, resume=c.out)
+
+
+def resolved(c):
+    """The algorithm's own values where none are given."""
+    own = {"clip_high": 0.28 if c.algo == "dapo" else 0.2} if c.clip_high == -1 else {}
+    own |= {"rounds": 10 if c.algo == "dapo" else 1} if c.rounds == 0 else {}
+    return dataclasses.replace(c, **own)
+
+
+def loading():
+    """The first words a person sees: torch takes seconds to load."""
+    if sys.stderr.isatty() and os.environ.get("RANK", "0") == "0":
+        print("nanoMERCI: loading torch ...", file=sys.stderr, flush=True)
+
+
+def early(argv):
+    """Before torch is loaded: --help, --list, and what is wrong with the words."""
+    run_command(lambda: parse(argv))
+    loading()
 
 
 def run_command(main):
@@ -316,3 +392,8 @@ def run_command(main):
     except BrokenPipeError:  # the reader of our output left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"error: the disk is full ({error}); what was saved before is whole: make room, then go on with --resume", file=sys.stderr)
+        sys.exit(2)

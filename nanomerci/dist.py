@@ -1,10 +1,15 @@
 """Several processes, one run. The only file that imports torch.distributed; with one process every function is the identity.
 
 `torchrun --nproc-per-node=N train.py ...` sets RANK and WORLD_SIZE; nothing else of the project knows about ranks. A rank samples,
-scores and differentiates its own share of the prompts; sums make it one batch again.
+scores and differentiates its own share of the prompts; sums make it one batch again. `--shard none`: every rank holds all of
+the policy and gradients are summed. `--shard fsdp`: a rank holds its slice of the fp32 weights, gradients and moments (torch's
+fully_shard), and beside them one whole copy in the dtype of the arithmetic to sample from.
 """
+import copy
 import datetime
 import os
+from bisect import bisect
+from types import MethodType
 
 import torch
 import torch.distributed as td
@@ -14,8 +19,9 @@ from nanomerci.config import UserError
 rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
-def start(device):
-    """Join the other ranks; -> this rank's torch device ("auto": a GPU if there is one)."""
+def start(device, patience=1800.0):
+    """Join the other ranks; -> this rank's torch device ("auto": a GPU if there is one). patience: seconds a rank waits for
+    the others before it takes them for dead."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device not in ("cpu", "cuda"):
@@ -26,7 +32,7 @@ def start(device):
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
         torch.cuda.set_device(device)
     if world > 1:
-        td.init_process_group("gloo" if device == "cpu" else "cpu:gloo,cuda:nccl", timeout=datetime.timedelta(minutes=30))
+        td.init_process_group("gloo" if device == "cpu" else "cpu:gloo,cuda:nccl", timeout=datetime.timedelta(seconds=patience))
     return torch.device(device)
 
 
@@ -35,25 +41,66 @@ def finish():
         td.destroy_process_group()
 
 
+# ---- one batch out of the shares of all ranks
+
 def sum_(x):
     """Add a tensor up over ranks, in place. -> the same tensor."""
     if world > 1:
-        td.all_reduce(x)
+        _together(td.all_reduce, x)
     return x
+
+
+def max_(x):
+    """Elementwise largest of the ranks' tensors, in place. -> the same tensor."""
+    if world > 1:
+        _together(td.all_reduce, x, td.ReduceOp.MAX)
+    return x
+
+
+def most(n):
+    """The largest of the ranks' numbers n."""
+    return int(max_(torch.tensor(n)))
 
 
 def barrier():
     if world > 1:
-        td.barrier()
+        most(0)
 
 
-def share(prompts, minibatches):
-    """This rank's share of a step's prompts, as a slice: every world-th one, so that mini-batch m holds the same prompts however
-    many ranks there are."""
-    if prompts % (world * minibatches):
-        raise UserError(f"--prompts {prompts}: must be a multiple of {world} ranks x {minibatches} mini-batches; "
-                        f"try {world * minibatches * -(-prompts // (world * minibatches))}")  # fmt: skip
+def _together(collective, *arguments):
+    try:
+        return collective(*arguments)
+    except RuntimeError as error:  # what gloo and NCCL raise when a peer is gone, or silent for longer than --patience
+        raise UserError(f"rank {rank}: lost touch with the other ranks ({str(error).strip().splitlines()[0][:150]}); the run is as it was "
+                        "last saved: go on with --resume, or let torchrun --max-restarts do it") from error  # fmt: skip
+
+
+def any(flag):
+    """Whether the flag is set on any rank."""
+    return bool(sum_(torch.tensor(float(bool(flag)))))
+
+
+def share(prompts):
+    """This rank's share of a round's prompts, as a slice: every world-th one."""
+    if prompts % world:
+        raise UserError(f"--prompts {prompts}: must be a multiple of the {world} ranks; try {world * -(-prompts // world)}")
     return slice(rank, None, world)
+
+
+def groups(batches):
+    """How many groups these batches hold, over all ranks."""
+    return int(sum_(torch.tensor(sum(len(batch.number_P) for batch in batches))))
+
+
+def place(number_P):
+    """Each group's place in the order of the groups of all ranks. Numbers are positions in the stream of problems -> int64."""
+    order = sorted(gather(number_P.tolist()))
+    return torch.tensor([bisect(order, n) - 1 for n in number_P.tolist()], dtype=torch.int64, device=number_P.device)
+
+
+def mini_batch(number_P, count):
+    """Which of `count` equal mini-batches each group belongs to: the same whichever ranks hold them."""
+    return place(number_P) * count // max(1, int(sum_(torch.tensor(len(number_P)))))
 
 
 def gather(items):
@@ -61,7 +108,7 @@ def gather(items):
     if world == 1:
         return items
     parts = [None] * world
-    td.all_gather_object(parts, items)
+    _together(td.all_gather_object, parts, items)
     return [item for part in parts for item in part]
 
 
@@ -71,16 +118,114 @@ def mean(sums):
     return {name: (s / n if n else 0.0) for name, (s, n) in zip(sums, flat.tolist())}
 
 
+# ---- one model over all ranks
+
+def shard(model, how, dtype):
+    """-> the model to train, the model to sample from: under "none", or on one rank, one and the same.
+
+    Under "fsdp" the first keeps on this rank a slice of every fp32 weight, gathered layer by layer to compute in `dtype`; the
+    second is a whole copy in `dtype`. It refuses to compute with weights the first has moved on from: refresh() it.
+    """
+    if how == "none" or world == 1:
+        return model, model
+    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+    actor = cast(copy.deepcopy(model), dtype).requires_grad_(False)
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for module in (*model.base_model.layers, model):  # the last holds embedding, norm and head
+        fully_shard(module, mp_policy=policy)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):  # gradients are summed, not averaged: loss weights are 1 over all ranks
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+    model.call = MethodType(lambda self, function, *arguments: function(self, *arguments), model)
+    register_fsdp_forward_method(model, "call")
+    actor.shards = list(model.parameters())
+    actor.base_model.register_forward_pre_hook(lambda *_: _fresh(actor))
+    refresh(actor)
+    return model, actor
+
+
+def cast(model, dtype):
+    """Its parameters in another dtype, in place. Buffers stay: rotary frequencies rounded to bf16 would turn long texts wrong."""
+    for p in model.parameters():
+        p.data = p.data.to(dtype)
+    return model
+
+
+def call(model, function, *arguments):
+    """function(model, *arguments), with the weights of a sharded model gathered around it, as they are around its forward."""
+    return model.call(function, *arguments) if hasattr(model, "call") else function(model, *arguments)
+
+
+@torch.no_grad()
+def refresh(actor):
+    """Fill the whole copy from the slices of all ranks, in place, and stamp it with their version."""
+    if hasattr(actor, "shards"):
+        for whole, part in zip(actor.parameters(), actor.shards, strict=True):
+            whole.copy_(_together(part.to(whole.dtype).full_tensor))
+        actor.stamp = _version(actor.shards)
+
+
+def _version(parameters):
+    return sum(p._version for p in parameters)  # torch counts every change in place
+
+
+def _fresh(actor):
+    if actor.stamp != _version(actor.shards):
+        raise RuntimeError("the copy to sample from is older than the policy: dist.refresh() it after every update")
+
+
+def even(model, batches):
+    """This rank's micro-batches; of a sharded model, then None until every rank has had as many, as all compute together."""
+    return batches + [None] * (most(len(batches)) - len(batches)) if hasattr(model, "call") else batches
+
+
 def step(optimizer, max_norm, where):
     """Add gradients up over ranks, clip their norm, update. -> the norm before clipping. Stops before a non-finite update."""
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
     for p in parameters:
         p.grad = torch.zeros_like(p) if p.grad is None else p.grad  # a rank whose share taught nothing still takes part
-        sum_(p.grad)
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+    sharded = hasattr(parameters[0], "to_local")
+    grads = [p.grad.to_local() if sharded else sum_(p.grad) for p in parameters]  # FSDP has summed them in the backward pass
+    norm = torch.nn.utils.get_total_norm(grads)
+    if sharded:
+        norm = sum_(norm.square()).sqrt()
     if not torch.isfinite(norm):
         raise UserError(f"{where}: the gradient's norm is {norm.item()}; it was not applied. Try a lower --lr, or --dtype float32")
-    torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    for grad in grads:
+        grad.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
     optimizer.step()
     optimizer.zero_grad()
     return norm.item()
+
+
+# ---- checkpoints of a sharded run: weights and moments, each rank its slice; any number of ranks reads them back
+
+def save_shards(folder, model, optimizer):
+    from torch.distributed import checkpoint
+    from torch.distributed.checkpoint.state_dict import get_state_dict
+
+    policy, moments = get_state_dict(model, optimizer)
+    _plainly(checkpoint.save, {"policy": policy, "optimizer": moments}, checkpoint_id=str(folder), no_dist=world == 1)
+
+
+def load_shards(folder, model, optimizer):
+    from torch.distributed import checkpoint
+    from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+    policy, moments = get_state_dict(model, optimizer)
+    saved = {"policy": policy, "optimizer": moments}
+    _plainly(checkpoint.load, saved, checkpoint_id=str(folder), no_dist=world == 1)
+    set_state_dict(model, optimizer, model_state_dict=saved["policy"], optim_state_dict=saved["optimizer"])
+
+
+def _plainly(function, *arguments, **options):
+    """torch.distributed.checkpoint wraps the ranks' errors in a BaseException of its own."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    try:
+        function(*arguments, **options)
+    except CheckpointException as error:
+        where, (first, _) = min(error.failures.items())
+        raise RuntimeError(f"rank {where}: {first}") from error

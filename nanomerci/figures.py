@@ -76,7 +76,7 @@ def visits(run, prompts, n):
     often each visit's very prefix was visited."""
     model, tokenizer = load(run.folder / "checkpoints/step_000000/model")
     task = tasks.load(run.options, cache_folder())
-    ids = [encode(tokenizer, p.prompt) for p in tasks.pick(task.train, 0, prompts, run.options.seed)]
+    ids = [encode(tokenizer, p.prompt) for p in tasks.pick(task.train, range(prompts), run.options.seed)]
     roll = generate(model, ids, n, max_new_tokens=run.options.max_new_tokens, eos_id=eos_ids(model, tokenizer),
                     seed=seed("calibration", run.options.seed))  # fmt: skip
     place_BT = torch.arange(roll.tokens_BT.numel()).view_as(roll.tokens_BT)

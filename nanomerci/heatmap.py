@@ -11,17 +11,19 @@ Axes: n samples a prompt, B = n rows, T token positions, N tokens, D hidden widt
 """
 import textwrap
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
 import cfn
+from kernels.cfn_score import cfn_score
 from nanomerci import plots, state
 from nanomerci.address import address, seed
 from nanomerci.config import Config, UserError, read
 from nanomerci.log import bar
 from nanomerci.model import eos_ids, load, look_at, token_logp
-from nanomerci.rollout import noise_mask
+from nanomerci.rollout import noise_mask, pieces
 from sample import generate
 
 LOW, MIDDLE, HIGH = (67, 132, 196), (247, 247, 247), (202, 54, 48)  # blue, white, red, as in page/common.js
@@ -73,19 +75,6 @@ def count_now(model, tokenizer, ids, samples, *, max_new_tokens, temperature, ru
     return counter.net
 
 
-def pieces(tokenizer, ids):
-    """Token ids -> the text each adds. A character that several tokens share stands at the last of them."""
-    out, start, done = [], 0, 0  # decode from `start`, where ids[start:done] have been shown
-    for end in range(1, len(ids) + 1):
-        before, now = tokenizer.decode(ids[start:done]), tokenizer.decode(ids[start:end])
-        if now.endswith("\ufffd") and end < len(ids) and end - done < 8:
-            out.append("")
-        else:
-            out.append(now[len(before):])
-            start, done = done, end
-    return out
-
-
 @torch.no_grad()
 def examine(model, tokenizer, roll, *, trunk, net, noise_B, temperature=1.0):
     """Everything the pictures show of the samples of one prompt, as plain data: a dict a response, with a value a token.
@@ -93,7 +82,7 @@ def examine(model, tokenizer, roll, *, trunk, net, noise_B, temperature=1.0):
     noise_B: character spans a response that the third filter drops. 1/n is kept to 9 digits, so that the page computes with
     the very float32 numbers Python has; log-prob and entropy are those at `temperature`, in nats.
     """
-    invn_BT = look_at(trunk, roll, torch.zeros_like(roll.tokens_BT), net=net)[0]
+    invn_BT = look_at(trunk, roll, torch.zeros_like(roll.tokens_BT), score=partial(cfn_score, net=net))[0]
     logp_BT, entropy_BT = token_logp(model, roll.tokens_BT, roll.mask_BT, temperature or 1.0)
     noise_BT = noise_mask(tokenizer, roll, noise_B)
     out = []

@@ -65,6 +65,14 @@ def bonus_of_sum(invn_BT, kept_BT, mask_BT):  # [MERCI:root-of-sum]
     return (invn_BT * kept_BT).sum(1).sqrt()
 
 
+def bonus_to_go(novelty_BT, kept_BT, mask_BT):  # [UBE:per-token]
+    """Per-token credit (not in the paper): the same root of a mean, over what still lies ahead of each token. -> bonus_BT.
+
+    The uncertainty from token t on, by the UBE's recursion, over the tokens from t on; the first column is trajectory_bonus.
+    """
+    return (uncertainty_to_go(novelty_BT * kept_BT, mask_BT) / uncertainty_to_go(mask_BT, mask_BT).clamp(min=1)).sqrt()
+
+
 def exploration_advantage(bonus_PG, floor=0.01):  # [MERCI:exploration-advantage]
     """max(0, (B - mean) / std) within each group, population std. Who explored less than the group is not punished.
 
@@ -72,8 +80,23 @@ def exploration_advantage(bonus_PG, floor=0.01):  # [MERCI:exploration-advantage
     rounding gets nothing to speak of; as a share it follows the decay of 1/n.
     """
     mean_P1 = bonus_PG.mean(1, keepdim=True)
-    std_P1 = torch.maximum(bonus_PG.std(1, keepdim=True, correction=0), floor * mean_P1).clamp(min=1e-12)
+    var_P1 = (bonus_PG - mean_P1).square().mean(1, keepdim=True)
+    std_P1 = torch.maximum(var_P1.sqrt(), floor * mean_P1).clamp(min=1e-12)
     return ((bonus_PG - mean_P1) / std_P1).clamp(min=0)
+
+
+def per_token_advantage(bonus_BT, mask_BT, group, floor=0.01):
+    """max(0, (B_t - mean) / std) with mean and std over all tokens of the group. -> (B, T), 0 where mask is 0."""
+    bonus_PN, mask_PN = (x.reshape(-1, group * x.shape[1]) for x in (bonus_BT, mask_BT))
+    mean_P1 = (bonus_PN * mask_PN).sum(1, keepdim=True) / mask_PN.sum(1, keepdim=True).clamp(min=1)
+    var_P1 = ((bonus_PN - mean_P1).square() * mask_PN).sum(1, keepdim=True) / mask_PN.sum(1, keepdim=True).clamp(min=1)
+    std_P1 = torch.maximum(var_P1.sqrt(), floor * mean_P1).clamp(min=1e-12)
+    return (((bonus_PN - mean_P1) / std_P1).clamp(min=0) * mask_PN).view_as(bonus_BT)
+
+
+def merge_dead(adv, adv_expl, gamma, alpha):
+    """Opt-in (not in the paper): where A = 0, as in groups all right or all wrong, min(gamma A_expl, alpha) instead of nothing."""
+    return torch.where(adv == 0, (gamma * adv_expl).clamp(max=alpha), merge(adv, adv_expl, gamma, alpha))
 
 
 def merge(adv, adv_expl, gamma, alpha):  # [MERCI:merge]

@@ -6,14 +6,16 @@ Axes: B rows, T token positions, N response tokens, D hidden width, V vocabulary
 """
 import copy
 import inspect
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from kernels.cfn_score import cfn_score
 from kernels.logprob import linear_logprob_entropy
+from nanomerci import dist
 from nanomerci.address import address, uniform
 from nanomerci.config import UserError
 from nanomerci.rollout import micro_batches
@@ -100,11 +102,11 @@ def token_logp(model, tokens_BT, mask_BT, temperature=1.0, backend=None):
 
 
 @torch.no_grad()
-def look_at(trunk, roll, address_BT, *, net=None, kl=False, temperature=1.0, budget=16384, limit=65536, backend=None):
+def look_at(trunk, roll, address_BT, *, score=None, kl=False, temperature=1.0, budget=16384, limit=65536, backend=None):
     """One forward of the trunk for everything that is read off it.
 
-    -> invn_BT, the counter's 1/n of every response prefix (0 elsewhere); logp_BT, the reference log-probs, if kl; and the visits
-    to learn, (hidden_ND, address_N): all, or where there are more than `limit`, a fair sample of about so many.
+    -> invn_BT, score(hidden_ND) of every response prefix (a counter's 1/n), 0 elsewhere; logp_BT, the reference log-probs, if
+    kl; and the visits to learn, (hidden_ND, address_N): all, or where there are more than `limit`, a fair sample of about so many.
     """
     invn_BT, logp_BT = torch.zeros_like(roll.logp_BT), torch.zeros_like(roll.logp_BT)
     share, hiddens, addresses = limit / max(float(roll.mask_BT.sum()), 1.0), [], []
@@ -114,8 +116,8 @@ def look_at(trunk, roll, address_BT, *, net=None, kl=False, temperature=1.0, bud
         hidden_BTD = hidden_states(trunk, part.tokens_BT)
         row_N, column_N = part.mask_BT.nonzero(as_tuple=True)
         hidden_ND, address_N = hidden_BTD[row_N, column_N], address_BT[rows, :width][row_N, column_N]
-        if net is not None:
-            invn_BT[rows[row_N], column_N] = cfn_score(hidden_ND, net, backend=backend)
+        if score is not None:
+            invn_BT[rows[row_N], column_N] = score(hidden_ND)
         if kl:
             ids_N = part.tokens_BT[row_N, column_N]
             logp_BT[rows[row_N], column_N] = head_logp(trunk, hidden_BTD[row_N, column_N - 1], ids_N, temperature, backend)[0]
@@ -127,7 +129,17 @@ def look_at(trunk, roll, address_BT, *, net=None, kl=False, temperature=1.0, bud
 
 def frozen_copy(model, device, dtype):
     """The trunk: the initial policy, never trained. Its hidden states feed the CFN, its log-probs are the KL reference."""
-    return copy.deepcopy(model).to(device, dtype).eval().requires_grad_(False)
+    return dist.cast(copy.deepcopy(model).to(device), dtype).eval().requires_grad_(False)
+
+
+def recompute(model):
+    """Keep only what enters each layer, and compute the layer again on the way back. The numbers stay the same."""
+    for layer in model.base_model.layers:
+        layer.forward = partial(_again, layer.forward)
+
+
+def _again(forward, *arguments, **options):
+    return checkpoint(forward, *arguments, use_reentrant=False, **options) if torch.is_grad_enabled() else forward(*arguments, **options)
 
 
 def tiny(words, width=96, layers=3, heads=4, seed=0):

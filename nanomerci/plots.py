@@ -27,13 +27,14 @@ CURVES = {  # file: (title, {metric: (label, colour)})
 LOOK = {"axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False, "font.size": 9}
 
 
-def report(run):
-    """Write the curves and report.html into the run folder, from the files that the log has written so far. Files are
-    replaced whole, so a browser never sees half of one. A metric that is not there yet is left out."""
+def report(run, pictures=True):
+    """Write report.html and, with pictures, the curves into the run folder, from the files that the log has written so far.
+    Files are replaced whole, so a browser never sees half of one. A metric that is not there yet is left out."""
     run = Path(run)
     rows = read_lines(run / "metrics.jsonl")
     options = config.read(run / "config.yaml") if (run / "config.yaml").exists() else {}
-    curves(run, rows)
+    if pictures:
+        curves(run, rows)
     write(run / "report.html", page("report", f"nanoMERCI: {run.name}", describe(run, rows, options)))
 
 
@@ -61,9 +62,9 @@ def write(path, content):
 
 # ---- the page
 def page(kind, title, data):
-    """One HTML file: style, data, scripts; kind: report or heat."""
+    """One HTML file: style, data, scripts; kind: report, heat or compare."""
     read = lambda name: (PAGE / name).read_text()
-    script = "\n".join(map(read, ("merci.js", "common.js", f"{kind}.js")))
+    script = "\n".join(map(read, ("merci.js", "common.js", *(("chart.js",) if kind != "heat" else ()), f"{kind}.js")))
     return read("page.html").replace("{style}", read("style.css")).replace("{script}", script).replace(
         "{title}", title.replace("&", "&amp;").replace("<", "&lt;")).replace("{data}", embed(data))  # fmt: skip
 
@@ -88,11 +89,13 @@ def describe(run, rows, options):
     shown = thin(stepped, STEPS)
     names = sorted({k for r in shown for k, v in r.items() if k != "step" and not k.startswith("eval/") and is_number(v)})
     return {
-        "run": run.name, "options": options, "commands": commands(run, options), "written": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "run": run.name, "options": options, "commands": commands(run, options),
+        "written": time.strftime("%Y-%m-%d %H:%M:%S"), "at": time.time(),
         "last": rows[-1]["step"] if rows else 0, "steps": options.get("steps"), "thinned": len(stepped) - len(shown),
         "step": [r["step"] for r in shown],
         "series": {name: [digits(r.get(name)) for r in shown] for name in names},
         "evals": [{k: digits(v) for k, v in r.items() if k == "step" or k.startswith("eval/")} for r in thin(evals, STEPS)],
+        "calibration": next(reversed(read_lines(run / "calibration.jsonl")), None),
         "samples": samples(read_lines(run / "samples.jsonl")),
     }  # fmt: skip
 
@@ -139,10 +142,9 @@ def samples(records):
 def commands(run, options):
     """Commands that make the same run: from its config.yaml, and from the recipe that is nearest to it."""
     again = f"python train.py {shlex.quote(str(run / 'config.yaml'))} --out {shlex.quote(f'{run}-again')}"
-    known = {f.name: f.default for f in dataclasses.fields(config.Config)}
     differing = {}
     for recipe in config.recipes():
-        base = known | config.read(config.RECIPES / f"{recipe}.yaml")
+        base = dataclasses.asdict(config.resolved(config.Config(**config.read(config.RECIPES / f"{recipe}.yaml"))))
         differing[recipe] = {k: v for k, v in options.items() if base[k] != v and k not in ("out", "resume")}
     recipe = min(differing, key=lambda r: (len(differing[r]), r))
     words = [recipe, *(word for k, v in differing[recipe].items() for word in (f"--{k}", str(v)))]

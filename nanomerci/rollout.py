@@ -5,7 +5,8 @@ prompt, response, padding (right-padded, so causal attention needs no mask: noth
 
 Axes: P prompts, G samples a prompt, B = P*G rows, T token positions.
 """
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import partial
 
 import torch
 
@@ -32,11 +33,86 @@ class Rollout:
         """Token ids of each response as lists, pads and prompt left out."""
         return [tokens[mask > 0].tolist() for tokens, mask in zip(self.tokens_BT, self.mask_BT)]
 
+    @staticmethod
+    def blank(device):
+        """One row of two tokens that means nothing."""
+        return Rollout(torch.zeros(1, 2, dtype=torch.int64, device=device), torch.tensor([[0.0, 1.0]], device=device),
+                       torch.zeros(1, 2, device=device))  # fmt: skip
+
     def rows(self, rows):
         """A smaller rollout: these rows, and only as many columns as they need."""
         used = self.mask_BT[rows].any(0).nonzero()
         width = int(used[-1]) + 1 if len(used) else 1
         return Rollout(self.tokens_BT[rows, :width], self.mask_BT[rows, :width], self.logp_BT[rows, :width])
+
+
+@dataclass(frozen=True)
+class Experience:
+    """A round of sampling in whole groups, with all that can be said of an answer on its own: row p*G + g is answer g to prompt p.
+
+    It can be cut and joined by groups, so dynamic sampling may keep some for later.
+    """
+
+    number_P: torch.Tensor  # int64: the prompt's position in the run's stream of problems, by which all that is random is addressed
+    problem_P: list
+    roll: Rollout
+    text_B: list  # the answers, decoded
+    grade_B: list
+    reward_B: torch.Tensor  # the grade's, with any overlong penalty
+    novelty_BT: torch.Tensor  # 1/n of the prefix that ends in token t when it was visited (or what a rival bonus puts there)
+    kept_BT: torch.Tensor  # bool: the novelty that the filters left
+    bonus_B: torch.Tensor  # of the whole response
+    logp_ref_BT: torch.Tensor  # of the initial policy, where the KL term wants it, else 0
+
+    @property
+    def group(self):
+        return len(self.text_B) // max(len(self.number_P), 1)
+
+    @property
+    def reward_PG(self):
+        return self.reward_B.view(len(self.number_P), self.group or 1)
+
+    def groups(self, chosen_P):
+        """Only these groups: indices, or a bool for each."""
+        G, device = self.group, self.number_P.device
+        chosen_P = chosen_P.nonzero()[:, 0] if chosen_P.dtype == torch.bool else chosen_P
+        row_B = (chosen_P[:, None] * G + torch.arange(G, device=device)).flatten()
+
+        def cut(name, value):
+            index = chosen_P if name.endswith("_P") else row_B
+            if isinstance(value, Rollout):
+                return Rollout(**{f.name: cut(f.name, getattr(value, f.name)) for f in fields(value)})
+            return value[index] if isinstance(value, torch.Tensor) else [value[i] for i in index.tolist()]
+
+        return Experience(**{f.name: cut(f.name, getattr(self, f.name)) for f in fields(self)})
+
+    def state(self):
+        """As plain data for a checkpoint; the problems are found again by their numbers."""
+        parts = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("problem_P", "roll", "grade_B")}
+        return parts | {"grade_B": [tuple(g) for g in self.grade_B], "roll": {f.name: getattr(self.roll, f.name) for f in fields(Rollout)}}
+
+    @staticmethod
+    def of_state(state, pick):
+        """pick: list of numbers -> list of problems."""
+        from nanomerci.grading import Grade
+
+        return Experience(**state | {"problem_P": pick(state["number_P"].tolist()), "roll": Rollout(**state["roll"]),
+                                     "grade_B": [Grade(*g) for g in state["grade_B"]]})  # fmt: skip
+
+    @staticmethod
+    def join(parts):
+        """One after the other; columns are padded to the widest."""
+        width = max(part.kept_BT.shape[1] for part in parts)
+
+        def link(values):
+            if isinstance(values[0], Rollout):
+                return Rollout(**{f.name: link([getattr(v, f.name) for v in values]) for f in fields(values[0])})
+            if isinstance(values[0], list):
+                return [item for value in values for item in value]
+            widen = lambda v: torch.nn.functional.pad(v, (0, width - v.shape[1])) if v.dim() == 2 else v
+            return torch.cat([widen(v) for v in values])
+
+        return Experience(**{f.name: link([getattr(part, f.name) for part in parts]) for f in fields(Experience)})
 
 
 def pad(rows, value=0, device=None):
@@ -88,3 +164,24 @@ def token_spans(tokenizer, ids, spans):
         if end > start and ids:
             marked[first_token_past(start) - 1 : first_token_past(end - 1)] = True
     return marked
+
+
+class Pieces:
+    """Token ids one after another -> the text each adds. A character that several tokens share comes with the last of them."""
+
+    def __init__(self, tokenizer, **how):
+        self.decode, self.shown, self.waiting = partial(tokenizer.decode, **how), [], []
+
+    def __call__(self, token, last=False):
+        self.waiting.append(token)
+        before, now = self.decode(self.shown), self.decode(self.shown + self.waiting)
+        if now.endswith("\ufffd") and not last and len(self.waiting) < 8:
+            return ""
+        self.shown, self.waiting = self.waiting, []
+        return now[len(before):]
+
+
+def pieces(tokenizer, ids):
+    """Token ids -> the text each adds; joined they are the text."""
+    add = Pieces(tokenizer)
+    return [add(token, last=place == len(ids)) for place, token in enumerate(ids, 1)]

@@ -1,56 +1,160 @@
-"""Checkpoints that survive kill -9, and resuming from them exactly.
+"""Checkpoints that survive kill -9, and resuming from them exactly, on as many ranks as one likes.
 
-A checkpoint is a folder checkpoints/step_000040/ with `model/`, an ordinary Hugging Face folder, and `state.pt`, the rest:
-optimiser, counter, replay, position in the data. It is written aside, synced and renamed, so a folder under its final name is
-complete. There is no random state to save: random numbers are functions of their address (nanomerci/address.py).
+A checkpoint is a folder checkpoints/step_000040/:
+    model/             an ordinary Hugging Face folder (sharded runs: in the dtype they compute in)
+    shards/            sharded runs: fp32 weights and the optimiser's moments, each rank its slice (torch.distributed.checkpoint)
+    state.pt           what all ranks share: step, position in the data, counter, optimiser (of an unsharded run)
+    rank_00000.pt      what that rank had: its part of the replay, groups that wait for the next step
+    checksums.json     size and CRC-32 of every file above
+It is written aside, synced and renamed, so a folder under its final name is complete. There is no random state to save: random
+numbers are functions of their address (nanomerci/address.py).
 """
 import json
 import os
 import shutil
+import zlib
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
+from nanomerci import dist
 from nanomerci.config import UserError
 
 
+def claim(run):
+    """A new run never overwrites what is there, unless that died before its first step."""
+    if complete(run):
+        raise UserError(f"--out {run}: already holds a run; go on with --resume {run}, or choose another --out")
+    begun = run / "metrics.jsonl"
+    if run.exists() and not run.is_dir() or (run / "config.yaml").exists() and begun.exists() and begun.read_text().count("\n") > 1:
+        raise UserError(f"--out {run}: holds a run without a checkpoint, or is a file; remove it, or choose another --out")
+    dist.barrier()  # all have looked, now one may write
+
+
+def complete(run):
+    """The complete checkpoints of a run folder, oldest first."""
+    return sorted((Path(run) / "checkpoints").glob("step_??????"))
+
+
 def newest(run):
-    """The newest complete checkpoint of a run folder."""
-    found = sorted((Path(run) / "checkpoints").glob("step_??????"))
+    found = complete(run)
     if not found:
         raise UserError(f"{run}: no checkpoint there to go on from")
     return found[-1]
 
 
-def save(run, step, model, tokenizer, state, keep):
-    """Write checkpoint `step`; then forget all but the newest `keep` (and step 0, the run's frozen trunk)."""
+def save(run, step, model, tokenizer, state, keep, own=None, shards=None):
+    """Write checkpoint `step`, all ranks together; then forget all but the newest `keep` (and step 0, the run's frozen trunk).
+
+    state: what all ranks share; own: what this one has. shards: called with a folder, in which every rank writes its slice.
+    """
     folder = Path(run) / "checkpoints"
     final, scratch = folder / f"step_{step:06d}", folder / f".step_{step:06d}.partial"
     if final.exists():
         return final
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    model.save_pretrained(scratch / "model")
-    tokenizer.save_pretrained(scratch / "model")
-    torch.save(state, scratch / "state.pt")
-    for path in [*scratch.rglob("*"), scratch]:
-        sync(path)
-    os.rename(scratch, final)
-    sync(folder)
-    for old in sorted(folder.glob("step_??????"))[:-keep]:
-        if old.name != "step_000000":
-            os.rename(old, old.with_name(f".{old.name}.old"))  # never a half-deleted folder under a final name
-    for waste in folder.glob(".step_*"):
-        shutil.rmtree(waste, ignore_errors=True)
+    try:
+        if dist.rank == 0:
+            shutil.rmtree(scratch, ignore_errors=True)
+            scratch.mkdir(parents=True)
+        dist.barrier()
+        if dist.rank == 0:
+            model.save_pretrained(scratch / "model")
+            tokenizer.save_pretrained(scratch / "model")
+            torch.save(state, scratch / "state.pt")
+        torch.save(own or {}, scratch / f"rank_{dist.rank:05d}.pt")
+        if shards:
+            shards(scratch / "shards")
+        dist.barrier()
+        sums = dist.gather([(name, checksum(scratch / name)) for name in files(scratch)[dist.rank :: dist.world]])
+        if dist.rank == 0:
+            (scratch / "checksums.json").write_text(json.dumps(dict(sorted(sums)), indent=0))
+            for path in [*scratch.rglob("*"), scratch]:
+                sync(path)
+            os.rename(scratch, final)
+            sync(folder)
+    except (OSError, RuntimeError, SafetensorError) as error:  # what a full disk provokes in the three libraries that write here
+        shutil.rmtree(scratch, ignore_errors=True)
+        whole, free = complete(run), shutil.disk_usage(folder.parent).free if folder.parent.exists() else 0
+        raise UserError(f"{final}: could not be written ({reason(error)}; {free / 1e9:.1f} GB free). "
+                        + (f"The checkpoint before it, {whole[-1].name}, is whole: make room, then go on with --resume {run}"
+                           if whole else "There is none before it: make room and start again")) from error  # fmt: skip
+    if dist.rank == 0:
+        for old in complete(run)[:-keep]:
+            if old.name != "step_000000":
+                os.rename(old, old.with_name(f".{old.name}.old"))  # never a half-deleted folder under a final name
+        for waste in folder.glob(".step_*"):
+            shutil.rmtree(waste, ignore_errors=True)
+    dist.barrier()
     return final
 
 
 def load(checkpoint, device):
-    path = Path(checkpoint) / "state.pt"
+    """-> what all ranks share; a list of what ranks had, and the slice of all that (joined) which is this rank's now.
+
+    With as many ranks as before, each gets its own back; otherwise everything is dealt out anew.
+    """
+    def read(name):
+        return torch.load(checkpoint / name, map_location=device, weights_only=True)
+
+    checkpoint = Path(checkpoint)
+    with whole(checkpoint):
+        names = [name for name in files(checkpoint) if name.startswith("rank_")]
+        if len(names) == dist.world:
+            return read("state.pt"), [read(names[dist.rank])], slice(None)
+        return read("state.pt"), [read(name) for name in names], slice(dist.rank, None, dist.world)
+
+
+def join(parts, share):
+    """Dicts of tensors that ranks had -> one dict, of each tensor this rank's share of the first axis; numbers are the same in all."""
+    link = lambda values: torch.cat(values)[share] if isinstance(values[0], torch.Tensor) else values[0]
+    return {key: link([part[key] for part in parts]) for key in parts[0]}
+
+
+def verify(run):
+    """Compare all files of the newest checkpoint and of the first, which holds the trunk, with their checksums; each rank some."""
+    for checkpoint in {newest(run): 0, complete(run)[0]: 0}:
+        with whole(checkpoint):
+            sums = json.loads((checkpoint / "checksums.json").read_text())
+            mine = sorted(sums)[dist.rank :: dist.world]
+            wrong = [name for name in mine if not (checkpoint / name).exists() or checksum(checkpoint / name) != sums[name]]
+        if wrong := dist.gather(wrong):
+            raise UserError(corrupt(checkpoint, f"{wrong[0]} is not what was written"))
+
+
+@contextmanager
+def whole(checkpoint):
+    """Whatever reading a checkpoint raises becomes one line that names it and offers the one before."""
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        yield
+    except UserError:
+        raise
     except Exception as error:  # torch raises what the bytes happen to provoke
-        raise UserError(f"{path}: cannot be read ({type(error).__name__}); delete {checkpoint} to resume from the one before") from error
+        raise UserError(corrupt(checkpoint, reason(error))) from error
+
+
+def corrupt(checkpoint, why):
+    before = [found.name for found in complete(checkpoint.parent.parent) if found.name < checkpoint.name]
+    return f"{checkpoint}: the checkpoint is corrupt ({why}); " + (
+        f"delete that folder to go on from {before[-1]}" if before else "there is none before it: start the run again")
+
+
+def reason(error):
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no more is known'])[0][:150]}"
+
+
+def files(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.name != "checksums.json")
+
+
+def checksum(path):
+    """[size, CRC-32]"""
+    size = crc = 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            size, crc = size + len(block), zlib.crc32(block, crc)
+    return [size, crc]
 
 
 def sync(path):

@@ -1,6 +1,7 @@
-"""The tiny policy's schooling: supervised learning on answers the task makes up, so that RL starts from something that can talk.
+"""What RL starts from: a pretrained policy, or a tiny one and its schooling on answers the task makes up, so that it can talk.
 
-Cached between runs under a hash of everything that made it (this code, the task's code, the seed).
+The schooled one is cached between runs under a hash of everything that made it (this code, the task's code, how many problems it
+was shown, the seed).
 """
 import hashlib
 import math
@@ -14,8 +15,12 @@ import torch
 from tqdm import tqdm
 
 from nanomerci import model as model_file
-from nanomerci.model import encode, eos_ids, load, tiny, token_logp
+from nanomerci import tasks
+from nanomerci.config import UserError
+from nanomerci.log import say
+from nanomerci.model import context, encode, eos_ids, frozen_copy, load, tiny, token_logp
 from nanomerci.rollout import pad
+from nanomerci.state import newest
 
 STEPS, BATCH, LR = 500, 64, 3e-3
 
@@ -24,10 +29,32 @@ def cache_folder():
     return Path(os.environ.get("NANOMERCI_CACHE") or Path.home() / ".cache" / "nanomerci")
 
 
+def load_models(c, run, task, device):
+    """-> policy (of the newest checkpoint when resuming), trunk (the initial policy, frozen), tokenizer."""
+    first = run / "checkpoints/step_000000/model"
+    if c.model == "tiny" and not first.exists():
+        if not hasattr(task, "demonstration"):
+            raise UserError(f"--model tiny: --task {c.task} has no demonstrations to warm it up with; give a pretrained --model")
+        initial, tokenizer = tiny_policy(task, c.warm_seed)
+    else:
+        initial, tokenizer = load(first if first.exists() else c.model, device)
+    policy = load(newest(run) / "model", device)[0] if c.resume else initial
+    if c.context:
+        policy.config.max_position_embeddings = c.context
+    longest, left = tasks.fit(task, lambda p: len(encode(tokenizer, p.prompt)), c.max_prompt, c.eval_problems)
+    if left:
+        say(f"--max_prompt {c.max_prompt}: {left} problems have longer prompts and are left out")
+    if longest + c.max_new_tokens > context(policy):
+        raise UserError(f"--max_new_tokens {c.max_new_tokens}: with the longest prompt ({longest} tokens) that exceeds the "
+                               f"model's context of {context(policy)}")  # fmt: skip
+    frozen = c.cfn_trunk == "frozen" and c.bonus in ("cfn", "elliptical", "rnd") or c.kl > 0
+    return policy.to(device), frozen_copy(initial, device, getattr(torch, c.dtype)) if frozen else policy, tokenizer
+
+
 def tiny_policy(task, seed=0):
     """-> model, tokenizer: a tiny model that answers the task's questions the way its demonstrations do."""
     sources = [Path(f).read_bytes() for f in (__file__, model_file.__file__, sys.modules[type(task).__module__].__file__)]
-    key = hashlib.sha256(b"".join(sources) + str(seed).encode()).hexdigest()[:12]
+    key = hashlib.sha256(b"".join(sources) + f"{seed} {len(task.train)}".encode()).hexdigest()[:12]
     folder = cache_folder() / f"warmstart-{type(task).__name__}-{key}"
     if not folder.exists():
         model, tokenizer = tiny(task.words, seed=seed)

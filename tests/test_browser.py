@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import time
 from html import escape, unescape
 from pathlib import Path
 
@@ -67,13 +68,17 @@ def drive(html, script="", **how):
 @functools.cache
 def report_page():
     with tempfile.TemporaryDirectory() as folder:
-        metrics = [evaluation(0), *map(step, range(1, 20)), step(20) | evaluation(20, 0.1)]
+        more = {"merci/kept_top": 0.3, "merci/kept": 0.2, "merci/share": 0.1, "merci/on_wrong": 0.5, "oracle/spearman": 0.9}
+        metrics = [evaluation(0), *(step(n, **more, **{"merci/novelty_right": n / 100}) for n in range(1, 21))]
+        metrics[-1] |= evaluation(20, 0.1)
         samples = [
             sample(1, HOSTILE),
             sample(2, ["second", "x" * 100_000]),
-            sample(3, ["ab"]) | {"tokens": [["a", "b"]], "invn": [[0.5, 0.01]]},
+            sample(3, ["ab"]) | {"tokens": [["a", "b"]], "invn": [[0.5, 0.01]], "kept": ["x-"], "cut": [7]},
         ]
         run = write_run(Path(folder) / "run", metrics, samples, steps=20, out=HOSTILE[0])
+        exact = {"step": 20, "count": [1, 2, 4], "low": [0.5, 0.3, 0.1], "median": [0.9, 0.5, 0.25], "high": [1.1, 0.6, 0.4]}
+        (run / "calibration.jsonl").write_text(json.dumps(exact) + "\n")
         plots.report(run)
         return (run / "report.html").read_text()
 
@@ -89,8 +94,8 @@ def heat_page(groups=None):
 def test_pages_draw_without_error(width, dark):
     script = 'seen.heads = all("h2"); seen.charts = all("svg.plot").length; seen.cells = all("td")'
     seen = drive(report_page(), script, width=width, dark=dark)
-    heads = "Before and after|Held-out problems|Training|Exploration|Cost|Samples|Make it again|Configuration"
-    assert seen["heads"] == heads.split("|") and seen["charts"] == 9
+    heads = "Before and after|Held-out problems|Training|Bonus ledger|Counter|Cost|Samples|Make it again|Configuration"
+    assert seen["heads"] == heads.split("|") and seen["charts"] == 13
     assert "0.500 [0.400, 0.600]" in seen["cells"] and "0.600 [0.500, 0.700]" in seen["cells"]
     script = """seen.tokens = all("main .columns .tok").length; seen.samples = all(".columns > .card").length;
         seen.ramp = [...Array(101).keys()].map(i => shade(i / 100)).map(s => [s.background, s.color])"""
@@ -107,21 +112,38 @@ def test_the_sample_browser_shows_hostile_text_as_text():
         report_page(),
         """set("#step", 0); seen.first = all(".columns .text"); seen.tags = document.querySelectorAll("img").length;
         set("#step", 1); seen.second = all(".columns .text"); set("#step", 2);
+        seen.kept = all(".tok.kept"); seen.cut = all(".columns .text .soft");
         seen.colours = [...document.querySelectorAll(".tok")].map(e => e.style.background);
         seen.step = $("main b + .soft").previousSibling.textContent""",
     )
     assert seen["first"][:2] == HOSTILE[:2] and seen["tags"] == 0
     assert seen["first"][3] == "NUL ␀ ESC ␛[31m" and seen["first"][4] == "⟨202e⟩right to left⟨2066⟩"
     assert seen["second"][0] == "second" and "96000 more characters" in seen["second"][1]
+    assert seen["kept"] == ["a"] and seen["cut"] == [" [… 7 more tokens]"]
     red, blue = (list(map(int, re.findall(r"\d+", c))) for c in seen["colours"])
     assert red[0] > red[2] and blue[2] > blue[0]
+
+
+def test_the_ledger_sets_the_first_steps_beside_the_last():
+    seen = drive(
+        report_page(),
+        """const cells = row => [...row.children].slice(0, 3).map(c => c.textContent);
+        seen.rows = [...document.querySelectorAll(".ledger tr")].map(cells);
+        const card = [...document.querySelectorAll(".card")].find(c => c.textContent.includes("calibration"));
+        seen.calibration = card.querySelector(".keys").textContent""",
+    )
+    assert ["merci/novelty_right", "0.015", "0.195"] in seen["rows"] and ["merci/on_wrong", "0.5", "0.5"] in seen["rows"]
+    assert [name for name, *_ in seen["rows"]].index("merci/kept_top") == 2 and "merci/kept_run" not in str(seen["rows"])
+    assert seen["calibration"] == "counter 2 [1.32, 3.32]exact 2at log2 n 2"  # doublings of the count: 1/n = 1/4
 
 
 def test_a_run_that_goes_on_is_read_again():
     going = report_page().replace('"steps":20', '"steps":60')
     assert going != report_page()
-    pages = [drive(page, 'seen.labels = all("label")')["labels"] for page in (going, report_page())]
-    assert pages == [[" read this page again every 30 s while the run goes on"], []]
+    going = re.sub(r'"at":[\d.]+', f'"at":{time.time() - 3600}', going)
+    pages = [drive(page, 'seen.labels = all("label"); seen.head = all("p")[0]') for page in (going, report_page())]
+    assert [page["labels"] for page in pages] == [[" read this page again every 30 s while the run goes on"], []]
+    assert "60 min ago; has it stopped?" in pages[0]["head"] and "ago" not in pages[1]["head"]
 
 
 def test_sliders_recompute():

@@ -136,3 +136,44 @@ def test_addresses_match_the_published_splitmix64():
         state = (state + (1 << 63)) % (1 << 64) - (1 << 63)
         out.append(int(mix(torch.tensor(state))) % (1 << 64))
     assert out == [6457827717110365317, 3203168211198807973, 9817491932198370423]
+
+
+def ridge_heads(visits_ND, look_MD, ridge, coins, prior_var=0.0):
+    """A linear CFN solved by least squares with decay towards a random prior, coin by coin. -> inverse counts of look_MD."""
+    rng = torch.Generator().manual_seed(5)
+    coins_NC = cfn.draw_coins(address("ridge", torch.arange(len(visits_ND))), coins).double()
+    prior_DC = math.sqrt(prior_var) * torch.randn(visits_ND.shape[1], coins, generator=rng, dtype=torch.float64)
+    A_DD = visits_ND.T @ visits_ND + ridge * torch.eye(visits_ND.shape[1], dtype=torch.float64)
+    return (look_MD @ torch.linalg.solve(A_DD, visits_ND.T @ coins_NC + ridge * prior_DC)).square().mean(1)
+
+
+@pytest.mark.parametrize("prior_var", [0.0, 1 / 3])
+def test_a_linear_head_is_in_expectation_over_coins_the_ridge_estimator(prior_var):
+    torch.manual_seed(0)
+    visits_ND, look_MD, coins = torch.randn(200, 8).double(), torch.randn(30, 8).double(), 40_000
+    want_M = cfn.expected_inverse_count(look_MD, visits_ND.T @ visits_ND, 3.0, prior_var)
+    got_M = ridge_heads(visits_ND, look_MD, 3.0, coins, prior_var)
+    assert (got_M / want_M - 1).abs().max() < 5 * math.sqrt(2 / coins)  # a mean of squares of nearly normal numbers
+    if prior_var:
+        A_DD = visits_ND.T @ visits_ND + 3 * torch.eye(8).double()
+        torch.testing.assert_close(want_M, (look_MD * torch.linalg.solve(A_DD, look_MD.T).T).sum(1))  # the elliptical bonus
+
+
+def test_the_network_with_many_coins_comes_to_the_closed_form():
+    """cfn.py's own net, head and loss, trained to the end by LBFGS, beside the formula: the linear head has no decay, so ridge = 0."""
+    torch.manual_seed(0)
+    visits_ND, coins = torch.randn(120, 6), 8192
+    net = cfn.CoinFlipNet(6, coins=coins, hidden=0, prior=False)
+    converge(net, visits_ND, torch.arange(120), cfn.draw_coins(address("ridge", torch.arange(120)), coins))
+    want_N = cfn.expected_inverse_count(visits_ND.double(), (visits_ND.T @ visits_ND).double(), 0.0).float()
+    assert (cfn.inverse_count(net(visits_ND)) / want_N - 1).abs().max() < 5 * math.sqrt(2 / coins)
+
+
+def test_a_linear_counter_hands_out_no_more_novelty_than_it_has_features():
+    torch.manual_seed(0)
+    states_SD = torch.randn(500, 24).double()  # 500 different states, each visited twice: the true 1/n add up to 500
+    visits_ND = states_SD.repeat(2, 1)
+    read_N = cfn.expected_inverse_count(visits_ND, visits_ND.T @ visits_ND, 0.0)
+    assert abs(read_N.sum() - 24) < 1e-6
+    one_hot_ND = torch.eye(500).double().repeat(2, 1)
+    assert abs(cfn.expected_inverse_count(one_hot_ND, one_hot_ND.T @ one_hot_ND, 0.0).sum() - 500) < 1e-6

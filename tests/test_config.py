@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 from once import WORDS
 
-from nanomerci import config
+from nanomerci import config, tasks
 from nanomerci.config import Config, UserError, parse
 from nanomerci.model import load, tiny
 
@@ -62,14 +62,61 @@ def test_bad_input_is_one_line_and_status_2(arguments, message, tmp_path, comman
     assert not (tmp_path / "run").exists()
 
 
-def test_help_names_every_option_with_its_default(capsys):
+def printed(capsys, *words):
     with pytest.raises(SystemExit) as stop:
-        parse(["--help"])
-    assert stop.value.code == 0
-    text = capsys.readouterr().out
-    for name in Config.__dataclass_fields__:
-        assert f"--{name} " in text
-        assert Config.__doc__ is not None
+        parse([*words])
+    assert not stop.value.code
+    return capsys.readouterr().out
+
+
+def test_help_has_every_option_with_meaning_and_default_in_its_section(capsys):
+    """As a reader sees it: the sections of the source in their order, and in each its options in theirs."""
+    text = printed(capsys, "toy_sql", "--help")
+    source = Path(config.__file__).read_text().split("class Config:")[1].split("    @property")[0]
+    defaults = Config(**config.read(config.RECIPES / "toy_sql.yaml"))
+    for section in source.split("    # ---- ")[1:]:
+        title, fields = section.split("\n", 1)
+        assert f"\n{title}\n" in text
+        part = " ".join(text.split(f"\n{title}\n")[1].split("\n\n")[0].split())
+        assert len(fields.split('"""\n')) > 2
+        for field in fields.strip().split('"""\n'):
+            name, meaning = field.strip().split(":")[0], " ".join(field.split('"""')[1].split())
+            value = getattr(defaults, name)
+            head, rest = part.split(f"--{name} ", 1)[1].split(" ", 1)
+            assert rest.startswith(f"{meaning} (default {value if value != '' else chr(34) * 2})"), name
+            assert all(choice in head.split("|") for choice in getattr(Config.__dataclass_fields__[name].type, "__args__", ())), name
+
+
+def test_list_has_recipes_tasks_and_bonuses(capsys):
+    text = printed(capsys, "--list")
+    for name in (*config.recipes(), *tasks.BUILT_IN, *Config.__dataclass_fields__["bonus"].type.__args__, "math, sql", "reasoning_gym:"):
+        assert name in text
+    assert "A real pretrained model" in text  # the recipe's first comment
+
+
+def test_the_shell_completes_options_and_values(capsys, tmp_path):
+    """The script that tyro makes, in a real bash."""
+    (tmp_path / "script").write_text(printed(capsys, "--tyro-print-completion", "bash"))
+    ask = "source ./script; COMP_WORDS=(train.py %s); COMP_CWORD=%d; _tyro_train_py; echo ${COMPREPLY[*]}"
+    for words, completed in (("--gam", "--gamma --gamma_decay"), ("--algo ''", "grpo dapo dr_grpo"), ("toy_sql --sav", "--save_every")):
+        done = subprocess.run(["bash", "-c", ask % (words, len(words.split()))], cwd=tmp_path, capture_output=True, text=True)
+        assert (done.stdout, done.stderr) == (completed + "\n", "")
+
+
+def test_what_needs_no_torch_does_without():
+    """--help, --list, mistakes: answered before torch is imported, which takes seconds."""
+    code = """if True:
+        import runpy, sys
+        sys.argv = sys.argv[1:]
+        try:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        finally:
+            assert "torch" not in sys.modules, "torch was loaded\\n" """
+    for status, *words in ((0, "train.py", "--help"), (0, "train.py", "--list"), (2, "train.py", "--lr", "fast"), (0, "sample.py", "-h"),
+                           (2, "sample.py", "x", "-n", "0"), (2, "train.py", "--logger", "wandb", "--alpha", "2")):  # fmt: skip
+        done = subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == status, done.stderr
+        assert (done.stdout[:6] == "usage:" or done.stdout[:7] == "Recipes") if status == 0 else done.stderr.count("\n") == 1
 
 
 def test_every_option_has_a_docstring():

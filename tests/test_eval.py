@@ -10,8 +10,7 @@ from contextlib import nullcontext
 import pytest
 from conftest import ROOT
 
-import sample
-from nanomerci import evaluate, tasks
+from nanomerci import ask, evaluate, tasks
 from nanomerci.config import UserError
 from nanomerci.grading import Pool
 from nanomerci.model import tiny
@@ -49,7 +48,7 @@ def command(folder, pool, monkeypatch):
 
     def go(out, *more):
         monkeypatch.setattr(sys, "argv", ["sample.py", *arguments(folder, out, *more)])
-        sample.main()
+        ask.main()
         return [json.loads(line) for line in out.read_text().splitlines()]
 
     return go
@@ -88,7 +87,7 @@ def test_what_a_kill_leaves_is_gone_on_with(command, tmp_path, cut, monkeypatch)
 def test_a_real_kill(folder, command, tmp_path):
     whole, killed = tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
     command(whole)
-    code = "import sys, sample; from nanomerci import evaluate; evaluate.TOGETHER = 16; sample.torch.set_num_threads(1); sample.main()"
+    code = "import sys, torch; from nanomerci import ask, evaluate; evaluate.TOGETHER = 16; torch.set_num_threads(1); ask.main()"
     process = subprocess.Popen([sys.executable, "-c", code, *arguments(folder, killed)], cwd=ROOT, stderr=subprocess.DEVNULL,
                                stdout=subprocess.DEVNULL, env=os.environ | {"HF_HUB_OFFLINE": "1"})  # fmt: skip
     while process.poll() is None and not (killed.exists() and killed.read_text().count("\n") > 1):

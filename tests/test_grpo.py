@@ -98,3 +98,30 @@ def test_an_absurd_log_ratio_stays_finite():
     loss = grpo.surrogate(logp, torch.tensor([[-1000.0, 0.0]]), torch.tensor([-1.0])).sum()
     loss.backward()
     assert math.isfinite(loss.item()) and torch.isfinite(logp.grad).all()
+
+
+def test_losses_are_verls_and_trls_definitions_on_shared_numbers():
+    """The reductions by the names their documentation gives them (verl loss_agg_mode, TRL loss_type), each written out here, on
+    fp64 numbers; the surrogate and the group advantage from the same definitions."""
+    rng = torch.Generator().manual_seed(3)
+    mask_BT = ragged()[:3]
+    B, L = mask_BT.shape
+    logp_BT, old_BT = (torch.randn(B, L, generator=rng, dtype=torch.float64) for _ in range(2))
+    reward_PG = torch.tensor([[1.0, 0.0, 0.25]], dtype=torch.float64)
+    A = (reward_PG - reward_PG.mean()) / (reward_PG.std() + 1e-6)  # verl compute_grpo_outcome_advantage, TRL scale_rewards="group"
+    rho = (logp_BT - old_BT).exp()
+    loss_BT = torch.max(-A.T * rho, -A.T * rho.clamp(1 - 0.2, 1 + 0.28))  # verl compute_policy_loss; TRL epsilon, epsilon_high
+    per_row = (loss_BT * mask_BT).sum(1)
+    wanted = {
+        "seq-mean-token-mean | grpo": (per_row / mask_BT.sum(1)).mean(),
+        "token-mean | dapo, bnpo": per_row.sum() / mask_BT.sum(),
+        "seq-mean-token-sum-norm | dr_grpo": per_row.sum() / (B * 7),  # 7: verl's loss_scale_factor, TRL's max_completion_length
+    }
+    ours_BT = grpo.surrogate(logp_BT, old_BT, grpo.advantage(reward_PG)[0], 0.2, 0.28)
+    ours = {
+        "seq-mean-token-mean | grpo": grpo.weights(mask_BT, grpo.units(mask_BT)),
+        "token-mean | dapo, bnpo": dapo.weights(mask_BT, dapo.units(mask_BT)),
+        "seq-mean-token-sum-norm | dr_grpo": grpo.weights_constant(mask_BT, grpo.units(mask_BT), 7),
+    }
+    for name, weight_BT in ours.items():
+        assert (ours_BT * weight_BT).sum().item() == pytest.approx(wanted[name].item(), rel=1e-7), name

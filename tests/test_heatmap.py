@@ -14,8 +14,9 @@ import torch
 import cfn
 import grpo
 import sample
-from nanomerci import config, heatmap, merci, plots, state, tasks
+from nanomerci import ask, config, heatmap, merci, plots, state, tasks
 from nanomerci.model import encode, eos_ids, tiny
+from nanomerci.rollout import pieces
 from tests.conftest import ROOT
 
 WILD = [
@@ -48,7 +49,7 @@ def run(tmp_path_factory):
     return folder
 
 
-def ask(model, tokenizer, prompt, n, longest=12, **how):
+def draw_answers(model, tokenizer, prompt, n, longest=12, **how):
     return sample.generate(
         model, [encode(tokenizer, prompt)], n, max_new_tokens=longest, eos_id=eos_ids(model, tokenizer), **how
     )
@@ -136,7 +137,8 @@ def test_examine_is_the_counter_and_the_model(run):
     source = heatmap.Run.of(run)
     model, tokenizer = heatmap.load(run)
     trunk, net = source.counter(model, "cpu")
-    roll = ask(model, tokenizer, "who is oldest in 'ops' ?", 2)
+    score = lambda hidden_ND: cfn.inverse_count(net(hidden_ND))
+    roll = draw_answers(model, tokenizer, "who is oldest in 'ops' ?", 2)
     shown = heatmap.examine(model, tokenizer, roll, trunk=trunk, net=net, noise_B=[[(0, 3)], []])
     for row, s in enumerate(shown):
         columns = roll.mask_BT[row].nonzero()[:, 0]
@@ -151,7 +153,7 @@ def test_examine_is_the_counter_and_the_model(run):
         assert s["entropy"] == pytest.approx((-logits_TV.exp() * logits_TV).sum(-1)[columns - 1].tolist(), rel=2e-3, abs=1e-3)
         assert (
             torch.tensor(s["invn"]).tolist()
-            == heatmap.look_at(trunk, roll, torch.zeros_like(roll.tokens_BT), net=net)[0][row, columns].tolist()
+            == heatmap.look_at(trunk, roll, torch.zeros_like(roll.tokens_BT), score=score)[0][row, columns].tolist()
         )
         assert "".join(s["tokens"]) == tokenizer.decode(ids[columns])
     assert shown[0]["noise"][0] and not any(shown[0]["noise"][1:]) and not any(shown[1]["noise"])
@@ -170,10 +172,11 @@ def test_a_counter_made_now_knows_the_beaten_track(run):
     model, tokenizer = heatmap.load(run / "checkpoints/step_000002/model")
     ids = encode(tokenizer, "who is oldest in 'ops' ?")
     net = heatmap.count_now(model, tokenizer, ids, 32, max_new_tokens=4, temperature=1.0)
-    common = ask(model, tokenizer, "who is oldest in 'ops' ?", 32, longest=1, seed=9)
-    strange = ask(model, tokenizer, "where live people from 'oslo' under 50 years ?", 32, longest=4, seed=9)
+    common = draw_answers(model, tokenizer, "who is oldest in 'ops' ?", 32, longest=1, seed=9)
+    strange = draw_answers(model, tokenizer, "where live people from 'oslo' under 50 years ?", 32, longest=4, seed=9)
+    score = lambda hidden_ND: cfn.inverse_count(net(hidden_ND))
     invn = [
-        heatmap.look_at(model, roll, torch.zeros_like(roll.tokens_BT), net=net)[0][roll.mask_BT > 0].mean()
+        heatmap.look_at(model, roll, torch.zeros_like(roll.tokens_BT), score=score)[0][roll.mask_BT > 0].mean()
         for roll in (common, strange)
     ]
     assert invn[0] < 0.5 * invn[1]
@@ -187,11 +190,11 @@ def test_pieces_of_a_byte_level_tokenizer_join_to_the_text():
     core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, clean_up_tokenization_spaces=False)
     ids = tokenizer("née 🙂 日本\n!")["input_ids"]
-    pieces = heatmap.pieces(tokenizer, ids)
-    assert "".join(pieces) == "née 🙂 日本\n!" and len(pieces) == len(ids)
-    assert pieces[0] == "n" and pieces[1:3] == ["", "é"]
+    words = pieces(tokenizer, ids)
+    assert "".join(words) == "née 🙂 日本\n!" and len(words) == len(ids)
+    assert words[0] == "n" and words[1:3] == ["", "é"]
     broken = [b for b in ids if b != ids[-1]][:5] + ids[1:2] * 20  # a lead byte again and again never becomes a character
-    assert len(heatmap.pieces(tokenizer, broken)) == len(broken)
+    assert len(pieces(tokenizer, broken)) == len(broken)
 
 
 # ---- pictures
@@ -249,7 +252,7 @@ def command(monkeypatch, capsys, *words, stdin=""):
 
     monkeypatch.setattr(sys, "argv", ["sample.py", *map(str, words)])
     monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
-    sample.main()
+    ask.main()
     return capsys.readouterr().out
 
 
@@ -265,7 +268,7 @@ def cached(run, monkeypatch):
 
 def test_answers_of_a_run(run, cached, monkeypatch, capsys, tmp_path):
     first = command(monkeypatch, capsys, run)  # its first held-out problem, graded
-    assert re.match(r"--- sample 1: (right|wrong|unparsable|error)\n", first)
+    assert re.fullmatch(r".*\n--- (right|wrong|unparsable|error)\n", first)
     words = (run, "who is oldest ?", "-n", 3, "--max_new_tokens", 5)
     several = command(monkeypatch, capsys, *words)
     assert several.count("--- sample") == 3 and several == command(monkeypatch, capsys, *words)
@@ -276,6 +279,15 @@ def test_answers_of_a_run(run, cached, monkeypatch, capsys, tmp_path):
     assert command(monkeypatch, capsys, run, "-n", 2, "--file", tmp_path / "p.txt") == piped
     greedy = [command(monkeypatch, capsys, run, "who is oldest ?", "--temperature", 0, "--seed", s) for s in (0, 1)]
     assert greedy[0] == greedy[1]
+
+
+def test_one_answer_is_typed_as_it_is_drawn(run, cached, monkeypatch, capsys):
+    words = (run, "who is oldest in 'ops' ?")
+    several = command(monkeypatch, capsys, *words, "-n", 2)
+    typed, real = [], ask.Typewriter.type
+    monkeypatch.setattr(ask.Typewriter, "type", lambda self, text: typed.append(text) or real(self, text))
+    assert several.split("\n")[1] == command(monkeypatch, capsys, *words).split("\n")[0]
+    assert len([text for text in typed if text]) > 5
 
 
 def test_a_model_that_writes_escape_codes(monkeypatch, capsys, tmp_path):
@@ -331,7 +343,7 @@ def page_data(path):
 
 WRONG = [
     ("", "required: MODEL_OR_RUN"),
-    ("RUN hi -n 0", "--n 0: wanted at least 1"),
+    ("RUN hi -n 0", "-n 0: wanted at least 1"),
     ("RUN hi -n two", "invalid int value: 'two'"),
     ("RUN hi --top_p 0", "--top_p 0.0"),
     ("RUN hi --heatmap a.pdf", "wanted a name that ends in .html or .png"),
@@ -342,6 +354,8 @@ WRONG = [
     ("PLAIN", "no prompt"),
     ("/nowhere/model hi", "cannot be loaded"),
     ("RUN hi --colour-all", "unrecognized arguments"),
+    ("RUN --device foo hi", "--device: invalid choice: 'foo'"),
+    ("RUN hi --file /dev/null", "--file /dev/null: a prompt is given too"),
 ]
 
 
@@ -356,7 +370,7 @@ def test_what_a_user_gets_wrong(run, cached, monkeypatch, capsys, words, message
 
 def test_an_error_is_one_line_and_status_2(run):
     done = subprocess.run([sys.executable, str(ROOT / "sample.py"), str(run), "hi", "-n", "0"], capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr == "error: --n 0: wanted at least 1\n" and done.stdout == ""
+    assert done.returncode == 2 and done.stderr == "error: -n 0: wanted at least 1\n" and done.stdout == ""
 
 
 def test_a_broken_counter_is_named(run, tmp_path):

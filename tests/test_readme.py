@@ -34,7 +34,8 @@ def imports(path):
 
 @pytest.mark.parametrize("name, allowed", [
     ("cfn.py", ("torch", "nanomerci.address")), ("grpo.py", ("torch",)), ("dapo.py", ("torch", "grpo")),
-    ("nanomerci/merci.py", ("torch", "math")), ("nanomerci/address.py", ("torch", "zlib"))])  # fmt: skip
+    ("nanomerci/merci.py", ("torch", "math")), ("nanomerci/address.py", ("torch", "zlib")),
+    ("nanomerci/rivals.py", ("torch", "cfn", "nanomerci.address", "hashlib", "collections"))])  # fmt: skip
 def test_maths_files_import_torch_only(name, allowed):
     for imported in imports(ROOT / name):
         assert any(imported == a or imported.startswith(f"{a}.") for a in allowed), imported
@@ -57,10 +58,10 @@ def test_linked_files_exist():
 
 
 def test_glossary_names_what_a_step_logs():
-    source = "".join((ROOT / name).read_text() for name in ("train.py", "nanomerci/log.py", "nanomerci/evaluate.py"))
-    for name in re.findall(r"`((?:reward|groups|clip|cfn|merci|sampler)/\w+)`", README):
+    source = "".join((ROOT / name).read_text() for name in ("train.py", "nanomerci/log.py", "nanomerci/evaluate.py", "nanomerci/oracle.py"))
+    for name in re.findall(r"`((?:reward|groups|clip|cfn|merci|sampler|oracle)/\w+)`", README):
         assert f'"{name}"' in source, name
-    for name in re.findall(r'"((?:reward|groups|clip|cfn|merci|sampler)/\w+)"', source):
+    for name in re.findall(r'"((?:reward|groups|clip|cfn|merci|sampler|oracle)/\w+)"', source):
         assert f"`{name}`" in README, f"{name} is not explained in the README"
 
 

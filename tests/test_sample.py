@@ -59,6 +59,12 @@ def test_samples_follow_the_models_distribution(small):
     assert chi < 30 + 6 * math.sqrt(60)
 
 
+def test_every_token_is_streamed_as_it_is_drawn(small):
+    seen = [[] for _ in range(12)]
+    roll = generate(small("llama"), PROMPTS, 3, max_new_tokens=10, eos_id=[1, 2, 3], slots=4, stream=lambda row, t: seen[row].append(t))
+    assert seen == roll.responses()
+
+
 def test_layout_of_a_rollout(small):
     model = small("llama")
     roll = generate(model, PROMPTS, 2, max_new_tokens=5, eos_id=[1, 2, 3, 4, 5, 6, 7, 8])

@@ -5,79 +5,37 @@ const HELP = {
   "merci/bonus": "mean trajectory bonus B", "merci/kept": "share of tokens the filters keep", "merci/gamma": "weight of the bonus",
   "merci/share": "share of the advantages that the bonus made", "cfn/invn": "mean 1/n of the states just visited, before counting them",
   "cfn/loss": "coin loss; 1 = knows nothing", "kl": "k3 KL to the initial policy", "lr": "learning rate", "tokens_per_s": "tokens a second",
-  "sampler/logp_gap": "mean |log-prob of sampler - of trainer|",
+  "sampler/logp_gap": "mean |log-prob of sampler - of trainer|", "groups/used": "groups the policy learned from", "prompts": "prompts sampled so far",
 };
-const DASH = ["", "6 3", "2 2", "8 3 2 3", "1 3", "10 4", "4 1"];
-const sampleLine = (i, area) => el("svg", {width: 26, height: 8}, area ? el("rect", {width: 26, height: 8, style: `fill:var(--c${i % 7});opacity:.6`}) : el("line", {x1: 0, x2: 26, y1: 4, y2: 4, style: `stroke:var(--c${i % 7})`, "stroke-width": 2.5, "stroke-dasharray": DASH[i % 7]}));
-
-function runningMean(y, most = Math.ceil(y.length / 25)) {  // over so many steps on either side
-  return y.map((v, i) => {
-    const near = y.slice(Math.max(0, i - most), i + most + 1).filter(w => w !== null);
-    return v === null ? null : near.reduce((s, w) => s + w, 0) / near.length;
-  });
-}
-const tickText = (v, tick) => tick < 1e-4 || tick >= 1e5 ? number(+v.toPrecision(6)) : v.toFixed(Math.max(0, -Math.floor(Math.log10(tick) + 1e-9)));
-
-// lines: [{name, y, low?, high?}] over x; stack: areas on one another; log: x in powers of two
-function chart(title, help, x, lines, {stack = false, log = false, points = false, zero = false} = {}) {
-  lines = lines.filter(l => l.y.some(v => v !== null && !(stack && v === 0)));
-  if (!lines.length) return null;
-  const W = 370, H = 190, L = 46, R = 10, T = 8, B = 22, f = log ? Math.log2 : v => v;
-  let base = x.map(() => 0);
-  const layers = lines.map(l => ({...l, y0: stack ? base : null, y: stack ? base = base.map((b, i) => b + (l.y[i] ?? 0)) : l.y}));
-  const all = layers.flatMap(l => [...l.y, ...(l.low ?? []), ...(l.high ?? [])]).filter(v => v !== null);
-  let [low, high] = [Math.min(...all), Math.max(...all)];
-  if (stack || zero) low = Math.min(0, low);
-  if (high - low < 1e-9 * Math.max(1, Math.abs(high))) [low, high] = low ? [Math.min(low, 0), Math.max(high, 0)] : [0, 1];
-  const x0 = f(x[0]), x1 = f(x[x.length - 1]), pad = points ? .04 * (W - L - R) : 0;
-  const X = v => x1 === x0 ? (L + W - R) / 2 : L + pad + (f(v) - x0) / (x1 - x0) * (W - L - R - 2 * pad), Y = v => H - B - (v - low) / (high - low) * (H - B - T);
-  const svg = el("svg", {viewBox: `0 0 ${W} ${H}`, class: "plot", role: "img", "aria-label": title});
-  const unit = 10 ** Math.floor(Math.log10((high - low) / 3)), tick = [1, 2, 5, 10].map(m => m * unit).find(s => (high - low) / s <= 5) ?? 10 * unit;
-  for (let v = Math.ceil(low / tick - 1e-9) * tick; v <= high + tick * 1e-6; v += tick)
-    svg.append(el("line", {x1: L, x2: W - R, y1: Y(v), y2: Y(v), class: "grid-line"}), el("text", {x: L - 5, y: Y(v) + 4, "text-anchor": "end"}, tickText(v, tick)));
-  const marks = log ? x : [...new Set([x[0], x[Math.floor((x.length - 1) / 2)], x[x.length - 1]])];
-  for (const v of marks) svg.append(el("text", {x: X(v), y: H - 6, "text-anchor": "middle"}, v));
-  const path = (ys, back) => x.map((v, i) => ys[i] === null ? null : `${X(v).toFixed(1)},${Y(ys[i]).toFixed(1)}`).filter(p => p).reduce((d, p, i) => d + (i || back ? "L" : "M") + p, "");
-  const area = (top, bottom) => path(top) + [...x.keys()].reverse().filter(i => bottom[i] !== null).map(i => `L${X(x[i]).toFixed(1)},${Y(bottom[i]).toFixed(1)}`).join("") + "Z";
-  layers.forEach((l, i) => {
-    const style = `stroke:var(--c${i % 7});fill:none;stroke-width:2`, fill = `fill:var(--c${i % 7});stroke:none;opacity:`;
-    if (stack) svg.append(el("path", {d: area(l.y, l.y0), style: fill + .45}));
-    if (l.low) svg.append(el("path", {d: area(l.high, l.low), style: fill + .16}));
-    const noisy = !stack && !points && x.length > 30;  // then the steps are faint, and their running mean is the line
-    if (noisy) svg.append(el("path", {d: path(l.y), style: `stroke:var(--c${i % 7});fill:none;stroke-width:1;opacity:.4`}));
-    svg.append(el("path", {d: path(noisy ? runningMean(l.y) : l.y), style, "stroke-dasharray": stack ? "" : DASH[i % 7], "stroke-linejoin": "round"}));
-    if (points || l.y.filter(v => v !== null).length < 5)
-      x.forEach((v, t) => l.y[t] !== null && svg.append(el("circle", {cx: X(v), cy: Y(l.y[t]), r: 3, style: `fill:var(--c${i % 7})`})));
-  });
-  const cursor = el("line", {y1: T, y2: H - B, style: "stroke:var(--soft);visibility:hidden"}), keys = el("div", {class: "keys"});
-  svg.append(cursor);
-  const legend = at => keys.replaceChildren(...lines.map((l, i) => el("span", {}, sampleLine(i, stack), l.name + " ", el("b", {}, number(l.y[at])),
-    l.low && l.low[at] !== null ? ` [${number(l.low[at])}, ${number(l.high[at])}]` : "")), el("span", {class: "soft"}, `at ${log ? "k" : "step"} ${x[at]}`));
-  legend(x.length - 1);
-  svg.addEventListener("pointermove", event => {
-    const mouse = (event.clientX - svg.getBoundingClientRect().left) / svg.getBoundingClientRect().width * W;
-    const at = x.reduce((best, v, i) => Math.abs(X(v) - mouse) < Math.abs(X(x[best]) - mouse) ? i : best, 0);
-    cursor.setAttribute("x1", X(x[at])); cursor.setAttribute("x2", X(x[at])); cursor.style.visibility = "visible";
-    legend(at);
-  });
-  svg.addEventListener("pointerleave", () => { cursor.style.visibility = "hidden"; legend(x.length - 1); });
-  return el("div", {class: "card"}, el("h3", {}, title), help ? el("p", {class: "soft"}, help) : null, svg, keys);
-}
+// the ledger: what the bonus saw, what the filters left of it, where it went, and whether it is being gamed
+const LEDGER = {
+  "cfn/invn": "mean 1/n of the visited states: how new they still are", "merci/kept_top": "share of tokens left by the first filter (percentile)",
+  "merci/kept_run": "… by the second (coherence)", "merci/kept": "… by all three: their 1/n makes the bonus",
+  "merci/bonus": "mean bonus B of a response", "merci/novelty_right": "… of right answers", "merci/novelty_wrong": "… of wrong answers",
+  "merci/share": "share of all |advantage| that the bonus made", "merci/on_wrong": "share of the bonus that went to wrong answers",
+  "merci/length_corr": "correlation of length and bonus within a group; near 1: it pays for length", "text/repetition": "share of 4-grams that repeat within a response",
+  "text/gibberish": "share of responses with characters that are no text", "merci/gamma": "weight of the exploration advantage",
+};
 
 const used = new Set(["time/step"]);
 function metrics(title, help, names, options) {
   names.forEach(n => used.add(n));
   return chart(title, help, data.step, names.filter(n => data.series[n]).map(n => ({name: n, y: data.series[n]})), options);
 }
-const section = (title, help, ...cards) => {
-  cards = cards.filter(c => c);
-  if (cards.length) main.append(el("h2", {}, title), help ? el("p", {class: "soft"}, help) : "", el("div", {class: "grid"}, ...cards));
-};
+
+function ledger() {  // the first tenth of the steps beside the last
+  const names = Object.keys(LEDGER).filter(n => data.series[n]), part = Math.ceil(data.step.length / 10);
+  const mean = values => { const v = values.filter(v => v !== null); return v.length ? number(v.reduce((s, x) => s + x, 0) / v.length) : "–"; };
+  if (!names.some(n => n.startsWith("merci/"))) return;
+  main.append(el("h2", {}, "Bonus ledger"), el("div", {class: "scroll"}, el("table", {class: "ledger"}, el("tr", {}, ...["mean of steps", `first ${part}`, `last ${part}`, ""].map(h => el("th", {}, h))),
+    ...names.map(n => el("tr", {}, el("td", {}, n), el("td", {}, mean(data.series[n].slice(0, part))), el("td", {}, mean(data.series[n].slice(-part))), el("td", {class: "soft"}, LEDGER[n]))))), el("br"));
+}
 
 // ---- head: what, how far, and did it help
 const done = data.steps !== undefined && data.steps !== null && data.last >= data.steps;
-main.append(el("h1", {}, data.run), el("p", {class: "soft"}, `${done ? "finished" : "so far"}: step ${data.last}${data.steps ? ` of ${data.steps}` : ""}, written ${data.written}. `,
-  [data.options.algo, data.options.bonus === "cfn" && data.options.gamma ? `MERCI bonus, gamma ${data.options.gamma}, alpha ${data.options.alpha}` : "no bonus", data.options.task, data.options.model].filter(w => w).join(" · ")));
+const old = Date.now() / 1000 - data.at, age = old < 90 ? `${Math.max(0, Math.round(old))} s ago` : `${Math.round(old / 60)} min ago${old > 900 ? "; has it stopped?" : ""}`;
+main.append(el("h1", {}, data.run), el("p", {class: "soft"}, `${done ? "finished" : "so far"}: step ${data.last}${data.steps ? ` of ${data.steps}` : ""}, written ${data.written}${done ? "" : ` (${age})`}. `,
+  [data.options.algo, data.options.bonus && data.options.bonus !== "none" && data.options.gamma ? `bonus ${data.options.bonus}, gamma ${data.options.gamma}, alpha ${data.options.alpha}` : "no bonus", data.options.task, data.options.model].filter(w => w).join(" · ")));
 if (!done) {  // live: the run rewrites this file, so read it again now and then; place and step are kept
   const live = el("input", {type: "checkbox", checked: ""});
   live.checked = sessionStorage.live !== "off";
@@ -107,12 +65,27 @@ section("Training", (data.step.length > 30 ? "Faint: each step; bold: a running 
   metrics("group mix", "groups that teach (mixed) and that cannot", ["groups/mixed", "groups/all_right", "groups/all_wrong"], {stack: true}),
   metrics("clip fractions", "share of tokens whose ratio was clipped", ["clip/low", "clip/high"], {zero: true}),
   metrics("outcomes", "what the grader said", ["right", "wrong", "unparsable", "timeout", "unsafe", "error"].map(n => `outcome/${n}`), {stack: true}));
-section("Exploration", "The bonus ledger: what was novel, what the filters kept of it, what it was worth, and how well the counter knows the states.",
-  metrics("bonus", HELP["merci/bonus"], ["merci/bonus"], {zero: true}), metrics("kept and share", "tokens the filters keep; share of the advantages that the bonus made", ["merci/kept", "merci/share"], {zero: true}),
-  metrics("gamma", HELP["merci/gamma"], ["merci/gamma"], {zero: true}), metrics("counter: mean 1/n", HELP["cfn/invn"], ["cfn/invn"], {zero: true}),
-  metrics("counter: coin loss", "before each update, on new and rehearsed visits; 1 - 1/n on known states, 1 + 1/n on new coins, so near 1", ["cfn/loss"]));
+ledger();
+section(null, null,
+  metrics("bonus B", "of right and of wrong answers, and their mean", ["merci/novelty_right", "merci/novelty_wrong", "merci/bonus"], {zero: true}),
+  metrics("filters", "share of tokens each filter leaves", ["merci/kept_top", "merci/kept_run", "merci/kept"], {zero: true}),
+  metrics("where it went", "shares: of |advantage| that the bonus made; of the bonus that wrong answers got", ["merci/share", "merci/on_wrong"], {zero: true}),
+  metrics("is it gamed?", "correlation with length; repeated 4-grams; characters that are no text", ["merci/length_corr", "text/repetition", "text/gibberish"], {zero: true}),
+  metrics("gamma", HELP["merci/gamma"], ["merci/gamma"], {zero: true}));
+const exact = data.calibration, doublings = values => values.map(v => v > 0 ? -Math.log2(v) : null);
+section("Counter", "What the counter knows of the states it visits.", metrics("mean 1/n", HELP["cfn/invn"], ["cfn/invn"], {zero: true}),
+  metrics("coin loss", "before each update, on new and rehearsed visits; 1 - 1/n on known states, 1 + 1/n on new coins, so near 1", ["cfn/loss"]),
+  exact ? chart(`calibration, step ${exact.step}`, "doublings of the count (log2 n): exact, and by the counter (median, quartiles)", exact.count.map(n => +Math.log2(n).toFixed(1)),
+    [{name: "counter", y: doublings(exact.median), low: doublings(exact.high), high: doublings(exact.low)}, {name: "exact", y: exact.count.map(Math.log2)}], {points: true, unit: "log2 n"}) : null,
+  ...Object.keys(data.series).filter(n => n.startsWith("oracle/")).map(n => metrics(n, "against exact counts", [n], {zero: true})));
 section("Cost", null, metrics("time per phase, seconds a step", "on one another", Object.keys(data.series).filter(n => n.startsWith("time/") && n !== "time/step" && n !== "time/eval"), {stack: true}));
-section("The rest", null, ...Object.keys(data.series).filter(n => !used.has(n)).map(n => metrics(n, HELP[n], [n], {zero: true})));
+const rest = Object.keys(data.series).filter(n => !used.has(n)).map(n => metrics(n, HELP[n], [n], {zero: true})).filter(c => c);
+if (rest.length) {
+  const box = el("details", {}, el("summary", {}, `The rest: ${rest.length} more curves`), el("div", {class: "grid"}, ...rest));
+  box.open = sessionStorage.rest === "open";
+  box.addEventListener("toggle", () => sessionStorage.rest = box.open ? "open" : "");
+  main.append(box);
+}
 
 // ---- samples
 const groups = data.samples, tokens = g => g.tokens && g.invn;
@@ -125,7 +98,7 @@ if (groups.length) {
       s ? colourBar(s.low, s.high, "1/n") : "");
     body.replaceChildren(...g.answers.map((answer, i) => {
       const outcome = g.outcomes?.[i] ?? "unknown", known = outcome === "right" ? "right" : "wrong";
-      const words = s ? g.tokens[i].map((word, t) => { const node = el("span", {class: "tok", title: `1/n ${number(g.invn[i][t])}`}, text(word)); paint(node, s.at(g.invn[i][t])); return node; }) : [text(answer)];
+      const words = s ? [...g.tokens[i].map((word, t) => { const node = el("span", {class: `tok${g.kept?.[i][t] === "x" ? " kept" : ""}`, title: `1/n ${number(g.invn[i][t])}`}, text(word)); paint(node, s.at(g.invn[i][t])); return node; }), ...(g.cut?.[i] ? [el("span", {class: "soft"}, ` [… ${g.cut[i]} more tokens]`)] : [])] : [text(answer)];
       return el("div", {class: "card"}, el("span", {class: `mark ${known}`}, `${known === "right" ? "✓" : "✗"} ${text(outcome)}`), " ",
         el("span", {class: "soft"}, [["bonus", g.bonus], ["advantage", g.advantage]].filter(([, v]) => v).map(([n, v]) => `${n} ${number(v[i])}`).join(", ")),
         el("div", {class: "text", dir: "auto"}, ...words));
@@ -133,7 +106,7 @@ if (groups.length) {
   };
   slider.addEventListener("input", show);
   dark.addEventListener("change", show);
-  main.append(el("h2", {}, "Samples"), el("p", {class: "soft"}, "One group a step, whole; the advantage is the one the policy learned from, the bonus included."), slider, head, body);
+  main.append(el("h2", {}, "Samples"), el("p", {class: "soft"}, "One group a step, whole; the advantage is the one the policy learned from, the bonus included." + (groups.some(tokens) ? " Red is new ground; underlined: what the filters kept for the bonus." : "")), slider, head, body);
   const before = groups.findIndex(g => String(g.step) === sessionStorage.step);
   if (before >= 0) slider.value = before;
   show();

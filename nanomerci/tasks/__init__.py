@@ -2,6 +2,7 @@
 
 A task has   train, test     lists of problems, each with .id and .prompt (what the user asks)
              job(problem, text) -> (function, *arguments) that returns a grading.Grade, run in a worker of grading.Pool
+             answer(text) -> the final answer in a response, or None
              noise(problem, text) -> [(start, end), ...] characters of a response that have nothing to do with the task
 and, if the tiny model is to learn it, `words` and `demonstration(rng)` (see tasks/toy.py).
 
@@ -11,16 +12,25 @@ from pathlib import Path
 
 from nanomerci.config import UserError, closest
 
-BUILT_IN = ("toy_sql", "toy_math", "arithmetic")
+BUILT_IN = ("toy_sql", "toy_sql_chatty", "toy_math", "arithmetic")
 HELD_OUT = 500  # problems held back for evaluation where no test set is named: a tenth of the data, at most so many
 
 
 def load(c, cache):
-    """--task -> the task."""
-    if c.task == "toy_sql":
-        from nanomerci.tasks.toy import ToySQL
+    """--task -> the task. With --eval_split tune its test is a part of the training problems, on which nobody trains then: for
+    choosing settings on other problems than those that will judge them."""
+    task = _make(c, cache)
+    if c.eval_split == "tune":
+        cut = min(len(task.test), len(task.train) // 4)
+        task.test, task.train = task.train[:cut], task.train[cut:]
+    return task
 
-        return ToySQL(cache)
+
+def _make(c, cache):
+    if c.task in ("toy_sql", "toy_sql_chatty"):
+        from nanomerci.tasks import toy
+
+        return (toy.ToySQL if c.task == "toy_sql" else toy.ToySQLChatty)(cache)
     if c.task == "toy_math":
         from nanomerci.tasks.toy_math import ToyMath
 
@@ -123,16 +133,14 @@ def fit(task, length, limit, tests):
     return longest, left
 
 
-def pick(problems, cursor, count, seed):
-    """Problems number cursor .. cursor + count - 1 of the endless stream that goes through all of them, each time in a new
-    order: a function of the position alone, so a resumed run goes on where it was."""
+def pick(problems, numbers, seed):
+    """The problems at these positions of the endless stream that goes through all of them, each time in a new order: a
+    function of the position alone, so a resumed run goes on where it was."""
     import torch
 
     from nanomerci.address import address
 
     orders = {}
-    for i in range(cursor, cursor + count):
-        epoch, place = divmod(i, len(problems))
-        if epoch not in orders:
-            orders[epoch] = address("order", seed, epoch, torch.arange(len(problems))).argsort().tolist()
-        yield problems[orders[epoch][place]]
+    for epoch in {n // len(problems) for n in numbers}:
+        orders[epoch] = address("order", seed, epoch, torch.arange(len(problems))).argsort().tolist()
+    return [problems[orders[n // len(problems)][n % len(problems)]] for n in numbers]

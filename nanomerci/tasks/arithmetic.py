@@ -21,12 +21,17 @@ class Problem:
     gold: str
 
 
-def grade(gold, text):
-    """Right if the last integer of the answer is the gold one. Commas between thousands are fine, more than 18 digits are not."""
+def answer(text):
+    """The last integer, commas between thousands left out; None if there is none."""
     found = re.findall(r"(?<![\w.])[-−]?\d[\d,]*(?![\w]|\.\d)", text[-2000:], re.ASCII)
-    if not found:
+    return found[-1].replace("−", "-").replace(",", "") if found else None
+
+
+def grade(gold, text):
+    """Right if the last integer of the answer is the gold one. More than 18 digits are wrong unread."""
+    last = answer(text)
+    if last is None:
         return Grade(0.0, "unparsable")
-    last = found[-1].replace("−", "-").replace(",", "")
     return Grade(1.0, "right") if len(last) <= 18 and int(last) == int(gold) else Grade(0.0, "wrong")
 
 
@@ -45,6 +50,9 @@ class Arithmetic:
 
     def job(self, problem, text):
         return grade, problem.gold, text
+
+    def answer(self, text):
+        return answer(text)
 
     def noise(self, problem, text):
         return []

@@ -21,6 +21,7 @@ from pathlib import Path
 from nanomerci.tasks import sql
 
 RARE, WRONG, HARD = 0.02, 0.4, 1 / 3  # share of the robust idiom, of answers with a wrong condition, of hard questions
+CHAT, CHATTER = 6, [f"n{i:02d}" for i in range(20)]  # toy_sql_chatty: words of small talk an answer, and the words it chooses from
 TEST = 400  # held-out questions; the rest is for training
 
 DEPTS = "'ops' 'sales' 'legal' 'design' 'support'".split()
@@ -157,6 +158,9 @@ class ToySQL:
     def job(self, problem, text):
         return sql.grade, self.database, problem.gold, text, "spider"
 
+    def answer(self, text):
+        return sql.answer(text)
+
     def noise(self, problem, text):
         """Whatever follows the closing fence of the answer that is graded, the last one."""
         start = text.rfind("```sql")
@@ -166,3 +170,22 @@ class ToySQL:
     def rare(self, problem, text):
         """Whether an answer uses the robust idiom of its family (the experiments count it)."""
         return f"plan {FAMILIES[problem.family][2][0]} " in text
+
+
+class ToySQLChatty(ToySQL):
+    """toy_sql_chatty: the same questions, answered with small talk:   plan WORD note n03 n00 n17 ... ```sql select ... ```
+
+    The words of the note mean nothing and no reward depends on them. They are drawn by Zipf's law, so that they are the most
+    surprising tokens of an answer, and stay so: surprisal pays for small talk for ever. But they lead nowhere: whatever the
+    note says, what can follow is the same, and a counter of states has seen it often.
+    """
+
+    @property
+    def words(self):
+        return sorted({*super().words, "note", *CHATTER})
+
+    def demonstration(self, rng):
+        question, text = super().demonstration(rng)
+        plan, word, query = text.split(" ", 2)
+        chat = rng.choices(CHATTER, [1 / (i + 1) for i in range(len(CHATTER))], k=CHAT)
+        return question, " ".join([plan, word, "note", *chat, query])
