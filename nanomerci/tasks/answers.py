@@ -11,7 +11,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
-from nanomerci.grading import load
+from nanomerci.worker import load
 
 MAX_TEXT, MAX_DEPTH, MAX_ITEMS, MAX_DIGITS = 1000, 12, 50, 40
 

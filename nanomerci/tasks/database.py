@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import quote
 
-from nanomerci.grading import load
+from nanomerci.worker import load
 
 MAX_QUERY = 20_000        # characters; BIRD's longest gold query has under 2,000
 MAX_ROWS, MAX_BYTES = 200_000, 64 << 20      # of a result

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from nanomerci.grading import Grade
-from nanomerci.grading import load as load_library
 from nanomerci.tasks import math
+from nanomerci.worker import load as load_library
 
 FORMAT = "\n\nThink step by step, then give the final answer between <answer> and </answer>."
 CALLS = frozenset("sin cos tan asin acos atan sinh cosh tanh exp log ln sqrt pi E Abs abs".split())

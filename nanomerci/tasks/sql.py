@@ -12,9 +12,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from nanomerci.grading import Grade
-from nanomerci.grading import load as load_library
 from nanomerci.tasks.database import Rejected, Script, open_file, run
 from nanomerci.tasks.math import repeated
+from nanomerci.worker import load as load_library
 
 COPY_LIMIT = 64 << 20     # bytes of the largest database that is copied for the anti-luck check
 

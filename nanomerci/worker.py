@@ -1,0 +1,105 @@
+"""The workers' side of grading: the zygote that forks workers, and the worker that runs graders.
+
+Here: start, limits, what a job's errors become.   Not here: who gets which job and when a worker is killed (grading.py).
+"""
+import fcntl
+import importlib
+import json
+import os
+import pickle
+import resource
+import select
+import signal
+import socket
+import sys
+import traceback
+
+from nanomerci.grading import OUT_OF_MEMORY, OUTCOMES, Grade
+
+
+def zygote():
+    """The zygote's main: imports, forks and buries until the parent hangs up. Commands: load MODULE; fork NUMBER, with the new
+    worker's socket; end NUMBER, answered by the exit status."""
+    control, lifeline, memory = map(int, sys.argv[1:])
+    _die_with_parent(lifeline)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    control, pids = socket.socket(fileno=control), {}
+    while data := (message := socket.recv_fds(control, 1 << 12, 1))[0]:
+        command, what = json.loads(data)
+        if command == "load":
+            try:
+                importlib.import_module(what)
+            except Exception:                    # the worker that needs it will say so
+                pass
+        elif command == "fork":
+            connection = socket.socket(fileno=message[1][0])
+            pids[what] = os.fork()
+            if not pids[what]:
+                control.close()
+                return work(connection, memory)
+            connection.close()
+        elif command == "end":                   # not reaped before: its number cannot be another process's by now
+            os.kill(pid := pids.pop(what), signal.SIGKILL)
+            control.send(str(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])).encode())
+
+
+_say = None      # in a worker: sends one message to the parent
+
+
+def load(name):
+    """Import a large library off the clock: the answer that happens to need it first must not pay for it."""
+    if name not in sys.modules and _say:
+        _say("load", name)
+        importlib.import_module(name)
+        _say("go")
+    return importlib.import_module(name)
+
+
+def work(connection, memory):
+    """The worker's main: never returns before the parent hangs up."""
+    global _say
+    for limit, value in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CORE, 0)):
+        resource.setrlimit(limit, (value, value))                         # FSIZE 0: nothing here writes a byte to any file
+    null = os.open(os.devnull, os.O_RDWR)
+    for stream in (1, 2):                        # a library that prints must not be seen
+        os.dup2(null, stream)
+    jobs = connection.makefile("rb")
+    _say = lambda *message: connection.sendall(json.dumps(message).encode() + b"\n")
+    _say("ready")
+    while header := jobs.read(16):
+        count, data = int.from_bytes(header[:8]), jobs.read(int.from_bytes(header[8:]))
+        try:
+            chunk = pickle.loads(data)
+        except Exception:                        # a function that cannot be imported: every job of the chunk says so
+            chunk = [(_fail, traceback.format_exc())] * count
+        _say("go")
+        for function, *arguments in chunk:
+            _say("grade", *_run(function, arguments))
+
+
+def _run(function, arguments):
+    try:
+        grade = function(*arguments)
+        if not isinstance(grade, Grade) or grade.outcome not in OUTCOMES:
+            raise TypeError(f"{function.__qualname__} returned {grade!r:.80}, wanted a Grade with an outcome of {OUTCOMES}")
+        return float(grade.reward), grade.outcome, None
+    except MemoryError:
+        os._exit(OUT_OF_MEMORY)                  # what is left of the heap is not to be trusted: start anew
+    except Exception:                            # a bug in a grader: counted as "error" and shown, not a crash of the run
+        return 0.0, "error", traceback.format_exc(limit=-8)
+
+
+def _fail(text):
+    raise ImportError(text)
+
+
+def _die_with_parent(lifeline):
+    """SIGIO, whose default is to end the process, to the whole group when the parent's end of a pipe closes, however it died.
+
+    (PR_SET_PDEATHSIG would also fire when the *thread* that started the zygote ends, and it may be started from any.)
+    """
+    signal.signal(signal.SIGIO, signal.SIG_DFL)
+    fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
+    fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
+    if select.select([lifeline], [], [], 0)[0]:  # it hung up before we were listening
+        os._exit(1)
