@@ -201,6 +201,7 @@ def test_arms_are_options_and_sets_are_arms():
     assert arms == ["grpo", "grpo+cfn", "dapo", "dapo+cfn", "grpo+cfn:top=1:run=1"]
     assert contrasts == [(arm, "grpo") for arm in arms[1:]] and len(cells) == 30 == len({cell.c.out for cell in cells})
     assert [cell.arm for cell in cells[:5]] == arms and len({(cell.warm, cell.seed) for cell in cells[:5]}) == 1
+    assert all(config.parse(list(cell.argv)) == cell.c for cell in cells[:7])
     c = {cell.arm: cell.c for cell in cells}
     assert all(x.steps == 7 and x.budget == 7 * 16 for x in c.values())  # equal samples
     assert (c["grpo"].bonus, c["dapo+cfn"].bonus, c["dapo"].algo) == ("none", "cfn", "dapo")
