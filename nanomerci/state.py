@@ -138,7 +138,8 @@ def load(checkpoint, device):
 
 
 def join(parts, share):
-    """Dicts of tensors that ranks had -> one dict, of each tensor this rank's share of the first axis; numbers are the same in all."""
+    """What ranks had -> one of the same form: dicts by key, of tensors this rank's share of the first axis, and what is the same in
+    all, such as numbers, as it is."""
     if isinstance(parts[0], dict):
         return {key: join([part[key] for part in parts], share) for key in parts[0]}
     return torch.cat(parts)[share] if isinstance(parts[0], torch.Tensor) else parts[0]
