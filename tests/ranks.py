@@ -107,7 +107,7 @@ def one_rank(rank, world, port, argv, log, environment, what):
 def main():
     """train.py on the task of once.py. The environment may ask for more. GROUPS: folder to write every group to that was learned
     from. POISON=RANK:STEP: that rank's gradient is not finite there. SLOW: seconds by which each step is longer. FULL=STEP: from
-    that step on no file can grow beyond 60 kB."""
+    that step on no file can grow beyond 60 kB. PHASE: file in which rank 0 says what it is at."""
     from once import Once
 
     import train
@@ -134,7 +134,21 @@ def main():
         here = now and os.environ.get("POISON") == f"{dist.rank}:{now[0].split()[1]}" and logp.requires_grad
         return (logp * float("nan") if here else logp), entropy
 
+    def said(name, function):
+        def call(*arguments, **options):
+            phase.write_text(name)
+            try:
+                return function(*arguments, **options)
+            finally:
+                phase.write_text("between")
+        return call
+
     train.update, train.token_logp = watched, poisoned
+    if "PHASE" in os.environ and dist.rank == 0:
+        phase = Path(os.environ["PHASE"])
+        phase.write_text("start")
+        train.generate, train.update, train.state.save = (
+            said(name, f) for name, f in (("sample", train.generate), ("update", watched), ("save", train.state.save)))
     config.run_command(train.main)
 
 

@@ -19,7 +19,8 @@ def visits(stage, rare=0.3, P=4, G=12, T=6):
     key_N = prefixes(tokens_BT)[mask_BT > 0]
     states = (address(key_N[:, None], torch.arange(8)).double() / 2**63).float()
     place_N = torch.arange(P * G * T).view(P * G, T)[mask_BT > 0]
-    return ladder.Visits(Rollout(tokens_BT, mask_BT, mask_BT * 0), torch.stack([states, states * 2]), key_N, address(stage, place_N), rare_PG)
+    layer_LND = torch.stack([states, states * 2])
+    return ladder.Visits(Rollout(tokens_BT, mask_BT, mask_BT * 0), layer_LND, key_N, address(stage, place_N), rare_PG)
 
 
 def made_up():

@@ -35,8 +35,8 @@ def test_two_ranks_are_one(whole, name):
     assert farthest(metrics(one), metrics(two)) < 1e-6
     assert farthest(weights(one, 4), weights(two, 4)) < 1e-6 < 1e-3 < farthest(weights(one, 4), weights(one, 0))
     assert (one / "evals.jsonl").read_bytes() == (two / "evals.jsonl").read_bytes()
-    parts = [torch.load(two / f"checkpoints/step_000004/rank_0000{rank}.pt")["counter"]["replay"] for rank in (0, 1)]
-    remembered = torch.load(one / "checkpoints/step_000004/rank_00000.pt")["counter"]["replay"]
+    parts = [torch.load(two / f"checkpoints/step_000004/rank_0000{rank}.pt")["bonus"]["replay"] for rank in (0, 1)]
+    remembered = torch.load(one / "checkpoints/step_000004/rank_00000.pt")["bonus"]["replay"]
     assert 0 < len(parts[0]["address_N"]) < len(remembered["address_N"])  # each visit on one rank
     assert torch.equal(torch.cat([p["address_N"] for p in parts]).sort().values, remembered["address_N"].sort().values)
     assert parts[0]["total"] == parts[1]["total"] == remembered["total"]
@@ -45,8 +45,7 @@ def test_two_ranks_are_one(whole, name):
 @pytest.mark.parametrize("name, world", [("shards", 2), ("shards", 1), ("replicas", 1), ("one", 2)])
 def test_resuming_on_another_number_of_ranks(whole, name, world, tmp_path):
     shutil.copytree(whole[name], tmp_path / "run")
-    for later in ("step_000004",):
-        shutil.rmtree(tmp_path / "run/checkpoints" / later)
+    shutil.rmtree(tmp_path / "run/checkpoints/step_000004")
     folder, status, said = run(world, tmp_path / "run", resume=tmp_path / "run")
     assert status == [0] * world, said
     apart = farthest(weights(folder, 4), weights(whole[name], 4)), farthest(metrics(folder), metrics(whole[name]))
