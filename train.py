@@ -61,19 +61,8 @@ def main():
     precision = partial(torch.autocast, device.type, torch.bfloat16, enabled=c.dtype == "bfloat16")
     done, cursor, held = -1, 0, []  # step of the newest checkpoint; prompts sampled so far; groups that wait for the next step
     if c.resume:
-        checkpoint = state.newest(run)
-        saved, own, share = state.load(checkpoint, device)
-        if c.shard == "fsdp":
-            with state.whole(checkpoint):
-                dist.load_shards(checkpoint / "shards", policy, optimizer)
-            dist.refresh(actor)
-        else:
-            optimizer.load_state_dict(saved["optimizer"])
-        explorer.load_state_dict(saved["counter"] | state.join([part["counter"] for part in own], share))
-        done, cursor = saved["step"], saved["cursor"]
-        parts = [Experience.of_state(part["held"], lambda numbers: tasks.pick(task.train, numbers, c.seed)) for part in own if part["held"]]
-        held = [Experience.join(parts)] if parts else []
-        held = [batch.groups(torch.arange(len(batch.number_P), device=device)[share]) for batch in held]
+        pick = partial(tasks.pick, task.train, seed=c.seed)
+        done, cursor, held = state.resume(run, device, policy, actor, optimizer, explorer, pick)
     log = Log(run, c, done)
 
     def sample(first, purpose):
@@ -124,12 +113,7 @@ def main():
 
     def save(step):
         log.sync()
-        shared = {"step": step, "cursor": cursor, "counter": explorer.state_dict()}
-        own = {"counter": {name: shared["counter"].pop(name) for name in explore.OWN if name in shared["counter"]},
-               "held": held[0].state() if held else {}}  # fmt: skip
-        shared["optimizer"] = {} if c.shard == "fsdp" else optimizer.state_dict()
-        shards = partial(dist.save_shards, model=policy, optimizer=optimizer) if c.shard == "fsdp" else None
-        state.save(run, step, actor, tokenizer, shared, c.keep, own, shards)
+        state.store(c, run, step, policy, actor, tokenizer, optimizer, explorer, cursor, held)
         if dist.rank == 0 and c.report:
             plots.report(run)
 

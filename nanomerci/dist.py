@@ -204,20 +204,28 @@ def step(optimizer, max_norm, where):
 
 def save_shards(folder, model, optimizer):
     from torch.distributed import checkpoint
-    from torch.distributed.checkpoint.state_dict import get_state_dict
 
-    policy, moments = get_state_dict(model, optimizer)
-    _plainly(checkpoint.save, {"policy": policy, "optimizer": moments}, checkpoint_id=str(folder), no_dist=world == 1)
+    _plainly(checkpoint.save, _slices(model, optimizer if optimizer.state else None), checkpoint_id=str(folder), no_dist=world == 1)
 
 
 def load_shards(folder, model, optimizer):
     from torch.distributed import checkpoint
-    from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+    from torch.distributed.checkpoint.state_dict import set_model_state_dict, set_optimizer_state_dict
 
-    policy, moments = get_state_dict(model, optimizer)
-    saved = {"policy": policy, "optimizer": moments}
-    _plainly(checkpoint.load, saved, checkpoint_id=str(folder), no_dist=world == 1)
-    set_state_dict(model, optimizer, model_state_dict=saved["policy"], optim_state_dict=saved["optimizer"])
+    saved = checkpoint.FileSystemReader(str(folder)).read_metadata().state_dict_metadata
+    slices = _slices(model, optimizer if "optimizer" in {name.split(".")[0] for name in saved} else None)
+    _plainly(checkpoint.load, slices, checkpoint_id=str(folder), no_dist=world == 1)
+    set_model_state_dict(model, slices["policy"])
+    if "optimizer" in slices:
+        set_optimizer_state_dict(model, optimizer, slices["optimizer"])
+
+
+def _slices(model, optimizer):
+    """optimizer: None before its first step; asked for moments that it does not have, torch would make it step."""
+    from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_optimizer_state_dict
+
+    moments = {"optimizer": get_optimizer_state_dict(model, optimizer)} if optimizer else {}
+    return {"policy": get_model_state_dict(model)} | moments
 
 
 def _plainly(function, *arguments, **options):

@@ -19,7 +19,6 @@ from nanomerci.rivals import entropy_advantage  # noqa: F401  the one bonus that
 
 COUNTERS = {"cfn": cfn.Counter, "elliptical": rivals.Elliptical, "rnd": rivals.RND}
 BONUS = {"variance": merci.trajectory_bonus, "deviation": merci.bonus_of_deviations, "sum": merci.bonus_of_sum}
-OWN = ("replay",)  # what of the state below each rank has for itself; the rest is the same on all
 
 
 class Explorer:
