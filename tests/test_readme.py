@@ -86,7 +86,7 @@ def test_troubleshooting_quotes_what_the_program_says():
 
 
 def test_glossary_names_what_a_step_logs():
-    source = "".join((ROOT / name).read_text() for name in ("train.py", "nanomerci/log.py", "nanomerci/evaluate.py", "nanomerci/oracle.py"))
+    source = "".join((ROOT / name).read_text() for name in ("train.py", "nanomerci/log.py", "nanomerci/evaluate.py", "nanomerci/oracle.py", "nanomerci/explore.py"))
     for name in re.findall(r"`((?:reward|groups|clip|cfn|merci|sampler|oracle)/\w+)`", README):
         assert f'"{name}"' in source, name
     for name in re.findall(r'"((?:reward|groups|clip|cfn|merci|sampler|oracle)/\w+)"', source):
