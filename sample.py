@@ -218,7 +218,7 @@ def generate(model, prompts, n, *, max_new_tokens, eos_id, temperature=1.0, top_
                              (temperature, top_p, top_k), seed, rows, finished, stream)  # fmt: skip
         except torch.cuda.OutOfMemoryError:
             if slots == n:
-                raise UserError(f"out of memory while sampling {n} rows of {width} positions at once: lower --group or --max_new_tokens") from None
+                raise UserError(f"out of memory with only {n} rows of {width} positions: lower --group or --max_new_tokens") from None
         slots = max(n, slots // 2)  # here, where the exception and all it held are gone
         torch.cuda.empty_cache()
 
