@@ -113,7 +113,7 @@ def main():
 
     def save(step):
         log.sync()
-        state.store(run, step, c.keep, policy, actor, tokenizer, optimizer, explorer, cursor, held)
+        state.store(c, run, step, policy, actor, tokenizer, optimizer, explorer, cursor, held)
         if dist.rank == 0 and c.report:
             plots.report(run)
 

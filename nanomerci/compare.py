@@ -13,6 +13,7 @@ Settings are chosen with --eval_split tune (other problems); the test problems a
 """
 import argparse
 import contextlib
+import ctypes
 import dataclasses
 import fcntl
 import itertools
@@ -32,7 +33,6 @@ from tqdm import tqdm
 
 from nanomerci import config, contrast, plots, tasks
 from nanomerci.config import UserError
-from nanomerci.grading import _die_with_parent
 from nanomerci.log import Stop, bar, say
 from nanomerci.warmstart import cache_folder, tiny_policy
 
@@ -125,11 +125,13 @@ def plan(a, words):
             raise UserError(f"--contrasts {'/'.join(pair)}: wanted ARM/ARM of the arms {', '.join(arms)}")
     recipe, rest = (words[:1], words[1:]) if words and not words[0].startswith("-") else ([], words)
     common = ["--budget", str(base.steps * base.prompts), "--threads", "1", "--graders", "1", "--report", "False"]
-    place = lambda arm, warm, seed: a.out / "cells" / (re.sub(r"[^\w.+=-]", "_", arm) + f"-w{warm}-s{seed}")
-    cells = []
+    argv = {arm: [*recipe, *common, *rest, *options(arm)] for arm in arms}
+    parsed, cells = {arm: config.parse(list(words)) for arm, words in argv.items()}, []
     for seed, warm, arm in itertools.product(range(a.seeds), range(a.warm_starts if base.model == "tiny" else 1), arms):
-        argv = [*recipe, *common, *rest, *options(arm), "--seed", str(seed), "--warm_seed", str(warm), "--out", str(place(arm, warm, seed))]
-        cells.append(Cell(arm, warm, seed, tuple(argv), config.parse(list(argv))))
+        folder = a.out / "cells" / (re.sub(r"[^\w.+=-]", "_", arm) + f"-w{warm}-s{seed}")
+        own = {"seed": seed, "warm_seed": warm, "out": str(folder)}
+        words = *argv[arm], *(word for name, value in own.items() for word in (f"--{name}", str(value)))
+        cells.append(Cell(arm, warm, seed, words, dataclasses.replace(parsed[arm], **own)))
     return arms, contrasts, cells
 
 
@@ -146,7 +148,7 @@ def check(cell):
 def run_all(jobs, slots, gpus, description, unit, size, seen):
     """Each job (name, log file, function) in a process of its own, `slots` at a time. The processes are forks of this one, so
     torch is imported once; they die with it, however it dies. size, seen: a job's length, how far it is. -> {name: status}"""
-    fork, ends, running, statuses, told = multiprocessing.get_context("fork"), os.pipe(), {}, {}, False
+    fork, running, statuses, told = multiprocessing.get_context("fork"), {}, {}, False
     todo, done = list(jobs), 0
     tqdm.monitor_interval = 0  # no thread may be there when a process forks
     with Stop() as stop, bar(sum(size(name) for name, *_ in jobs), description, unit) as progress:
@@ -155,7 +157,7 @@ def run_all(jobs, slots, gpus, description, unit, size, seen):
                 free = sorted(set(range(slots)) - {slot for _, slot, _ in running.values()})
                 while todo and free and not stop.asked:
                     (name, log, function), slot = todo.pop(0), free.pop(0)
-                    process = fork.Process(target=_child, args=(function, log, ends, gpus[slot % len(gpus)] if gpus else None))
+                    process = fork.Process(target=_child, args=(function, log, os.getpid(), gpus[slot % len(gpus)] if gpus else None))
                     process.start()
                     running[process.sentinel] = process, slot, name
                 for sentinel in wait(list(running), timeout=0.5):
@@ -170,18 +172,17 @@ def run_all(jobs, slots, gpus, description, unit, size, seen):
             for process, *_ in running.values():
                 process.kill()
                 process.join()
-            for end in ends:
-                os.close(end)
     if stop.asked:
         say("stopped; the same command goes on")
         raise KeyboardInterrupt
     return statuses
 
 
-def _child(function, log, ends, gpu):
+def _child(function, log, parent, gpu):
     os.setpgrp()  # Ctrl-C is for the parent, who passes it on
-    os.close(ends[1])
-    _die_with_parent(ends[0])
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG; the parent starts all of us from its only thread
+    if os.getppid() != parent:
+        os._exit(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     stream = sys.stdout = sys.stderr = open(log, "a", buffering=1)

@@ -97,6 +97,56 @@ def hidden_states(model, tokens_BT):
     return model.base_model(tokens_BT, use_cache=False).last_hidden_state
 
 
+class Prompts:
+    """Keys and values of prompts, each computed once, for the many responses to it to read. Stands in for a transformers cache.
+
+    Prompts() takes those of a forward over prompts; Prompts(kept, of_B) gives them to a forward over responses, row b those of
+    prompt of_B[b]. Nothing is appended, so that layers may be run again (recompute).
+    """
+
+    def __init__(self, kept=None, of_B=None):
+        self.kept, self.of_B = {} if kept is None else kept, of_B
+
+    def update(self, key, value, layer, *_, **__):
+        if self.of_B is None:
+            self.kept[layer] = key, value
+            return key, value
+        return [torch.cat([prompt[self.of_B], own], 2) for prompt, own in zip(self.kept[layer], (key, value))]
+
+
+def states(model, tokens_BT, mask_BT, last=True):
+    """Hidden states around every response -> states_BKD, before_B: column t - before_B[b] of row b is the state that predicts token
+    t, the next column the state after it. last=False leaves out states after which no token comes.
+
+    The rows of a group share their prompt, and it is forwarded once: prompts first, then responses that read the prompts' keys
+    and values. That is done where it saves a quarter of the tokens. It is not worth the explicit mask where responses are long,
+    and sharded models must not do it, as all ranks have to call their layers equally often.
+    """
+    device, column_T = tokens_BT.device, torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
+    start_B = mask_BT.argmax(1).clamp(min=1)
+    end_B = torch.maximum((mask_BT * (column_T + 1)).amax(1).long() - (0 if last else 1), start_B)
+    P, R, T = int(start_B.max()), int((end_B - start_B).max()), int(end_B.max())
+    prompt_BT = tokens_BT[:, :P].masked_fill(column_T[:P] >= start_B[:, None], 0)
+    prompt_PT, prompt_B = torch.cat([start_B[:, None], prompt_BT], 1).unique(dim=0, return_inverse=True)
+    if prompt_PT[:, 1:].numel() + len(tokens_BT) * R > 0.75 * len(tokens_BT) * T or hasattr(model, "call"):
+        return hidden_states(model, tokens_BT[:, :T]), torch.ones_like(start_B)
+
+    start_P, prompt_PT = prompt_PT[:, 0], prompt_PT[:, 1:]
+    once, causal_TT = Prompts(), column_T[:P] <= column_T[:P, None]
+    prompt_PTD = model.base_model(prompt_PT, position_ids=column_T[None, :P], attention_mask=causal_TT[None, None], use_cache=True,
+                                  **{CACHE: once}).last_hidden_state  # fmt: skip
+    first_B1D = prompt_PTD[torch.arange(len(start_P), device=device), start_P - 1][prompt_B][:, None]
+    if not R:
+        return first_B1D, start_B
+    position_BR = start_B[:, None] + torch.arange(R, device=device)
+    key_BK = torch.cat([column_T[:P].where(column_T[:P] < start_B[:, None], T), position_BR], 1)  # where each key stands; a pad, beyond all
+    seen_B1RK = (key_BK[:, None] <= position_BR[:, :, None])[:, None]
+    response_BRD = model.base_model(
+        tokens_BT.gather(1, position_BR.clamp(max=tokens_BT.shape[1] - 1)), position_ids=position_BR, attention_mask=seen_B1RK,
+        use_cache=True, **{CACHE: Prompts(once.kept, prompt_B)}).last_hidden_state  # fmt: skip
+    return torch.cat([first_B1D, response_BRD], 1), start_B
+
+
 def head_logp(model, hidden_ND, ids_N, temperature, backend):
     """The fused head, in the precision autocast asks for (its own custom backward is invisible to autocast)."""
     weight_VD, device = model.get_output_embeddings().weight, hidden_ND.device.type
@@ -111,7 +161,8 @@ def token_logp(model, tokens_BT, mask_BT, temperature=1.0, backend=None):
     The one place where logits are shifted: the hidden state at t - 1 predicts token t. Prompts and pads never reach the head.
     """
     row_N, column_N = mask_BT.nonzero(as_tuple=True)
-    hidden_ND = hidden_states(model, tokens_BT)[row_N, column_N - 1]
+    states_BKD, before_B = states(model, tokens_BT, mask_BT, last=False)
+    hidden_ND = states_BKD[row_N, column_N - before_B[row_N]]
     logp_N, entropy_N = head_logp(model, hidden_ND, tokens_BT[row_N, column_N], temperature, backend)
     empty_BT = torch.zeros(mask_BT.shape, device=mask_BT.device)
     return empty_BT.index_put((row_N, column_N), logp_N), empty_BT.index_put((row_N, column_N), entropy_N)
@@ -129,14 +180,15 @@ def look_at(trunk, roll, address_BT, *, score=None, kl=False, temperature=1.0, b
     for rows in micro_batches(roll.end_B, budget):
         part = roll.rows(rows)
         width = part.mask_BT.shape[1]
-        hidden_BTD = hidden_states(trunk, part.tokens_BT)
+        states_BKD, before_B = states(trunk, part.tokens_BT, part.mask_BT)
         row_N, column_N = part.mask_BT.nonzero(as_tuple=True)
-        hidden_ND, address_N = hidden_BTD[row_N, column_N], address_BT[rows, :width][row_N, column_N]
+        state_N = column_N - before_B[row_N]
+        hidden_ND, address_N = states_BKD[row_N, state_N + 1], address_BT[rows, :width][row_N, column_N]
         if score is not None:
             invn_BT[rows[row_N], column_N] = score(hidden_ND)
         if kl:
             ids_N = part.tokens_BT[row_N, column_N]
-            logp_BT[rows[row_N], column_N] = head_logp(trunk, hidden_BTD[row_N, column_N - 1], ids_N, temperature, backend)[0]
+            logp_BT[rows[row_N], column_N] = head_logp(trunk, states_BKD[row_N, state_N], ids_N, temperature, backend)[0]
         keep_N = uniform(address("learn", address_N)) < share
         hiddens.append(hidden_ND[keep_N])
         addresses.append(address_N[keep_N])

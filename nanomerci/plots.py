@@ -95,9 +95,15 @@ def describe(run, rows, options):
         "step": [r["step"] for r in shown],
         "series": {name: [digits(r.get(name)) for r in shown] for name in names},
         "evals": [{k: digits(v) for k, v in r.items() if k == "step" or k.startswith("eval/")} for r in thin(evals, STEPS)],
-        "calibration": next(reversed(read_lines(run / "calibration.jsonl")), None),
+        "calibration": newest_calibration(run / "calibration.jsonl"),
         "samples": samples(read_lines(run / "samples.jsonl")),
     }  # fmt: skip
+
+
+def newest_calibration(path):
+    """The last record that has prefixes visited before; without its single points."""
+    known = [r for r in read_lines(path) if any(b["n"] for b in r["bins"])]
+    return {"step": known[-1]["step"], "bins": known[-1]["bins"]} if known else None
 
 
 def is_number(value):

@@ -28,20 +28,20 @@ from nanomerci.rollout import Experience
 OWN = ("replay",)  # what of the bonus's state each rank has for itself; the rest is the same on all
 
 
-def store(run, step, keep, policy, actor, tokenizer, optimizer, explorer, cursor, held):
+def store(c, run, step, policy, actor, tokenizer, optimizer, explorer, cursor, held):
     """Everything a run is, as checkpoint `step`. cursor: prompts sampled so far; held: groups that wait for the next step."""
-    bonus, sharded = explorer.state_dict(), policy is not actor
+    bonus, sharded = explorer.state_dict(), c.shard == "fsdp"
     own = {"bonus": {name: bonus.pop(name) for name in OWN if name in bonus}, "held": held[0].state() if held else {}}
     shared = {"step": step, "cursor": cursor, "counter": bonus, "optimizer": {} if sharded else optimizer.state_dict()}
     shards = partial(dist.save_shards, model=policy, optimizer=optimizer) if sharded else None
-    save(run, step, actor, tokenizer, shared, keep, own, shards)
+    save(run, step, actor, tokenizer, shared, c.keep, own, shards)
 
 
 def resume(run, device, policy, actor, optimizer, explorer, pick):
     """The newest checkpoint back into what is given. -> its step, cursor, held. pick: numbers -> problems of the stream."""
     checkpoint = newest(run)
     shared, own, share = load(checkpoint, device)
-    if policy is not actor:
+    if (checkpoint / "shards").exists():  # of a sharded run, on however few ranks
         with whole(checkpoint):
             dist.load_shards(checkpoint / "shards", policy, optimizer)
         dist.refresh(actor)
@@ -150,7 +150,8 @@ def load(checkpoint, device):
 
 
 def join(parts, share):
-    """Dicts of tensors that ranks had -> one dict, of each tensor this rank's share of the first axis; numbers are the same in all."""
+    """What ranks had -> one of the same form: dicts by key, of tensors this rank's share of the first axis, and what is the same in
+    all, such as numbers, as it is."""
     if isinstance(parts[0], dict):
         return {key: join([part[key] for part in parts], share) for key in parts[0]}
     return torch.cat(parts)[share] if isinstance(parts[0], torch.Tensor) else parts[0]

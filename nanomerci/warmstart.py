@@ -9,13 +9,13 @@ import os
 import random
 import sys
 import tempfile
+from inspect import getsource
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from tqdm import tqdm
 
-from nanomerci import model as model_file
 from nanomerci import tasks
 from nanomerci.config import UserError
 from nanomerci.log import say
@@ -56,7 +56,7 @@ def load_models(c, run, task, device):
 
 def tiny_policy(task, seed=0):
     """-> model, tokenizer: a tiny model that answers the task's questions the way its demonstrations do."""
-    sources = [Path(f).read_bytes() for f in (__file__, model_file.__file__, sys.modules[type(task).__module__].__file__)]
+    sources = [Path(f).read_bytes() for f in (__file__, sys.modules[type(task).__module__].__file__)] + [getsource(tiny).encode()]
     key = hashlib.sha256(b"".join(sources) + f"{seed} {len(task.train)}".encode()).hexdigest()[:12]
     folder = cache_folder() / f"warmstart-{type(task).__name__}-{key}"
     if not folder.exists():

@@ -2,6 +2,7 @@
 import json
 import multiprocessing
 import os
+import resource
 import socket
 import sys
 import time
@@ -11,7 +12,8 @@ from once import WORDS
 
 TESTS = Path(__file__).parent
 SETTINGS = dict(steps=4, prompts=4, group=4, minibatches=2, lr=1e-3, max_new_tokens=8, run=1, cfn_hidden=16, eval_problems=4, eval_k=4,
-                eval_every=2, save_every=2, keep=9, threads=1, graders=1, gamma_decay=60, alpha=0.8, patience=60, device="cpu")  # fmt: skip
+                eval_every=2, save_every=2, keep=9, threads=1, graders=1, gamma_decay=60, alpha=0.8, patience=60, device="cpu",
+                report=False)  # fmt: skip
 server = multiprocessing.get_context("forkserver")
 server.set_forkserver_preload(["train", "once", "torch.distributed.fsdp", "torch.distributed.checkpoint.state_dict"])
 
@@ -25,33 +27,71 @@ def small_model(folder):
     return folder
 
 
-def start(world, argv, log, environment=()):
-    """`world` processes of train.py -> the processes; what they say goes to log.0, log.1 ..."""
+def start(world, argv, log, environment=(), what="main"):
+    """`world` processes of train.py (or of another function below) -> the processes; what they say goes to log.0, log.1 ..."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     found = [str(TESTS.parent), str(TESTS)]
     sys.path[:] = found + [p for p in sys.path if p not in found]
-    processes = [server.Process(target=train, args=(rank, world, port, argv, f"{log}.{rank}", dict(environment))) for rank in range(world)]
+    processes = [server.Process(target=one_rank, args=(rank, world, port, argv, f"{log}.{rank}", dict(environment), what))
+                 for rank in range(world)]  # fmt: skip
     for process in processes:
         process.start()
     return processes
 
 
-def run(world, folder, timeout=120, environment=(), **options):
-    """Train to the end. -> (folder, exit statuses, what rank 0 said)"""
+def command(folder, **options):
     options = options if "resume" in options and options["resume"] != "auto" else SETTINGS | {"out": folder} | options
-    log = f"{folder}.log"
-    processes = start(world, ["train.py"] + [f"--{k}={v}" for k, v in options.items()], log, environment)
+    return ["train.py"] + [f"--{k}={v}" for k, v in options.items()]
+
+
+def end(processes, timeout=120):
+    """Wait for them. -> their exit statuses"""
     until = time.monotonic() + timeout
     for process in processes:
         process.join(max(0, until - time.monotonic()))
         if process.is_alive():
             process.kill()
-    return Path(folder), [process.exitcode for process in processes], Path(f"{log}.0").read_text()
+            process.join()
+    return [process.exitcode for process in processes]
 
 
-def train(rank, world, port, argv, log, environment):
+def run(world, folder, environment=(), **options):
+    """Train to the end. -> (folder, exit statuses, what rank 0 said)"""
+    processes = start(world, command(folder, **options), f"{folder}.log", environment)
+    return Path(folder), end(processes), Path(f"{folder}.log.0").read_text()
+
+
+def metrics(folder):
+    """Without the times, which differ."""
+    rows = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith(("time/", "tokens_per_s"))} for row in rows]
+
+
+def weights(folder, step):
+    from safetensors.torch import load_file
+
+    return load_file(Path(folder) / f"checkpoints/step_{step:06d}/model/model.safetensors")
+
+
+def groups(folder):
+    """What a run with GROUPS=folder learned from, whichever rank had it."""
+    rows = [json.loads(line) for file in Path(folder).iterdir() for line in file.read_text().splitlines()]
+    return sorted((int(row["where"].split()[1]), row["number"], row["text"]) for row in rows)
+
+
+def farthest(a, b):
+    """The largest difference of two state dicts, or of two lists of metrics."""
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        return max((a[k].double() - b[k].double()).abs().max().item() for k in a)
+    assert [row.keys() for row in a] == [row.keys() for row in b]
+    flat = lambda rows: [x for row in rows for v in row.values() for x in (v if isinstance(v, list) else [v])]
+    return max(abs(x - y) for x, y in zip(flat(a), flat(b), strict=True))
+
+
+def one_rank(rank, world, port, argv, log, environment, what):
     """What a process does."""
     with open(log, "w", buffering=1) as out:
         os.dup2(out.fileno(), 1)
@@ -61,15 +101,17 @@ def train(rank, world, port, argv, log, environment):
     from nanomerci import dist
 
     dist.rank, dist.world = rank, world
-    main()
+    globals()[what]()
 
 
 def main():
-    """train.py on the task of once.py. GROUPS: folder to write every group to that was learned from. POISON=RANK:STEP: that rank's
-    gradient is not finite there. SLOW: seconds by which each step is longer."""
+    """train.py on the task of once.py. The environment may ask for more. GROUPS: folder to write every group to that was learned
+    from. POISON=RANK:STEP: that rank's gradient is not finite there. SLOW: seconds by which each step is longer. FULL=STEP: from
+    that step on no file can grow beyond 60 kB. PHASE: file in which rank 0 says what it is at."""
+    from once import Once
+
     import train
     from nanomerci import config, dist, tasks
-    from once import Once
 
     tasks.load = lambda c, cache: Once()
     update, token_logp, now = train.update, train.token_logp, []
@@ -77,6 +119,8 @@ def main():
     def watched(c, policy, actor, optimizer, rate, batch, first, merged, precision, where):
         now[:] = [where]
         time.sleep(float(os.environ.get("SLOW", 0)))
+        if os.environ.get("FULL") == where.split()[1]:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (60000, 60000))
         if "GROUPS" in os.environ:
             with open(f"{os.environ['GROUPS']}/{dist.rank}.jsonl", "a") as file:
                 for p, number in enumerate(batch.number_P.tolist()):
@@ -90,8 +134,47 @@ def main():
         here = now and os.environ.get("POISON") == f"{dist.rank}:{now[0].split()[1]}" and logp.requires_grad
         return (logp * float("nan") if here else logp), entropy
 
+    def said(name, function):
+        def call(*arguments, **options):
+            phase.write_text(name)
+            try:
+                return function(*arguments, **options)
+            finally:
+                phase.write_text("between")
+        return call
+
     train.update, train.token_logp = watched, poisoned
+    if "PHASE" in os.environ and dist.rank == 0:
+        phase = Path(os.environ["PHASE"])
+        phase.write_text("start")
+        train.generate, train.update, train.state.save = (
+            said(name, f) for name, f in (("sample", train.generate), ("update", watched), ("save", train.state.save)))
     config.run_command(train.main)
+
+
+def stale():
+    """The copy to sample from refuses to work once the policy has moved on."""
+    import torch
+
+    from nanomerci import dist
+    from nanomerci.model import tiny
+
+    dist.start("cpu", 60)
+    policy, actor = dist.shard(tiny(WORDS, width=32, layers=2, heads=2)[0], "fsdp", torch.bfloat16)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=0.1)
+    ids = torch.tensor([[4, 5, 6]])
+    before = actor(ids).logits
+    dist.call(policy, lambda model, ids: model(ids).logits.float().logsumexp(-1).sum(), ids).backward()
+    dist.step(optimizer, 1.0, "step 1")
+    try:
+        actor(ids)
+        print("sampled from stale weights")
+    except RuntimeError as error:
+        print(error)
+    dist.refresh(actor)
+    after = dist.call(policy, lambda model, ids: model(ids).logits, ids)
+    print("moved", not torch.equal(actor(ids).logits, before), "same", torch.equal(actor(ids).logits, after))
+    dist.finish()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """The README cannot drift: equation index, glossary, file table and import rule against the code."""
 import ast
+import doctest
 import re
 import subprocess
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -57,8 +59,35 @@ def test_linked_files_exist():
         assert (ROOT / link).exists(), link
 
 
+def test_linked_functions_exist():
+    """[`module.function`](file): the file has it."""
+    found = re.findall(r"\[`(\w+)\.(?!py`)(\w+)`\]\(([^)]+\.py)\)", README)
+    assert len(found) > 8
+    for module, name, path in found:
+        assert Path(path).stem == module and re.search(rf"^(def|class) {name}\b", (ROOT / path).read_text(), re.M), name
+
+
+def test_the_numbers_of_the_lesson():
+    """The README's >>> lines give what stands below them."""
+    lesson = doctest.DocTestParser().get_doctest(README.replace("```", ""), {}, "README", None, 0)
+    assert len(lesson.examples) > 15
+    said = []
+    doctest.DocTestRunner().run(lesson, out=said.append)
+    assert not said, "".join(said)
+
+
+def test_troubleshooting_quotes_what_the_program_says():
+    table = README.split("## When something goes wrong")[1].split("\n## ")[0]
+    quoted = re.findall(r"^\| `([^`]+)` \|", table, re.M)
+    code = re.sub(r'"\s*\n\s*f?"', "", "".join(path.read_text() for path in SOURCES))  # strings that go on in the next line
+    assert len(quoted) > 8
+    for words in quoted:
+        assert words in code, words
+
+
 def test_glossary_names_what_a_step_logs():
-    source = "".join((ROOT / name).read_text() for name in ("train.py", "nanomerci/log.py", "nanomerci/evaluate.py", "nanomerci/oracle.py"))
+    files = ("train.py", *(f"nanomerci/{name}.py" for name in ("log", "evaluate", "explore", "oracle")))
+    source = "".join((ROOT / name).read_text() for name in files)
     for name in re.findall(r"`((?:reward|groups|clip|cfn|merci|sampler|oracle)/\w+)`", README):
         assert f'"{name}"' in source, name
     for name in re.findall(r'"((?:reward|groups|clip|cfn|merci|sampler|oracle)/\w+)"', source):

@@ -54,12 +54,12 @@ def test_what_follows_the_graded_answer_is_noise(task):
 
 def test_small_talk_means_nothing_and_its_words_have_a_long_tail(task):
     chatty = toy.ToySQLChatty(task.database.rsplit("/", 1)[0])
-    rng, by_prompt, said = random.Random(0), {p.prompt: p for p in chatty.train}, []
+    rng, by_prompt, words, said = random.Random(0), {p.prompt: p for p in chatty.train}, set(chatty.words), []
     for question, text in (chatty.demonstration(rng) for _ in range(2000)):
         plan, word, note, *rest = text.split(" ")
         said += rest[: toy.CHAT]
         bare = " ".join([plan, word, *rest[toy.CHAT :]])
-        assert note == "note" and set(rest[: toy.CHAT]) <= set(toy.CHATTER) and set(text.split()) <= set(chatty.words)
+        assert note == "note" and set(rest[: toy.CHAT]) <= set(toy.CHATTER) and set(text.split()) <= words
         assert chatty.rare(by_prompt[question], text) == task.rare(by_prompt[question], bare) and len(text.split()) < 55
         if rng.random() < 0.02:
             problem = by_prompt[question]

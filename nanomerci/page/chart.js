@@ -28,7 +28,7 @@ function chart(title, help, x, lines, {stack = false, log = false, points = fals
   for (let v = Math.ceil(low / tick - 1e-9) * tick; v <= high + tick * 1e-6; v += tick)
     svg.append(el("line", {x1: L, x2: W - R, y1: Y(v), y2: Y(v), class: "grid-line"}), el("text", {x: L - 5, y: Y(v) + 4, "text-anchor": "end"}, tickText(v, tick)));
   const marks = log ? x : [...new Set([x[0], x[Math.floor((x.length - 1) / 2)], x[x.length - 1]])];
-  for (const v of marks) svg.append(el("text", {x: X(v), y: H - 6, "text-anchor": "middle"}, v));
+  for (const v of marks) svg.append(el("text", {x: X(v), y: H - 6, "text-anchor": v === x[x.length - 1] && String(v).length > 3 ? "end" : "middle"}, v));
   const path = (ys, back) => x.map((v, i) => ys[i] === null ? null : `${X(v).toFixed(1)},${Y(ys[i]).toFixed(1)}`).filter(p => p).reduce((d, p, i) => d + (i || back ? "L" : "M") + p, "");
   const area = (top, bottom) => path(top) + [...x.keys()].reverse().filter(i => bottom[i] !== null).map(i => `L${X(x[i]).toFixed(1)},${Y(bottom[i]).toFixed(1)}`).join("") + "Z";
   layers.forEach((l, i) => {

@@ -33,7 +33,7 @@ part("After equal seconds", `At ${number(data.seconds)} s of training.`, means(d
 const curves = el("div"), picked = new Map(data.arms.map(arm => [arm, el("input", {type: "checkbox"})]));
 function draw() {
   const arms = data.arms.filter(arm => picked.get(arm).checked);
-  const cards = Object.entries(data.curves).map(([name, c]) => chart(name, meaning(name), c.x, arms.map(arm => ({name: arm, ...c.arms[arm]})), {unit: "answer"}));
+  const cards = Object.entries(data.curves).map(([name, c]) => chart(name, data.primary.includes(name) ? meaning(name) : null, c.x, arms.map(arm => ({name: arm, ...c.arms[arm]})), {unit: "answer"}));
   curves.replaceChildren(el("div", {class: "grid"}, ...cards.filter(c => c)));
 }
 data.arms.forEach((arm, i) => {  // seven colours: more arms are drawn when they are asked for
