@@ -6,7 +6,9 @@ Axes: B rows, T token positions, N response tokens, D hidden width, V vocabulary
 """
 import copy
 import inspect
+from contextlib import redirect_stderr
 from functools import partial
+from io import StringIO
 from pathlib import Path
 
 import torch
@@ -60,7 +62,8 @@ def _check(model, name):
         if not model(torch.arange(2, device=model.device)[None] % model.config.vocab_size).logits.isfinite().all():
             raise UserError(f"--model {name}: its logits are not finite; some of its weights are damaged")
     try:
-        roll = generate(model, [[i % model.config.vocab_size for i in range(n)] for n in (2, 4)], 2, max_new_tokens=2, eos_id=-1)
+        with redirect_stderr(StringIO()):  # how large this little cache is, is of no interest
+            roll = generate(model, [[i % model.config.vocab_size for i in range(n)] for n in (2, 4)], 2, max_new_tokens=2, eos_id=-1)
         with torch.no_grad():
             ours_BT = token_logp(model, roll.tokens_BT, roll.mask_BT)[0]
             logits_BTV = model(roll.tokens_BT).logits.float()

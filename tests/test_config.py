@@ -191,7 +191,7 @@ def test_a_prompt_longer_than_the_context_is_refused(tmp_path, command):
 
 
 def test_resume_keeps_the_run_as_it_was(tmp_path):
-    config.write(Config(group=4, seed=5), tmp_path / "config.yaml")
+    config.write(parse(["--group", "4", "--seed", "5"]), tmp_path / "config.yaml")
     assert parse(["--resume", str(tmp_path)]).group == 4 and parse(["--resume", str(tmp_path), "--steps", "9"]).steps == 9
     with pytest.raises(UserError, match="cannot change --lr"):
         parse(["--resume", str(tmp_path), "--lr", "1e-3"])
@@ -237,27 +237,26 @@ def test_a_damaged_model_folder_is_refused(kind, message, small_model, tmp_path)
     assert len(str(error.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize("make", [
-    lambda size: GPT2Config(vocab_size=size, n_embd=16, n_layer=2, n_head=2, n_positions=64, bos_token_id=0, eos_token_id=1),
-    lambda size: OPTConfig(vocab_size=size, hidden_size=16, word_embed_proj_dim=16, ffn_dim=32, num_hidden_layers=1,
-                           num_attention_heads=2)])  # fmt: skip
-def test_models_without_grouped_heads_sample_and_train_alike(make, small_model, tmp_path):
-    """Their configs know no num_key_value_heads; load() itself compares sampler, trainer and the model's own logits."""
-    tokenizer = load(small_model(WORDS))[1]
-    model = AutoModelForCausalLM.from_config(make(len(tokenizer)))
-    for part in (model, tokenizer):
-        part.save_pretrained(tmp_path)
-    loaded, _ = load(tmp_path)
-    roll = generate(loaded, [[4, 5, 6], [7]], 3, max_new_tokens=5, eos_id=1)
-    assert torch.allclose(token_logp(loaded, roll.tokens_BT, roll.mask_BT)[0], roll.logp_BT, atol=1e-4)
+def save(config_of, folder, tokenizer):
+    for part in (AutoModelForCausalLM.from_config(config_of), tokenizer):
+        part.save_pretrained(folder)
 
 
-def test_a_model_that_is_more_than_its_hidden_states_and_a_head_is_refused(small_model, tmp_path):
+def test_gpt2_whose_config_knows_no_grouped_heads_samples_and_trains_alike(small_model, tmp_path):
     tokenizer = load(small_model(WORDS))[1]
-    bert = BertConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, is_decoder=True)
-    for part in (AutoModelForCausalLM.from_config(bert), tokenizer):
-        part.save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="its logits are not head|cannot be sampled with our"):
+    save(GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=2, n_head=2, n_positions=64, initializer_range=0.5), tmp_path, tokenizer)
+    model, _ = load(tmp_path)
+    roll = generate(model, [[4, 5, 6], [7]], 3, max_new_tokens=5, eos_id=1)
+    assert torch.allclose(token_logp(model, roll.tokens_BT, roll.mask_BT)[0], roll.logp_BT, atol=1e-4)
+
+
+@pytest.mark.parametrize("family, shape, message", [
+    (OPTConfig, dict(ffn_dim=32, word_embed_proj_dim=16), "cannot be sampled with our key-value cache|change with our cache"),
+    (BertConfig, dict(is_decoder=True), "are not head|cannot be sampled")])  # fmt: skip
+def test_a_model_that_does_more_than_we_compute_is_refused(family, shape, message, small_model, tmp_path):
+    tokenizer = load(small_model(WORDS))[1]
+    save(family(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, **shape), tmp_path, tokenizer)
+    with pytest.raises(UserError, match=message):
         load(tmp_path)
 
 
