@@ -64,7 +64,8 @@ class SlotCache:
 
 
 def _heads(config):
-    return config.num_key_value_heads, getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads  # GPT-2 has as many as queries
+    return heads, getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 class Step:

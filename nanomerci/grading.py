@@ -219,7 +219,7 @@ class _Worker:
 
     def __init__(self, zygote):
         self.zygote, (self.socket, other) = zygote, socket.socketpair()
-        zygote.tell("fork", self.socket.fileno(), files=[other])               # a number that is no other worker's while this one lives
+        zygote.tell("fork", self.socket.fileno(), files=[other])         # a number that is no other worker's while this one lives
         other.close()
         self.ready, self.chunk, self._rest = False, deque(), b""
         self.watch(START_UP)
