@@ -104,7 +104,8 @@ def test_dead_groups_get_a_capped_bonus_only_when_asked_for():
 def test_every_form_of_the_bonus_runs_and_gamma_zero_is_the_baseline(run):  # noqa: F811
     plain = run("plain", bonus="none")
     trained = {}
-    for name, options in {"token": dict(credit="token"), "dead": dict(dead_groups=True), "trunk": dict(cfn_trunk="policy"), "response": {}}.items():
+    forms = {"token": dict(credit="token"), "dead": dict(dead_groups=True), "trunk": dict(cfn_trunk="policy"), "response": {}}
+    for name, options in forms.items():
         assert same_weights(weights(run(f"{name}0", gamma=0, **options), 4), weights(plain, 4)), name
         trained[name] = weights(run(name, gamma=1.0, alpha=0.9, **options), 4)
     assert not any(same_weights(trained[a], trained[b]) for a, b in combinations(trained, 2))
