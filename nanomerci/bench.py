@@ -1,6 +1,8 @@
 """Speed, each against what was equal.
 
     python -m nanomerci.bench graders [--seconds 10] [--workers 2] [--deadline 2]
+    python -m nanomerci.bench sampler [--shape tiny] [--rows 128] [--group 8] [--length 48] [--dtype float32] [--growth]
+    python -m nanomerci.bench step [--rows 128] [--group 8] [--length 48] [--steps 12] [--bonus cfn] [--growth]
 
 A benchmark is a function (options) -> None that prints its table and says what was equal; BENCHES names them.
 """
@@ -10,6 +12,7 @@ import sys
 import time
 from collections import Counter
 
+from nanomerci import speed
 from nanomerci.config import UserError, run_command
 from nanomerci.grading import Pool
 from nanomerci.tasks import math, sql
@@ -75,7 +78,7 @@ def graders(o):
           "allowed: timeouts x deadline / workers; the other seconds went into grading and new workers.")  # fmt: skip
 
 
-BENCHES = {"graders": graders}
+BENCHES = {"graders": graders, "sampler": speed.sampler, "step": speed.step}
 
 
 def main():
@@ -84,6 +87,15 @@ def main():
     p.add_argument("--seconds", type=float, default=10.0, help="at least so long a row (default 10)")
     p.add_argument("--workers", type=int, default=2, help="graders: processes (default 2)")
     p.add_argument("--deadline", type=float, default=2.0, help="graders: seconds an answer may take (default 2)")
+    p.add_argument("--rows", type=int, default=128, help="sampler, step: rows, P x G (default 128)")
+    p.add_argument("--group", type=int, default=8, help="sampler, step: G (default 8)")
+    p.add_argument("--length", type=int, default=48, help="sampler, step: new tokens at most (default 48)")
+    p.add_argument("--shape", choices=speed.SHAPES, default="tiny", help="sampler: the model's shape, random weights (default tiny)")
+    p.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="sampler: of the weights (default float32)")
+    p.add_argument("--rounds", type=int, default=5, help="sampler: rounds in turn (default 5)")
+    p.add_argument("--steps", type=int, default=12, help="step: steps that count (default 12)")
+    p.add_argument("--bonus", choices=["none", "cfn"], default="cfn", help="step: ours with or without the counter (default cfn)")
+    p.add_argument("--growth", action="store_true", help="sampler, step: also how it grows with rows, length, size; with the group")
     o = p.parse_args(sys.argv[1:])
     BENCHES[o.bench](o)
 

@@ -216,19 +216,23 @@ def check(c):
             raise UserError(f"--{what} {got}: {wanted}")
 
     for name in ("steps", "prompts", "minibatches", "max_new_tokens", "coins", "eval_problems", "eval_k", "micro_tokens", "keep",
-                 "graders", "cfn_pretrain", "cfn_passes", "cfn_batch", "cfn_replay"):  # fmt: skip
+                 "graders", "cfn_pretrain", "cfn_passes", "cfn_batch", "cfn_replay", "slots", "run"):  # fmt: skip
         need(getattr(c, name) >= 1, name, getattr(c, name), "wanted at least 1")
     need(c.group >= (1 if c.bonus == "none" and c.algo == "dr_grpo" else 2), "group", c.group,
          "a group of one has no standard deviation; wanted at least 2")  # fmt: skip
     need(c.prompts % c.minibatches == 0, "minibatches", c.minibatches, f"does not divide --prompts {c.prompts}")
-    need(c.temperature > 0, "temperature", c.temperature, "training samples; wanted above 0")
+    need(1e-3 <= c.temperature <= 1e3, "temperature", c.temperature, "training samples; wanted 0.001 to 1000")
     need(c.top_p == 1, "top_p", c.top_p, "the trainer's log-probs cover the full vocabulary, so sampling must too; wanted 1.0")
     need(c.top_k == 0, "top_k", c.top_k, "the trainer's log-probs cover the full vocabulary, so sampling must too; wanted 0")
     need(0 <= c.alpha < 1, "alpha", c.alpha, "wanted 0 <= alpha < 1, or a wrong answer could earn a positive advantage")
     need(0 < c.top <= 1, "top", c.top, "is a share of tokens; wanted above 0, at most 1")
     for name in ("gamma", "kl", "gamma_decay", "overlong_buffer", "warmup", "save_every", "eval_every", "weight_decay", "cfn_rehearse",
-                 "threads", "clip_low", "clip_high", "cfn_hidden", "rounds", "budget"):  # fmt: skip
+                 "threads", "clip_low", "clip_high", "cfn_hidden", "rounds", "budget", "context", "max_prompt",
+                 "lucky_copies"):  # fmt: skip
         need(0 <= getattr(c, name) < float("inf"), name, getattr(c, name), "wanted 0 or more")
+    for f in dataclasses.fields(c):
+        if f.type is int and "seed" not in f.name:
+            need(-(2**31) < getattr(c, f.name) < 2**31, f.name, getattr(c, f.name), "is too large; wanted less than 2^31")
     need(0 <= c.beta2 < 1, "beta2", c.beta2, "wanted 0 <= beta2 < 1")
     for name in ("seed", "warm_seed"):
         need(abs(getattr(c, name)) < 2**62, name, getattr(c, name), "is too large")
@@ -239,6 +243,8 @@ def check(c):
          f"wanted less than --max_new_tokens {c.max_new_tokens}")  # fmt: skip
     for name in ("lr", "cfn_lr", "max_norm", "deadline", "patience"):
         need(getattr(c, name) > 0, name, getattr(c, name), "wanted above 0")
+    for name, most in (("lr", 1e3), ("cfn_lr", 1e3), ("deadline", 1e6), ("patience", 1e6), ("threads", 1024), ("graders", 1024)):
+        need(getattr(c, name) <= most, name, getattr(c, name), f"wanted at most {most:g}")
     need(c.logger == "none" or find_spec(c.logger), "logger", c.logger, f"is not installed; pip install {c.logger}, or --logger none")
     return c
 
@@ -260,7 +266,7 @@ def read(path):
     for key, value in values.items() if isinstance(values, dict) else [("(not a mapping)", None)]:
         if key not in types:
             raise UserError(f"{path}: unknown option {key}{closest(str(key), types)}")
-        if types[key] is float and isinstance(value, int | str):  # YAML 1.1 reads 1e-6 as text
+        if types[key] is float and isinstance(value, int | str) and not isinstance(value, bool):  # YAML 1.1 reads 1e-6 as text
             value = values[key] = _as_float(value, path, key)
         allowed = getattr(types[key], "__args__", None)
         if (value not in allowed) if allowed else (type(value) is not types[key]):
@@ -272,8 +278,8 @@ def read(path):
 def _as_float(value, path, key):
     try:
         return float(value)
-    except ValueError:
-        raise UserError(f"{path}: {key}: {value!r} is not a float") from None
+    except (ValueError, OverflowError):
+        raise UserError(f"{path}: {key}: {value!r:.40} is not a float") from None
 
 
 def write(c, path):
@@ -393,7 +399,17 @@ def run_command(main):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            remedy = "the disk is full; what was saved before is whole: make room, then go on with --resume"
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            remedy = "it cannot be written or read there; wanted a place you may use"
+        else:
             raise
-        print(f"error: the disk is full ({error}); what was saved before is whole: make room, then go on with --resume", file=sys.stderr)
+        print(f"error: {error.filename or 'a file'}: {remedy} ({error.strerror})", file=sys.stderr)
+        sys.exit(2)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not re.search("out of memory|can't allocate memory", str(error)):
+            raise
+        reason = (str(error).strip().splitlines() or ["no more is known"])[0][:200]
+        print(f"error: out of memory ({reason}); lower --micro_tokens, --slots or --prompts; --dry_run counts the bytes", file=sys.stderr)
         sys.exit(2)

@@ -30,7 +30,7 @@ class Explorer:
         if c.bonus in COUNTERS:
             options = dict(seed=c.seed, device=device, all_sum=dist.sum_)
             if c.bonus != "elliptical":
-                options |= dict(coins=c.coins, hidden=c.cfn_hidden, prior=c.cfn_prior)
+                options |= dict(coins=c.coins, hidden=c.cfn_hidden, prior=c.cfn_prior or c.bonus == "rnd")  # its target is the prior
                 options |= dict(lr=c.cfn_lr, capacity=c.cfn_replay, batch=c.cfn_batch)
             self.counter = COUNTERS[c.bonus](width, **options)
         self.answers, self.oracle = rivals.OutcomeCounts(dist.gather), Oracle(dist.gather)

@@ -7,8 +7,9 @@ holds the watch, and what overruns its deadline gets SIGKILL. Only that one answ
 Here: the pool, the parent's side.   Not here: the workers' side (worker.py); what is right (tasks/math.py, tasks/sql.py).
 
 A job is (function, *arguments); the function is importable by name and returns a Grade. Workers are forks, made in
-milliseconds, of a *zygote*: a fresh interpreter of one thread that has imported what the functions' modules import and does
-nothing else. So no CUDA context and no torch threads come along, and a worker that is killed costs no second start.
+milliseconds, of a *zygote*: a fresh interpreter of one thread that has imported the functions' modules and the libraries they
+ask for, warm, and does nothing else. So no CUDA context and no torch threads come along, and a killed worker costs no second
+start.
 Protocol: down a worker's socket a length and a pickled list of jobs; back up one JSON line an event.
 """
 import json
@@ -25,7 +26,7 @@ from concurrent.futures import CancelledError, Future
 from typing import NamedTuple
 
 OUTCOMES = ("right", "wrong", "unparsable", "timeout", "unsafe", "error")
-START_UP = 60.0      # seconds a worker may take to start or to import a library; not counted against an answer
+START_UP = 60.0      # seconds a worker may take to start (its zygote may be importing); not counted against an answer
 CHUNK = 32           # jobs sent at once: a round trip costs about as much as grading ten easy answers
 OUT_OF_MEMORY = 77   # exit status of a worker that ran into its memory limit
 
@@ -115,11 +116,11 @@ class Pool:
             self._drop(worker)
         return grades
 
-    def _load(self, name):
-        """The zygote imports it, so that the workers to come have it."""
+    def _load(self, *name):
+        """The zygote imports a module (and calls a function of it), so that the workers to come have it."""
         if name not in self._libraries:
             self._libraries[name] = None
-            self._zygote.tell("load", name)
+            self._zygote.tell("load", *name)
 
     def _hand_out(self, jobs, todo):
         """Chunks to idle workers. One late with its answer does not count: another goes on with the rest."""
@@ -155,9 +156,11 @@ class Pool:
         for kind, *rest in messages or []:
             if kind == "ready":
                 worker.ready = True
-            elif kind == "load":
-                self._load(rest[0])
-                worker.watch(START_UP)
+            elif kind == "load":                 # it leaves; a new one, which has the library, will do its jobs
+                for name in rest:
+                    self._load(*name)
+                todo.extendleft(reversed(worker.chunk))
+                self._drop(worker)
             elif kind == "go":
                 worker.watch(self.deadline)
             elif kind == "grade":
@@ -198,10 +201,10 @@ class _Zygote:
         os.close(lifeline)
         other.close()
         for name in libraries:
-            self.tell("load", name)
+            self.tell("load", *name)
 
-    def tell(self, command, what, files=()):
-        socket.send_fds(self.socket, [json.dumps([command, what]).encode()], [file.fileno() for file in files])
+    def tell(self, *command, files=()):
+        socket.send_fds(self.socket, [json.dumps(command).encode()], [file.fileno() for file in files])
 
     def kill(self):
         """It and all its workers."""
@@ -216,7 +219,7 @@ class _Worker:
 
     def __init__(self, zygote):
         self.zygote, (self.socket, other) = zygote, socket.socketpair()
-        zygote.tell("fork", self.socket.fileno(), [other])                # a number that is no other worker's while this one lives
+        zygote.tell("fork", self.socket.fileno(), files=[other])         # a number that is no other worker's while this one lives
         other.close()
         self.ready, self.chunk, self._rest = False, deque(), b""
         self.watch(START_UP)

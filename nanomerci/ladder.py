@@ -56,12 +56,12 @@ def main():
                         "python train.py toy_sql --keep 1000 --save_every 10")  # fmt: skip
     torch.set_num_threads(1)
     data, rows = collect(run), []
-    table = ["| counter | Spearman | slope | AUC, counted questions | AUC, other questions | seconds |", "|---|---|---|---|---|---|"]
+    table = ["| | counter | Spearman | slope | AUC, counted questions | AUC, other questions | seconds |", "|---|---|---|---|---|---|---|"]
     counters = rungs(data)
     with bar(len(counters), "counters", "counter") as progress:
         for name, make in counters:
             rows.append((name, *torch.tensor([climb(make, data, s) for s in range(a.seeds)]).mean(0).tolist()))
-            table.append("| {} | {:.2f} | {:.2f} | {:.3f} | {:.3f} | {:.1f} |".format(*rows[-1]))
+            table.append("| {} | {} | {:.2f} | {:.2f} | {:.3f} | {:.3f} | {:.1f} |".format(len(rows), *rows[-1]))
             say(table[-1])
             progress.update()
     a.out.mkdir(parents=True, exist_ok=True)
@@ -76,6 +76,8 @@ def collect(run):
     trunk, tokenizer = load(steps[0] / "model")
     task = tasks.load(run.options, cache_folder())
     few, others = (tasks.pick(task.train, range(*numbers), run.options.seed) for numbers in ((QUESTIONS,), (5000, 5000 + OTHERS)))
+
+    others = [problem for problem in others if problem not in few]
 
     def visit(policy, problem_P, G, stage):
         roll = generate(policy, [encode(tokenizer, problem.prompt) for problem in problem_P], G, eos_id=eos_ids(policy, tokenizer),
@@ -223,11 +225,12 @@ def picture(rows, out):
     from matplotlib import rc_context
 
     with rc_context(plots.LOOK):
-        title, label = "a better count of the prefix is a worse detector of the rare idiom", "Spearman of the estimate with the exact 1/n"
-        figure, axes = plots.canvas(title, label)
-        for name, rho, _, _, new, _ in rows:
-            axes.plot(rho, new, "o", color=plots.ORANGE if "exact" in name or "table" in name else plots.BLUE)
-            axes.annotate(name.split(" (")[0].split(", ")[0][:22], (rho, new), xytext=(3, 3), textcoords="offset points", fontsize=5)
+        title = "counters by two yardsticks, as numbered (orange: exact counts)"
+        figure, axes = plots.canvas(title, "Spearman of the estimate with the exact 1/n of the prefix")
+        for number, (name, rho, _, _, new, _) in enumerate(rows, 1):
+            axes.plot(rho, new, "o", markersize=4, color=plots.ORANGE if "exact counts" in name or "table" in name else plots.BLUE)
+            side, place = ("left", (4, 2)) if number % 2 else ("right", (-4, -8))  # where points crowd, labels on both sides
+            axes.annotate(str(number), (rho, new), xytext=place, textcoords="offset points", fontsize=6, ha=side)
         axes.set_ylabel("AUC, other questions")
         plots.save(figure, out)
 

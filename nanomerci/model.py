@@ -6,7 +6,9 @@ Axes: B rows, T token positions, N response tokens, D hidden width, V vocabulary
 """
 import copy
 import inspect
+from contextlib import redirect_stderr
 from functools import partial
+from io import StringIO
 from pathlib import Path
 
 import torch
@@ -19,7 +21,7 @@ from nanomerci import dist
 from nanomerci.address import address, uniform
 from nanomerci.config import UserError
 from nanomerci.rollout import micro_batches
-from nanomerci.state import newest
+from nanomerci.state import newest, reason
 
 transformers_logging.disable_progress_bar()
 # a forward's argument for keys and values seen before: transformers 5.24 renamed it
@@ -36,25 +38,42 @@ def load(name, device="cpu", dtype=torch.float32):
         raise UserError(f"--model {name}: no weights there; wanted a Hugging Face folder with *.safetensors (or a hub id)")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
+        encode(tokenizer, "a")  # through its chat template
         model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, attn_implementation="sdpa")
     except Exception as error:  # what a broken folder provokes in there is anyone's guess; it is the user's folder all the same
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(f"--model {name}: cannot be loaded ({reason}); wanted a Hugging Face folder, a run folder or a hub id") from None
+        raise UserError(f"--model {name}: cannot be loaded ({reason(error)}); wanted a Hugging Face or run folder, or a hub id") from None
     if tokenizer.eos_token_id is None:
         raise UserError(f"--model {name}: its tokenizer has no end-of-sequence token, so responses would never end; set eos_token")
+    words, rows = len(tokenizer), model.get_input_embeddings().num_embeddings
+    if words > rows:
+        raise UserError(f"--model {name}: its tokenizer has {words} tokens, the model only {rows}; they do not belong together")
     model.to(device).eval()
-    _check_head(model, name)
+    _check(model, name)
     return model, tokenizer
 
 
-def _check_head(model, name):
-    """Log-probs are computed from hidden states and the head's weight alone; refuse a model that does more than that."""
-    ids = torch.arange(4, device=model.device)[None] % model.config.vocab_size
+def _check(model, name):
+    """Log-probs are computed from hidden states and the head's weight alone, and samples are drawn over a cache of our own: try
+    both on two short prompts, and refuse a model with which they differ from its own logits."""
+    from sample import generate
+
+    advice = "use a Qwen2/2.5/3, Llama or GPT-2 like model"
     with torch.no_grad():
-        ours = hidden_states(model, ids) @ model.get_output_embeddings().weight.T
-        theirs = model(ids).logits
-    if not torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2 * float(theirs.abs().max())):
-        raise UserError(f"--model {name}: its logits are not head(hidden) (soft-capping, scaling or a bias); use Qwen2/2.5/3 or Llama")
+        if not model(torch.arange(2, device=model.device)[None] % model.config.vocab_size).logits.isfinite().all():
+            raise UserError(f"--model {name}: its logits are not finite; some of its weights are damaged")
+    try:
+        with redirect_stderr(StringIO()):  # how large this little cache is, is of no interest
+            roll = generate(model, [[i % model.config.vocab_size for i in range(n)] for n in (2, 4)], 2, max_new_tokens=2, eos_id=-1)
+        with torch.no_grad():
+            ours_BT = token_logp(model, roll.tokens_BT, roll.mask_BT)[0]
+            logits_BTV = model(roll.tokens_BT).logits.float()
+    except Exception as error:  # whatever a foreign forward makes of our arguments
+        raise UserError(f"--model {name}: cannot be sampled with our key-value cache ({reason(error)}); {advice}") from error
+    theirs_BT = logits_BTV[:, :-1].log_softmax(-1).gather(2, roll.tokens_BT[:, 1:, None])[..., 0]
+    for what, logp_BT in (("are not head(hidden): soft-capping, scaling or a bias", ours_BT), ("change with our cache", roll.logp_BT)):
+        gap = ((logp_BT[:, 1:] - theirs_BT) * roll.mask_BT[:, 1:]).abs().max()
+        if gap > (0.01 if model.dtype == torch.float32 else 0.3):
+            raise UserError(f"--model {name}: its logits {what} (log-probs differ by {gap:.2g}); {advice}")
 
 
 def eos_ids(model, tokenizer):

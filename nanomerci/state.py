@@ -12,6 +12,7 @@ numbers are functions of their address (nanomerci/address.py).
 import json
 import os
 import shutil
+import tempfile
 import zlib
 from contextlib import contextmanager
 from functools import partial
@@ -54,13 +55,24 @@ def resume(run, device, policy, actor, optimizer, explorer, pick):
     return shared["step"], shared["cursor"], held
 
 
+def writable(folder, what, remedy):
+    """Refuse a folder in which (or in the nearest parent there is) no file can be made. Leaves nothing behind."""
+    try:
+        place = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+        with tempfile.TemporaryFile(dir=place):
+            os.access(folder, os.F_OK)  # raises for a NUL in the name
+    except (OSError, ValueError) as error:
+        raise UserError(f"{what} {folder}: cannot be written ({reason(error)}); {remedy}") from None
+
+
 def claim(run):
     """A new run never overwrites what is there, unless that died before its first step."""
+    writable(run, "--out", "choose another")
     if complete(run):
         raise UserError(f"--out {run}: already holds a run; go on with --resume {run}, or choose another --out")
     begun = run / "metrics.jsonl"
-    if run.exists() and not run.is_dir() or (run / "config.yaml").exists() and begun.exists() and begun.read_text().count("\n") > 1:
-        raise UserError(f"--out {run}: holds a run without a checkpoint, or is a file; remove it, or choose another --out")
+    if (run / "config.yaml").exists() and begun.exists() and begun.read_text().count("\n") > 1:
+        raise UserError(f"--out {run}: holds a run without a checkpoint; remove it, or choose another --out")
     dist.barrier()  # all have looked, now one may write
 
 

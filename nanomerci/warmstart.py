@@ -13,6 +13,7 @@ from inspect import getsource
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from tqdm import tqdm
 
 from nanomerci import tasks
@@ -20,7 +21,7 @@ from nanomerci.config import UserError
 from nanomerci.log import say
 from nanomerci.model import context, encode, eos_ids, frozen_copy, load, tiny, token_logp
 from nanomerci.rollout import pad
-from nanomerci.state import newest
+from nanomerci.state import newest, reason, writable
 
 STEPS, BATCH, LR = 500, 64, 3e-3
 
@@ -31,6 +32,8 @@ def cache_folder():
 
 def load_models(c, run, task, device):
     """-> policy (of the newest checkpoint when resuming), trunk (the initial policy, frozen), tokenizer."""
+    if c.kernels == "triton" and device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise UserError("--kernels triton: wants a GPU (or, to check values, TRITON_INTERPRET=1); on a CPU use --kernels torch")
     first = run / "checkpoints/step_000000/model"
     if c.model == "tiny" and not first.exists():
         if not hasattr(task, "demonstration"):
@@ -57,15 +60,19 @@ def tiny_policy(task, seed=0):
     key = hashlib.sha256(b"".join(sources) + f"{seed} {len(task.train)}".encode()).hexdigest()[:12]
     folder = cache_folder() / f"warmstart-{type(task).__name__}-{key}"
     if not folder.exists():
+        writable(folder.parent, "the cache", "set NANOMERCI_CACHE to a folder with room that you may write to")
         model, tokenizer = tiny(task.words, seed=seed)
         school(model, tokenizer, task, seed)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-            model.save_pretrained(scratch)
-            tokenizer.save_pretrained(scratch)
-            if not folder.exists():  # another process may have been faster
-                os.rename(scratch, folder)
-                os.mkdir(scratch)
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+                model.save_pretrained(scratch)
+                tokenizer.save_pretrained(scratch)
+                if not folder.exists():  # another process may have been faster
+                    os.rename(scratch, folder)
+                    os.mkdir(scratch)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"the cache {folder.parent}: cannot be written ({reason(error)}); make room, or set NANOMERCI_CACHE") from error
     return load(folder)
 
 

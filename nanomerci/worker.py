@@ -18,17 +18,21 @@ from nanomerci.grading import OUT_OF_MEMORY, OUTCOMES, Grade
 
 
 def zygote():
-    """The zygote's main: imports, forks and buries until the parent hangs up. Commands: load MODULE; fork NUMBER, with the new
-    worker's socket; end NUMBER, answered by the exit status."""
+    """The zygote's main: imports, forks and buries until the parent hangs up. Commands: load MODULE [FUNCTION], which is
+    called then; fork NUMBER, with the new worker's socket; end NUMBER, answered by the exit status."""
     control, lifeline, memory = map(int, sys.argv[1:])
     _die_with_parent(lifeline)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.dup2(1, 2)                                # /dev/null: what a library prints must not be seen
     control, pids = socket.socket(fileno=control), {}
     while data := (message := socket.recv_fds(control, 1 << 12, 1))[0]:
-        command, what = json.loads(data)
+        command, what, *more = json.loads(data)
         if command == "load":
+            _loaded.add(what)
             try:
-                importlib.import_module(what)
+                module = importlib.import_module(what)
+                for name in more:
+                    getattr(module, name)()
             except Exception:                    # the worker that needs it will say so
                 pass
         elif command == "fork":
@@ -44,14 +48,15 @@ def zygote():
 
 
 _say = None      # in a worker: sends one message to the parent
+_loaded = set()  # what the zygote has imported, or could not
 
 
-def load(name):
-    """Import a large library off the clock: the answer that happens to need it first must not pay for it."""
-    if name not in sys.modules and _say:
-        _say("load", name)
-        importlib.import_module(name)
-        _say("go")
+def load(name, warm=None):
+    """Import a large library off the clock: no answer pays for it. A worker leaves over it; its successor has it from the zygote,
+    where warm(), a function of a module, has then filled the library's caches with texts of ours."""
+    if _say and name not in _loaded:
+        _say("load", [name], *([[warm.__module__, warm.__name__]] if warm else []))
+        os._exit(0)
     return importlib.import_module(name)
 
 
@@ -60,9 +65,6 @@ def work(connection, memory):
     global _say
     for limit, value in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CORE, 0)):
         resource.setrlimit(limit, (value, value))                         # FSIZE 0: nothing here writes a byte to any file
-    null = os.open(os.devnull, os.O_RDWR)
-    for stream in (1, 2):                        # a library that prints must not be seen
-        os.dup2(null, stream)
     jobs = connection.makefile("rb")
     _say = lambda *message: connection.sendall(json.dumps(message).encode() + b"\n")
     _say("ready")

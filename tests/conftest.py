@@ -27,3 +27,21 @@ def small():
         return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
 
     return make
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory):
+    """make(words) -> a Hugging Face folder with a random model over them and its tokenizer; the same words, the same folder."""
+    from nanomerci.model import tiny
+
+    made = {}
+
+    def make(words, width=32, layers=2, heads=2, seed=1):
+        key = *words, width, layers, heads, seed
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp("model")
+            for part in tiny(list(words), width, layers, heads, seed):
+                part.save_pretrained(made[key])
+        return made[key]
+
+    return make

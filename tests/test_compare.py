@@ -17,7 +17,6 @@ from once import WORDS
 from nanomerci import compare, config, contrast, plots
 from nanomerci.config import UserError
 from nanomerci.evaluate import pass_at_k
-from nanomerci.model import tiny
 from tests.test_browser import drive
 
 # starts python and torch once; then each line of stdin is a command line, run in a fork, whose id and status are printed
@@ -47,15 +46,12 @@ ARMS = ["grpo", "grpo+cfn:gamma=0", "grpo:lr=0.03"]
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
+def server(tmp_path_factory, small_model):
     folder = tmp_path_factory.mktemp("compare")
-    policy, tokenizer = tiny(WORDS, width=32, layers=2, heads=2, seed=1)
-    policy.save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
     path = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
     process = subprocess.Popen([sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
                                env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"})  # fmt: skip
-    options = dict(model=folder / "model", steps=2, prompts=4, group=4, minibatches=2, lr=3e-3, max_new_tokens=8, run=1, cfn_hidden=16,
+    options = dict(model=small_model(WORDS), steps=2, prompts=4, group=4, minibatches=2, lr=3e-3, max_new_tokens=8, run=1, cfn_hidden=16,
                    cfn_pretrain=1, eval_problems=4, eval_k=4, eval_every=0, save_every=1, lr_decay=False)  # fmt: skip
 
     def start(out, *words):

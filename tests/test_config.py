@@ -1,16 +1,21 @@
 """Everything a user can get wrong is one line on stderr and status 2, with the remedy; nothing is touched."""
 import json
+import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT
-from once import WORDS
+from once import WORDS, Once
+from transformers import AutoModelForCausalLM, BertConfig, GPT2Config, OPTConfig
 
-from nanomerci import config, tasks
+from nanomerci import config, tasks, warmstart
 from nanomerci.config import Config, UserError, parse
-from nanomerci.model import load, tiny
+from nanomerci.model import load, tiny, token_logp
+from sample import generate
 
 
 @pytest.fixture
@@ -48,8 +53,13 @@ def test_as_a_real_process_too(tmp_path):
     (["--save_every", "-1"], "--save_every -1"),
     (["--cfn_passes", "0"], "--cfn_passes 0"),
     (["--kl", "0.1", "--cfn_trunk", "policy"], "--kl needs the frozen trunk"),
-    (["--shard", "fsdp"], "sharded training is not there yet"),
-    (["--temperature", "0"], "--temperature 0"),
+    (["--kernels", "triton", "--device", "cpu"], "--kernels triton: wants a GPU"),
+    (["--temperature", "0"], "--temperature 0"), (["--temperature", "1e-300"], "wanted 0.001 to 1000"),
+    (["--lr", "nan"], "--lr nan"), (["--lr", "inf"], "--lr inf: wanted at most 1000"), (["--beta2", "nan"], "--beta2 nan"),
+    (["--deadline", "inf"], "--deadline inf: wanted at most"), (["--threads", str(10**9)], "--threads 1000000000: wanted at most 1024"),
+    (["--steps", str(10**20)], "is too large; wanted less than 2^31"), (["--slots", "0"], "--slots 0: wanted at least 1"),
+    (["--context", "-1"], "--context -1: wanted 0 or more"), (["--max_prompt", "-5"], "--max_prompt -5"), (["--run", "0"], "--run 0"),
+    (["--model", "a\0b"], "cannot be loaded"), (["--model", ""], "no weights there"),
     (["--task", "toy_sq"], "--task toy_sq: unknown; did you mean toy_sql?"),
     (["--device", "tpu"], "--device tpu"),
     (["--resume", "nowhere"], "nowhere/config.yaml"),
@@ -142,7 +152,9 @@ def test_command_line_beats_recipe_beats_default(tmp_path):
 
 @pytest.mark.parametrize("text, message", [
     ("grup: 4", "unknown option grup; did you mean group?"), ("group: many", "'many' is not a int"), ("[1, 2]", "mapping"),
-    ("a: b: c", "cannot be read as YAML"), ("algo: ppo", "is not a grpo|dapo|dr_grpo"), ("lr: fast", "is not a float")])  # fmt: skip
+    ("a: b: c", "cannot be read as YAML"), ("algo: ppo", "is not a grpo|dapo|dr_grpo"), ("lr: fast", "is not a float"),
+    ("lr: true", "True is not a float"), ("lr: 1" + "0" * 400, "is not a float"), ("group:\t4\n\tlr: 3", "cannot be read as YAML"),
+    ("seed: 2020-01-01", "is not a int"), ("lr:", "None is not a float"), ("b: !!python/object/apply:os.abort []", "be read")])  # fmt: skip
 def test_a_bad_recipe_is_refused(text, message, tmp_path):
     (tmp_path / "bad.yaml").write_text(text)
     with pytest.raises(UserError, match=message.replace("|", r"\|")):
@@ -179,7 +191,7 @@ def test_a_prompt_longer_than_the_context_is_refused(tmp_path, command):
 
 
 def test_resume_keeps_the_run_as_it_was(tmp_path):
-    config.write(Config(group=4, seed=5), tmp_path / "config.yaml")
+    config.write(parse(["--group", "4", "--seed", "5"]), tmp_path / "config.yaml")
     assert parse(["--resume", str(tmp_path)]).group == 4 and parse(["--resume", str(tmp_path), "--steps", "9"]).steps == 9
     with pytest.raises(UserError, match="cannot change --lr"):
         parse(["--resume", str(tmp_path), "--lr", "1e-3"])
@@ -187,3 +199,99 @@ def test_resume_keeps_the_run_as_it_was(tmp_path):
     (tmp_path / "config.yaml").write_text(whole[: len(whole) // 2].rsplit("\n", 1)[0] + "\n")
     with pytest.raises(UserError, match="it is not the configuration of a run"):
         parse(["--resume", str(tmp_path)])
+
+
+def damage(folder, kind):
+    """What can be wrong with a model folder."""
+    weights, settings = folder / "model.safetensors", folder / "config.json"
+    if kind == "cut":
+        weights.write_bytes(weights.read_bytes()[:2000])
+    elif kind == "other shape":
+        settings.write_text(settings.read_text().replace('"hidden_size": 32', '"hidden_size": 64'))
+    elif kind == "broken config":
+        settings.write_text("{")
+    elif kind == "no tokenizer":
+        for path in folder.glob("tokenizer*"):
+            path.unlink()
+    elif kind == "broken template":
+        (folder / "chat_template.jinja").write_text("{% for %}")
+    else:
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        if kind == "not finite":
+            model.model.embed_tokens.weight.data[3] = torch.nan
+        else:
+            model.resize_token_embeddings(4)
+        model.save_pretrained(folder)
+
+
+@pytest.mark.parametrize("kind, message", [
+    ("cut", "cannot be loaded"), ("other shape", "cannot be loaded"), ("broken config", "cannot be loaded"),
+    ("no tokenizer", "cannot be loaded"), ("broken template", r"cannot be loaded \(TemplateSyntaxError"),
+    ("not finite", "not finite; some of its weights are damaged"), ("fewer rows", "has 12 tokens, the model only 4")])  # fmt: skip
+@pytest.mark.filterwarnings("ignore")
+def test_a_damaged_model_folder_is_refused(kind, message, small_model, tmp_path):
+    shutil.copytree(small_model(WORDS), tmp_path / "model")
+    damage(tmp_path / "model", kind)
+    with pytest.raises(UserError, match=message) as error:
+        load(tmp_path / "model")
+    assert len(str(error.value).splitlines()) == 1
+
+
+def save(config_of, folder, tokenizer):
+    for part in (AutoModelForCausalLM.from_config(config_of), tokenizer):
+        part.save_pretrained(folder)
+
+
+def test_gpt2_whose_config_knows_no_grouped_heads_samples_and_trains_alike(small_model, tmp_path):
+    tokenizer = load(small_model(WORDS))[1]
+    save(GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=2, n_head=2, n_positions=64, initializer_range=0.5), tmp_path, tokenizer)
+    model, _ = load(tmp_path)
+    roll = generate(model, [[4, 5, 6], [7]], 3, max_new_tokens=5, eos_id=1)
+    assert torch.allclose(token_logp(model, roll.tokens_BT, roll.mask_BT)[0], roll.logp_BT, atol=1e-4)
+
+
+@pytest.mark.parametrize("family, shape, message", [
+    (OPTConfig, dict(ffn_dim=32, word_embed_proj_dim=16), "cannot be sampled with our key-value cache|change with our cache"),
+    (BertConfig, dict(is_decoder=True), "are not head|cannot be sampled")])  # fmt: skip
+def test_a_model_that_does_more_than_we_compute_is_refused(family, shape, message, small_model, tmp_path):
+    tokenizer = load(small_model(WORDS))[1]
+    save(family(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, **shape), tmp_path, tokenizer)
+    with pytest.raises(UserError, match=message):
+        load(tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_any_work(tmp_path, command, monkeypatch):
+    (tmp_path / "file").write_text("mine")
+    for out in ("/proc/run", "a\0b", tmp_path / "file", tmp_path / "file/run", tmp_path / ("x" * 300)):
+        status, error = command("--out", out)
+        assert status == 2 and f"--out {out}: cannot be written" in error and len(error.splitlines()) == 1
+    monkeypatch.setenv("NANOMERCI_CACHE", str(tmp_path / "file/cache"))
+    status, error = command("--out", tmp_path / "run")
+    assert status == 2 and "the cache" in error and "set NANOMERCI_CACHE" in error and len(error.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_text() == "mine"
+
+
+def test_out_of_memory_is_one_line(capsys):
+    with pytest.raises(SystemExit) as stop:
+        config.run_command(lambda: torch.empty(1 << 60, dtype=torch.uint8))
+    assert stop.value.code == 2 and capsys.readouterr().err.startswith("error: out of memory")
+    with pytest.raises(RuntimeError, match="a bug"):
+        config.run_command(lambda: (_ for _ in ()).throw(RuntimeError("a bug")))
+
+
+def test_a_disk_that_fills_up_while_the_cache_is_written(tmp_path, monkeypatch):
+    class Task(Once):
+        words = WORDS
+        demonstration = staticmethod(lambda rng: ("a b", "c"))
+
+    monkeypatch.setenv("NANOMERCI_CACHE", str(tmp_path))
+    monkeypatch.setattr(warmstart, "STEPS", 1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))     # no file may grow beyond it: the nearest thing to a full disk
+    try:
+        with pytest.raises(UserError, match="the cache .* cannot be written .* make room"):
+            warmstart.tiny_policy(Task())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.iterdir())                           # nothing half-written is taken for the cache next time
+    assert warmstart.tiny_policy(Task())[0].config.hidden_size == 96

@@ -1,5 +1,6 @@
 """Dynamic sampling, per-token credit, dead groups: the pieces, and whole runs of train.py on tests/once.py."""
 import json
+from itertools import combinations
 from types import SimpleNamespace
 
 import pytest
@@ -103,10 +104,11 @@ def test_dead_groups_get_a_capped_bonus_only_when_asked_for():
 def test_every_form_of_the_bonus_runs_and_gamma_zero_is_the_baseline(run):  # noqa: F811
     plain = run("plain", bonus="none")
     trained = {}
-    for name, options in {"token": dict(credit="token"), "dead": dict(dead_groups=True), "response": {}}.items():
+    forms = {"token": dict(credit="token"), "dead": dict(dead_groups=True), "trunk": dict(cfn_trunk="policy"), "response": {}}
+    for name, options in forms.items():
         assert same_weights(weights(run(f"{name}0", gamma=0, **options), 4), weights(plain, 4)), name
         trained[name] = weights(run(name, gamma=1.0, alpha=0.9, **options), 4)
-    assert not any(same_weights(trained[a], trained[b]) for a, b in (("token", "dead"), ("dead", "response"), ("token", "response")))
+    assert not any(same_weights(trained[a], trained[b]) for a, b in combinations(trained, 2))
 
 
 def test_the_ledger_adds_up(run):  # noqa: F811

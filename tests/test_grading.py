@@ -13,6 +13,9 @@ from pathlib import Path
 import pytest
 
 from nanomerci.grading import Grade, Pool
+from nanomerci.tasks import math, sql
+from nanomerci.tasks.database import Script
+from nanomerci.worker import load
 
 DEADLINE = 1.0
 
@@ -77,6 +80,15 @@ def modules():
     import nanomerci.tasks.math
     import nanomerci.tasks.sql  # noqa: F401
     return Grade(float("torch" in sys.modules) + 2 * ("datasets" in sys.modules) + 4 * ("sympy" in sys.modules), "right")
+
+
+def needs(library):
+    load(library)
+    return Grade(1.0, "right")
+
+
+def threads_of_zygote():
+    return Grade(float(len(os.listdir(f"/proc/{os.getppid()}/task"))), "right")
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +172,26 @@ def test_a_job_cannot_write_files(pool, tmp_path):
 def test_workers_do_not_import_torch_datasets_or_sympy(pool):
     pool.close()
     assert pool.grade([(modules,)]) == [Grade(0.0, "right")], pool.last_error
+
+
+def test_a_library_is_imported_once_and_whoever_replaces_a_worker_has_it(pool, monkeypatch):
+    pool.close()
+    pool.grade([(echo, 1)])
+    told = []
+    tell = pool._zygote.tell
+    monkeypatch.setattr(pool._zygote, "tell", lambda *command, files=(): (told.append(command), tell(*command, files=files)))
+    query = (sql.grade, Script("CREATE TABLE t (a)"), "SELECT a FROM t", "```sql\nSELECT a FROM t\n```")
+    assert {grade.outcome for grade in pool.grade([(math.grade, "x+x", "\\boxed{2x}"), query])} == {"right"}
+    assert pool.grade([(spin,), (modules,), (crash,), (modules,)])[1::2] == [Grade(4.0, "right")] * 2       # sympy
+    loads = [command[1:] for command in told if command[0] == "load"]
+    assert loads.count(("math_verify",)) == loads.count(("sqlglot",)) == loads.count(("nanomerci.tasks.answers", "warm")) == 1
+    assert pool.grade([(threads_of_zygote,)])[0].reward == 1                 # to fork a process of many threads is not safe
+
+
+def test_a_library_that_is_not_there_is_an_error_of_the_answers_that_need_it(pool):
+    for _ in range(2):
+        assert [grade.outcome for grade in pool.grade([(echo, 1), (needs, "no_such_library"), (echo, 2)])] == ["right", "error", "right"]
+        assert "No module named 'no_such_library'" in pool.last_error
 
 
 def test_from_several_threads(pool):

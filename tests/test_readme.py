@@ -86,8 +86,8 @@ def test_troubleshooting_quotes_what_the_program_says():
 
 
 def test_glossary_names_what_a_step_logs():
-    source = "".join((ROOT / name).read_text() for name in ("train.py", "nanomerci/log.py", "nanomerci/evaluate.py", "nanomerci/oracle.py",
-                                                         "nanomerci/explore.py"))  # fmt: skip
+    files = ("train.py", *(f"nanomerci/{name}.py" for name in ("log", "evaluate", "explore", "oracle")))
+    source = "".join((ROOT / name).read_text() for name in files)
     for name in re.findall(r"`((?:reward|groups|clip|cfn|merci|sampler|oracle)/\w+)`", README):
         assert f'"{name}"' in source, name
     for name in re.findall(r'"((?:reward|groups|clip|cfn|merci|sampler|oracle)/\w+)"', source):

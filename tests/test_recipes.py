@@ -59,12 +59,8 @@ def make(path, script):
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    policy, tokenizer = tiny(WORDS, width=32, layers=1, heads=2, seed=1)
-    policy.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+def model(small_model):
+    return small_model(WORDS, layers=1)
 
 
 @pytest.mark.parametrize("name", MATH + SQL)

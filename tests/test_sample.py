@@ -1,12 +1,14 @@
 """The sampler: the model's own distribution, whatever the batch looks like."""
 import math
+import os
 
 import pytest
 import torch
 
+from nanomerci.config import UserError
 from nanomerci.model import token_logp
 from nanomerci.rollout import Rollout, micro_batches, noise_mask, pad
-from sample import draw, generate, truncate
+from sample import SlotCache, draw, generate, room, truncate, working
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14], [15, 16]]
 
@@ -57,6 +59,46 @@ def test_samples_follow_the_models_distribution(small):
     seen_V = torch.bincount(roll.tokens_BT[:, 3], minlength=len(p_V))
     chi = ((seen_V - n * p_V).square() / (n * p_V)).sum().item()
     assert chi < 30 + 6 * math.sqrt(60)
+
+
+def test_out_of_memory_halves_the_slots_and_changes_nothing(small, monkeypatch):
+    import sample
+
+    model, seen, told = small("llama"), [], []
+    whole = generate(model, PROMPTS, 3, max_new_tokens=10, eos_id=[1, 2, 3], seed=5)
+    forward = sample.Step.forward
+
+    def cramped(step, token_S, position_S, longest):
+        seen.append(step.slots.keys.shape[1])
+        if len(token_S) > 5:
+            raise torch.cuda.OutOfMemoryError("as on a GPU")
+        return forward(step, token_S, position_S, longest)
+
+    monkeypatch.setattr(sample.Step, "forward", cramped)
+    again = generate(model, PROMPTS, 3, max_new_tokens=10, eos_id=[1, 2, 3], seed=5, progress=told.append)
+    assert again.responses() == whole.responses() and list(dict.fromkeys(seen)) == [12, 6, 3] and sum(told) == 12
+    with pytest.raises(UserError, match="only 6 rows"):
+        generate(model, PROMPTS, 6, max_new_tokens=10, eos_id=1)
+
+
+def test_slots_fit_in_what_is_there(small):
+    count, size = room(small("qwen3").config, 100, torch.bfloat16, torch.device("cpu"))
+    cache = SlotCache(small("qwen3").config, 1, 100, torch.bfloat16, "cpu")
+    assert size == sum(store.numel() * store.element_size() for store in (cache.keys, cache.values))
+    assert 0.2 < count * size / (os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) <= 0.25
+
+
+def test_bf16_weights_are_widened_where_the_processor_cannot_multiply_them(small, monkeypatch):
+    import sample
+
+    model = small("llama").to(torch.bfloat16)
+    monkeypatch.setattr(sample, "_bf16_arithmetic", lambda: True)
+    assert working(model) is model
+    monkeypatch.setattr(sample, "_bf16_arithmetic", lambda: False)
+    wide = working(model)
+    assert {p.dtype for p in wide.parameters()} == {torch.float32} and {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    roll = generate(model, PROMPTS, 4, max_new_tokens=12, eos_id=1, seed=3)
+    assert (token_logp(wide, roll.tokens_BT, roll.mask_BT)[0] - roll.logp_BT).abs().max() < 2e-5
 
 
 def test_every_token_is_streamed_as_it_is_drawn(small):

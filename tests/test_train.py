@@ -14,16 +14,11 @@ from once import WORDS, Once
 import train
 from nanomerci import tasks
 from nanomerci.config import UserError
-from nanomerci.model import tiny
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    policy, tokenizer = tiny(WORDS, width=32, layers=2, heads=2, seed=1)
-    policy.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+def model(small_model):
+    return small_model(WORDS)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ and, if the tiny model is to learn it, `words` and `demonstration(rng)` (see tas
 
 The workers import this package too: nothing heavy at the top.
 """
+import sqlite3
 from pathlib import Path
 
 from nanomerci.config import UserError, closest
@@ -30,7 +31,11 @@ def _make(c, cache):
     if c.task in ("toy_sql", "toy_sql_chatty"):
         from nanomerci.tasks import toy
 
-        return (toy.ToySQL if c.task == "toy_sql" else toy.ToySQLChatty)(cache)
+        try:
+            return (toy.ToySQL if c.task == "toy_sql" else toy.ToySQLChatty)(cache)
+        except (OSError, sqlite3.Error) as error:
+            raise UserError(f"the cache {cache}: {c.task}'s database cannot be written there ({error}); make room, or set "
+                            "NANOMERCI_CACHE to a folder you may write to") from error  # fmt: skip
     if c.task == "toy_math":
         from nanomerci.tasks.toy_math import ToyMath
 

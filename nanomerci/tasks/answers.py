@@ -292,13 +292,19 @@ def algebra(gold, got):
     a, b = _parse(gold), _parse(got)
     if a is None or b is None:
         return False
-    verify = load("math_verify").verify
+    verify = load("math_verify", warm).verify
     return verify(a, b, timeout_seconds=None) and not _far(a, b)         # no alarm signal here: the pool holds the watch
+
+
+def warm():
+    """What the first answers would pay for, a second together: sympy's lazy imports, the tables of the LaTeX parser."""
+    for gold, got in (("a\\sqrt{2}", "\\sqrt{2a^2}"), ("x^2+5x+6", "(x+2)(x+3)"), ("\\sin^2 x+4", "5-\\cos^2 x")):
+        algebra(gold, got)
 
 
 @lru_cache(1024)
 def _parse(text):
-    library, latex = load("math_verify"), load("latex2sympy2_extended")
+    library, latex = load("math_verify", warm), load("latex2sympy2_extended")
     spelling = latex.NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none")
     config = library.LatexExtractionConfig(boxed_match_priority=-1, normalization_config=spelling)   # no units: 2ab is not 2
     found = library.parse(f"${text}$", extraction_config=[config], parsing_timeout=None, fallback_mode="no_fallback")

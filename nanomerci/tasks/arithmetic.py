@@ -1,16 +1,17 @@
 """arithmetic: sums, differences and products for a real pretrained model, in words, no download.
 
-"What is 27 + 85? ..." with numbers of one (half of them), two or three digits; products are of one digit by one or two. Half the
-questions are sums. The training problems and the held-out ones are different pairs of numbers. Graded by the last integer of
-the answer, so a model may explain itself first.
+"What is 27 + 85? ..." with numbers of one (most of them), two or three digits; products are of one digit by one or two. Half the
+questions are sums. One question of five is held out, by its text. Graded by the last integer of the answer, so a model may
+explain itself first.
 """
 import random
 import re
+import zlib
 from dataclasses import dataclass
 
 from nanomerci.grading import Grade
 
-TRAIN, TEST = 4000, 400
+TRAIN, TEST = 4000, 200
 ASK = {"+": "What is {} + {}?", "-": "What is {} - {}?", "*": "What is {} times {}?"}
 
 
@@ -37,16 +38,20 @@ def grade(gold, text):
 
 class Arithmetic:
     def __init__(self):
-        rng, seen = random.Random(5), {}
-        while len(seen) < TRAIN + TEST:
+        rng, held_out, self.train = random.Random(5), {}, []
+        while len(held_out) < TEST or len(self.train) < TRAIN:
             sign = rng.choice("++-*")
-            a, b = (rng.randrange(10 ** (digits - 1), 10**digits) for digits in rng.choices((1, 2, 3), (0.5, 0.35, 0.15), k=2))
+            a, b = (rng.randrange(10 ** (digits - 1), 10**digits) for digits in rng.choices((1, 2, 3), (0.6, 0.35, 0.05), k=2))
             if sign == "*":
                 a, b = a % 9 + 1, b % 100
             gold = {"+": a + b, "-": a - b, "*": a * b}[sign]
             question = ASK[sign].format(a, b)
-            seen[question] = Problem(f"arithmetic/{a}{sign}{b}", f"{question} Answer with just the number.", str(gold))
-        self.test, self.train = list(seen.values())[:TEST], list(seen.values())[TEST:]
+            problem = Problem(f"arithmetic/{a}{sign}{b}", f"{question} Answer with just the number.", str(gold))
+            if zlib.crc32(question.encode()) % 5 == 0:
+                held_out[question] = problem  # each once
+            else:
+                self.train.append(problem)  # as often as it is drawn: there are few questions of one digit
+        self.test, self.train = list(held_out.values())[:TEST], self.train[:TRAIN]
 
     def job(self, problem, text):
         return grade, problem.gold, text

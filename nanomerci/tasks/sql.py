@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from nanomerci.grading import Grade
-from nanomerci.tasks.database import Rejected, Script, open_file, run
+from nanomerci.tasks.database import Rejected, Script, open_file, run, warm
 from nanomerci.tasks.math import repeated
 from nanomerci.worker import load as load_library
 
@@ -91,7 +91,7 @@ def column_credit(gold, got):
 @lru_cache(4096)
 def is_ordered(gold_sql):
     """Has the query an outer ORDER BY?"""
-    sqlglot = load_library("sqlglot")
+    sqlglot = load_library("sqlglot", warm)
     try:
         return sqlglot.parse_one(gold_sql, read="sqlite").args.get("order") is not None
     except sqlglot.errors.SqlglotError:          # gold queries are not all to sqlglot's taste
