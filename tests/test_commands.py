@@ -21,8 +21,8 @@ AWAY = re.compile(r"smollm2|qwen|llama|DATA|DIR|MODEL")  # weights or data that 
 
 def commands():
     """What stands in the README's fenced blocks, a command a line; what it is for follows after three spaces."""
-    for block in re.findall(r"^```(?:bash)?\n(.*?)^```$", README, re.M | re.S):
-        for line in block.splitlines():
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```$", README, re.M | re.S):
+        for line in block.splitlines() if language in ("", "bash") else ():
             for command in line.split("   ")[0].split(" && "):
                 if re.match(r"(\S*/)?(python3?|torchrun|pip|source)\b", command.strip()):
                     yield command.strip()
@@ -52,7 +52,7 @@ def test_a_command_of_the_readme(command, workplace, monkeypatch, capsys):
     prepare(monkeypatch, workplace)
     program, *rest = words[words.index("torchrun") + 2 :] if "torchrun" in words else words[1:]
     if program == "train.py":
-        train_with(rest, command, monkeypatch, capsys)
+        train_with(rest, command, workplace, monkeypatch, capsys)
     elif program == "sample.py" and AWAY.search(command):
         ask.arguments(rest)
     elif program == "sample.py":
@@ -75,7 +75,7 @@ def test_a_command_of_the_readme(command, workplace, monkeypatch, capsys):
         check_installation(words)
 
 
-def train_with(words, command, monkeypatch, capsys):
+def train_with(words, command, workplace, monkeypatch, capsys):
     small = [] if "--resume" in words else SMALL
     words = ["3" if before == "--steps" else word for before, word in zip(["", *words], words)]
     if {"--help", "--list"} & {*words} or any(word.startswith("--tyro") for word in words):
@@ -85,6 +85,10 @@ def train_with(words, command, monkeypatch, capsys):
     elif AWAY.search(command) or "torchrun" in command or not words:  # tests/test_ranks.py; the workplace itself
         config.parse([word for word in words if word != "--dry_run"])
     else:
+        if "--logger" in words:
+            pytest.importorskip(words[words.index("--logger") + 1], reason="this logger is optional and not installed")
+        if not {"--out", "--resume"} & {*words}:
+            small = [*small, "--out", f"runs/{len([*workplace.glob('runs/*')])}"]  # not over a run that is there
         monkeypatch.setattr(sys, "argv", ["train.py", *words, *small])
         train.main()
         assert "held-out problems" in capsys.readouterr().out
