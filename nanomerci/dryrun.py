@@ -4,6 +4,7 @@ says so.
 
 Memory counts what nanoMERCI keeps, from the shapes; time is arithmetic at the rates below, not a measurement.
 """
+import dataclasses
 import socket
 import time
 from urllib.parse import urlparse
@@ -14,12 +15,20 @@ from transformers import AutoConfig, AutoTokenizer, LlamaConfig, Qwen2Config
 from kernels.logprob import TILE_BYTES
 from nanomerci import dist, tasks
 from nanomerci.config import UserError
+from nanomerci.explore import COUNTERS
 from nanomerci.model import encode, tiny
 from nanomerci.tasks.database import Script
 from nanomerci.warmstart import cache_folder
 
 GPU = ("an H100 SXM at 40 % of its peak arithmetic and 60 % of its bandwidth", 0.4 * 989e12, 0.6 * 3.35e12)  # bf16; ours
 RANKS = 8  # assumed for a sharded run that was not started by torchrun
+PROCESS = 0.5e9  # bytes; resident once all is imported and a batch has gone through, measured on a CPU
+FLEET = (1, 2, 4, 8, 16, 32, 64)  # numbers of ranks in the table of peaks
+SIZES = {  # the shapes of Qwen2.5, for that table
+    f"Qwen2.5-{name}": Qwen2Config(vocab_size=V, hidden_size=D, intermediate_size=M, num_hidden_layers=L, num_attention_heads=heads,
+                                   num_key_value_heads=kv, tie_word_embeddings=tied)
+    for name, V, D, M, L, heads, kv, tied in (("1.5B", 151936, 1536, 8960, 28, 12, 2, True), ("7B", 152064, 3584, 18944, 28, 28, 4, False),
+                                              ("32B", 152064, 5120, 27648, 64, 40, 8, False))}  # fmt: skip
 CHARACTERS = 3.2  # a token, where the tokenizer is out of reach
 KNOWN = {  # from the models' own config.json
     "Qwen2.5-Math-7B": Qwen2Config(vocab_size=152064, hidden_size=3584, intermediate_size=18944, num_hidden_layers=28,
@@ -132,35 +141,66 @@ def slots(c, ranks):
     return min(max(1, c.prompts * c.group // ranks), max(c.slots, c.group))
 
 
-def memory(c, config, width, ranks):
-    """The plan of one rank, in GB."""
-    n, half = parameters(config), 2 if c.dtype == "bfloat16" else 4
-    cut = ranks if c.shard == "fsdp" else 1
-    trunk = c.bonus == "cfn" and c.cfn_trunk == "frozen" or c.kl > 0
-    rows = slots(c, ranks)
-    D, shared = config.hidden_size, config.num_key_value_heads / config.num_attention_heads
+def plan(c, config, n, width, ranks):
+    """Memory of a rank, of a model of n parameters -> [(what, bytes, when: "always", "sampling" or "updating", note)]."""
+    half = 2 if c.dtype == "bfloat16" else 4  # bytes of a number computed with
+    sharded = c.shard == "fsdp" and ranks > 1
+    cut = ranks if sharded else 1
+    rows, D, L = slots(c, ranks), config.hidden_size, config.num_hidden_layers
+    shared = config.num_key_value_heads / config.num_attention_heads
+    trunk = c.bonus in COUNTERS and c.cfn_trunk == "frozen" or c.kl > 0
     tokens = min(max(c.micro_tokens, width), -(-c.prompts * c.group // ranks // c.minibatches) * width)  # at least one row
     # what a layer keeps of a token for its backward pass: input and norms (fp32), q, attention and its projection, k, v, MLP
-    kept = config.num_hidden_layers * (16 * D + half * (4 * D + 2 * D * shared + 4 * config.intermediate_size))
-    rows_ = [
-        ("weights", 4 * n / cut, "fp32 master weights"),
-        ("gradients", 4 * n / cut, "fp32"),
-        ("optimiser", 8 * n / cut, "AdamW's two moments, fp32"),
-        ("trunk", half * n / cut * trunk, f"frozen copy of the initial policy, {c.dtype}" if trunk else "none"),
-        ("bf16 copy", n * 2 * (half == 2), "of the policy, to sample from" if half == 2 else "none"),
-        ("KV cache", rows * width * cache_bytes(c, config), f"while sampling: {rows} slots x {width:,} tokens, --slots"),
-        ("activations", tokens * kept, f"while updating: {tokens:,} tokens, no recomputation; --micro_tokens"),
-        ("logits tile", max(TILE_BYTES, rows * config.vocab_size * 12), "of the update; while sampling slots x vocabulary x 3"),
-        ("counter", 4 * (3 * c.cfn_hidden * (D + c.coins) * 2) + c.cfn_replay * D * 4, "head, its prior and moments; replay"),
+    kept = 16 * D + half * (4 * D + 2 * D * shared + 4 * config.intermediate_size)
+    kept = half * D * L + kept if c.recompute else kept * L
+    ends = config.vocab_size * D * (1 if config.tie_word_embeddings else 2)  # embedding and head
+    layer = (n - ends) / L
+    copy = ("copy", half * n, "always", f"of the whole policy, to sample from, {c.dtype}") if sharded else (
+        "casts", half * n * (half == 2), "always", "of all weights, by autocast" if half == 2 else "none")  # fmt: skip
+    gathered = ("gathered", sharded * (half * (ends + 2 * layer) + 4 * max(ends, layer)), "updating",
+                "embedding, head, two layers; a gradient before it is scattered" if sharded else "none")  # fmt: skip
+    return [
+        ("process", PROCESS, "always", "Python, torch, other libraries; on a GPU its context takes about as much"),
+        ("weights", 4 * n / cut, "always", "fp32 master weights"),
+        ("optimiser", 8 * n / cut, "always", "AdamW's two moments, fp32"),
+        ("trunk", half * n * trunk, "always", f"frozen copy of the initial policy, {c.dtype}" if trunk else "none"),
+        copy,
+        ("counter", 4 * (3 * c.cfn_hidden * (D + c.coins) * 2) + 2 * c.cfn_replay / ranks * D, "always",
+         "head, its prior and moments; this rank's part of the replay"),
+        ("KV cache", rows * width * cache_bytes(c, config), "sampling", f"{rows} slots x {width:,} tokens, --slots"),
+        ("logits", rows * config.vocab_size * 12, "sampling", "slots x vocabulary, fp32, three times"),
+        ("gradients", 4 * n / cut, "updating", "fp32"),
+        ("activations", tokens * kept, "updating", f"{tokens:,} tokens, --micro_tokens"
+         + ("; layers are computed again" if c.recompute else "; a fraction with --recompute True")),
+        ("logits tile", TILE_BYTES, "updating", "of the fused head"),
+        gathered,
     ]  # fmt: skip
-    fixed = sum(size for name, size, _ in rows_ if name not in ("KV cache", "activations", "logits tile"))
-    phases = [size for name, size, _ in rows_ if name in ("KV cache", "activations")]
-    print(f"--- memory of a rank, {ranks} rank{'s' if ranks > 1 else ''}" + (f", sharded over {cut}" if cut > 1 else "")
+
+
+def peak(rows):
+    """Sampling and updating take turns."""
+    total = lambda phase: sum(size for _, size, when, _ in rows if when in ("always", phase))
+    return max(total("sampling"), total("updating"))
+
+
+def memory(c, config, width, ranks):
+    """Print the plan of a rank, and for models that want several GPUs, peaks over their number."""
+    n = parameters(config)
+    rows = plan(c, config, n, width, ranks)
+    print(f"--- memory of a rank, {ranks} rank{'s' if ranks > 1 else ''}, --shard {c.shard}"
           + (" (assumed; torchrun says how many)" if ranks != dist.world else "")
           + f": {n / 1e6:,.1f} M parameters")  # fmt: skip
-    for name, size, note in rows_:
-        print(f"{name:13s} {size / 1e9:9.3f} GB   {note}")
-    print(f"{'peak':13s} {(fixed + rows_[-2][1] + max(phases)) / 1e9:9.3f} GB   sampling and updating take turns\n")
+    for name, size, when, note in rows:
+        print(f"{name:13s} {size / 1e9:9.3f} GB   {when:9s} {note}")
+    print(f"{'peak':13s} {peak(rows) / 1e9:9.3f} GB   sampling and updating take turns\n")
+    if c.dtype == "bfloat16":
+        print("--- peak of a rank in GB by number of ranks, with these options\n" + " " * 24 + "".join(f"{ranks:8d}" for ranks in FLEET))
+        for name, model in {"this model": config, **SIZES}.items():
+            n = parameters(model)
+            for how in ("none", "fsdp"):
+                cells = (peak(plan(dataclasses.replace(c, shard=how), model, n, width, ranks)) / 1e9 for ranks in FLEET)
+                print(f"{name:14s} {how:9s}" + "".join(f"{x:8.1f}" for x in cells))
+        print()
 
 
 def seconds(c, config, prompt, ranks):

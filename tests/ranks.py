@@ -146,7 +146,6 @@ def main():
     train.update, train.token_logp = watched, poisoned
     if "PHASE" in os.environ and dist.rank == 0:
         phase = Path(os.environ["PHASE"])
-        phase.write_text("start")
         train.generate, train.update, train.state.save = (
             said(name, f) for name, f in (("sample", train.generate), ("update", watched), ("save", train.state.save)))
     config.run_command(train.main)

@@ -97,6 +97,7 @@ def test_killed_at_random_moments_it_ends_as_if_nothing_had_been(world, kills, s
     while len(moments) < kills:
         folder, status, runs = tmp_path / f"killed{runs}", None, runs + 1
         while status != [0] * world:
+            (tmp_path / "phase").write_text("start")
             processes = start(world, command(folder, resume="auto", **settings), tmp_path / "log", {"PHASE": str(tmp_path / "phase")})
             time.sleep(rng.random() * life)
             victim = rng.choice(processes)
