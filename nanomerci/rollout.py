@@ -10,6 +10,9 @@ from functools import partial
 
 import torch
 
+# fastest of 512 to 16384 for the tiny model: 1.6 x as fast as 16384 in training, 1.9 x in scoring (AMD EPYC, 2026-11-24)
+CACHED = 4096
+
 
 @dataclass(frozen=True)
 class Rollout:
@@ -125,8 +128,10 @@ def micro_batches(length_B, budget):
     """Row indices cut into micro-batches of rows of like length, each at most `budget` tokens with padding (or one row).
 
     Longest first: if memory does not suffice, the first micro-batch says so, not one in the middle of the night. Which rows go
-    together has no influence on the loss (its weights sum to 1 over the whole batch), only on how much padding is computed.
+    together has no influence on the loss (its weights sum to 1 over the whole batch), only on how much padding is computed. On
+    a CPU they have at most CACHED tokens: what a layer makes of so many stays in its caches, and rows are more alike in length.
     """
+    budget = min(budget, CACHED) if length_B.device.type == "cpu" else budget
     order = torch.argsort(length_B, descending=True, stable=True).tolist()
     batches = []
     while order:
