@@ -1,6 +1,7 @@
 """pass@k and its interval against published values and enumeration."""
 import itertools
 import math
+import re
 
 import pytest
 import torch
@@ -66,3 +67,7 @@ def test_arithmetic_problems():
     for problem in task.train[:300]:
         a, sign, b = problem.prompt.removeprefix("What is ").split("?")[0].replace(" times ", " * ").split()
         assert int(problem.gold) == {"+": int(a) + int(b), "-": int(a) - int(b), "*": int(a) * int(b)}[sign]
+    share = lambda problems, pattern: sum(bool(re.search(pattern, p.prompt)) for p in problems) / len(problems)
+    for problems, slack in ((task.train, 0.05), (task.test[:100], 0.2)):
+        assert abs(share(problems, r"\+") - 0.5) < slack and min(share(problems, " - "), share(problems, "times")) > 0.25 - slack
+        assert share(problems, r"is \d (\+|-|times) \d\?") > 0.25  # one digit by one: what a small model can begin with

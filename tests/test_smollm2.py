@@ -29,7 +29,7 @@ def test_two_steps_of_the_arithmetic_recipe(smollm2, tmp_path, monkeypatch):
     start, *steps = map(json.loads, (tmp_path / "run/metrics.jsonl").read_text().splitlines())
     assert start["eval/problems"] == 2 and len(steps) == 2
     for m in steps:
-        assert 0 < m["sampler/logp_gap"] < 0.1 or m["groups/mixed"] == 0  # bf16: sampler and trainer agree to rounding
+        assert 0 < m["sampler/logp_gap"] < 1e-4 or m["groups/mixed"] == 0  # sampler and trainer agree to rounding
         assert 0.01 < m["cfn/invn"] < 3 and m["merci/bonus"] > 0 and m["entropy"] > 0
     samples = [json.loads(line) for line in (tmp_path / "run/samples.jsonl").read_text().splitlines()]
     assert all(len(s["answers"]) == 4 for s in samples) and any(a.strip() for s in samples for a in s["answers"])
