@@ -85,7 +85,7 @@ def farthest(a, b):
     """The largest difference of two state dicts, or of two lists of metrics."""
     if isinstance(a, dict):
         assert a.keys() == b.keys()
-        return max((a[k].double() - b[k].double()).abs().max().item() for k in a)
+        return max((a[k].double() - b[k].double()).abs().max().item() for k in a if a[k].numel())
     assert [row.keys() for row in a] == [row.keys() for row in b]
     flat = lambda rows: [x for row in rows for v in row.values() for x in (v if isinstance(v, list) else [v])]
     return max(abs(x - y) for x, y in zip(flat(a), flat(b), strict=True))
