@@ -50,7 +50,7 @@ def prepare(patch, folder):
 def test_a_command_of_the_readme(command, workplace, monkeypatch, capsys):
     words = shlex.split(command)
     prepare(monkeypatch, workplace)
-    program, *rest = words[words.index("torchrun") + 2 :] if "torchrun" in words else words[1:]
+    program, *rest = words[words.index("train.py") :] if "torchrun" in words else words[1:]
     if program == "train.py":
         train_with(rest, command, workplace, monkeypatch, capsys)
     elif program == "sample.py" and AWAY.search(command):
