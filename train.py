@@ -43,6 +43,7 @@ from sample import generate
 ADVANTAGE = {"grpo": grpo.advantage, "dapo": grpo.advantage, "dr_grpo": grpo.centred}
 
 
+@dist.reported
 def main():
     c = config.parse(sys.argv[1:])
     if c.dry_run:

@@ -9,6 +9,7 @@ import copy
 import datetime
 import os
 from bisect import bisect
+from functools import wraps
 from types import MethodType
 
 import torch
@@ -32,7 +33,10 @@ def start(device, patience=1800.0):
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
         torch.cuda.set_device(device)
     if world > 1:
-        td.init_process_group("gloo" if device == "cpu" else "cpu:gloo,cuda:nccl", timeout=datetime.timedelta(seconds=patience))
+        timeout, attempt = datetime.timedelta(seconds=patience), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store, *_ = next(td.rendezvous("env://", timeout=timeout))
+        store = td.PrefixStore(f"attempt {attempt}", store)  # else a restarted rank looks for its dead predecessor's peers
+        td.init_process_group("gloo" if device == "cpu" else "cpu:gloo,cuda:nccl", store=store, rank=rank, world_size=world, timeout=timeout)
     return torch.device(device)
 
 
@@ -46,14 +50,14 @@ def finish():
 def sum_(x):
     """Add a tensor up over ranks, in place. -> the same tensor."""
     if world > 1:
-        _together(td.all_reduce, x)
+        td.all_reduce(x)
     return x
 
 
 def max_(x):
     """Elementwise largest of the ranks' tensors, in place. -> the same tensor."""
     if world > 1:
-        _together(td.all_reduce, x, td.ReduceOp.MAX)
+        td.all_reduce(x, td.ReduceOp.MAX)
     return x
 
 
@@ -67,12 +71,23 @@ def barrier():
         most(0)
 
 
-def _together(collective, *arguments):
-    try:
-        return collective(*arguments)
-    except RuntimeError as error:  # what gloo and NCCL raise when a peer is gone, or silent for longer than --patience
-        raise UserError(f"rank {rank}: lost touch with the other ranks ({str(error).strip().splitlines()[0][:150]}); the run is as it was "
-                        "last saved: go on with --resume, or let torchrun --max-restarts do it") from error  # fmt: skip
+def lost(error):
+    """Whether it is what gloo, NCCL or the store raise when a peer is gone, or silent for longer than --patience."""
+    return isinstance(error, td.DistError) or "gloo" in str(error)
+
+
+def reported(main):
+    """Decorates a main(): that other ranks are gone is said in one line, wherever it was noticed."""
+    @wraps(main)
+    def call():
+        try:
+            return main()
+        except RuntimeError as error:
+            if world == 1 or not lost(error):
+                raise
+            raise UserError(f"rank {rank}: lost touch with the other ranks ({str(error).strip().splitlines()[0][:150]}); the run is as it "
+                            "was last saved: go on with --resume, or let torchrun --max-restarts do it") from error  # fmt: skip
+    return call
 
 
 def any(flag):
@@ -108,7 +123,7 @@ def gather(items):
     if world == 1:
         return items
     parts = [None] * world
-    _together(td.all_gather_object, parts, items)
+    td.all_gather_object(parts, items)
     return [item for part in parts for item in part]
 
 
@@ -163,7 +178,7 @@ def refresh(actor):
     """Fill the whole copy from the slices of all ranks, in place, and stamp it with their version."""
     if hasattr(actor, "shards"):
         for whole, part in zip(actor.parameters(), actor.shards, strict=True):
-            whole.copy_(_together(part.to(whole.dtype).full_tensor))
+            whole.copy_(part.to(whole.dtype).full_tensor())
         actor.stamp = _version(actor.shards)
 
 

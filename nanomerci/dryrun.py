@@ -17,6 +17,7 @@ from nanomerci import dist, tasks
 from nanomerci.config import UserError
 from nanomerci.explore import COUNTERS
 from nanomerci.model import encode, tiny
+from nanomerci.rollout import CACHED
 from nanomerci.tasks.database import Script
 from nanomerci.warmstart import cache_folder
 
@@ -149,7 +150,9 @@ def plan(c, config, n, width, ranks):
     rows, D, L = slots(c, ranks), config.hidden_size, config.num_hidden_layers
     shared = config.num_key_value_heads / config.num_attention_heads
     trunk = c.bonus in COUNTERS and c.cfn_trunk == "frozen" or c.kl > 0
-    tokens = min(max(c.micro_tokens, width), -(-c.prompts * c.group // ranks // c.minibatches) * width)  # at least one row
+    on_cpu = c.device == "cpu" or c.dtype == "float32"
+    budget = min(c.micro_tokens, CACHED) if on_cpu else c.micro_tokens
+    tokens = min(max(budget, width), -(-c.prompts * c.group // ranks // c.minibatches) * width)  # at least one row
     # what a layer keeps of a token for its backward pass: input and norms (fp32), q, attention and its projection, k, v, MLP
     kept = 16 * D + half * (4 * D + 2 * D * shared + 4 * config.intermediate_size)
     kept = half * D * L + kept if c.recompute else kept * L

@@ -118,6 +118,8 @@ def save(run, step, model, tokenizer, state, keep, own=None, shards=None):
             os.rename(scratch, final)
             sync(folder)
     except (OSError, RuntimeError, SafetensorError) as error:  # what a full disk provokes in the three libraries that write here
+        if dist.lost(error):
+            raise
         shutil.rmtree(scratch, ignore_errors=True)
         whole, free = complete(run), shutil.disk_usage(folder.parent).free if folder.parent.exists() else 0
         raise UserError(f"{final}: could not be written ({reason(error)}; {free / 1e9:.1f} GB free). "
