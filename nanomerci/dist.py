@@ -33,10 +33,11 @@ def start(device, patience=1800.0):
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
         torch.cuda.set_device(device)
     if world > 1:
-        timeout, attempt = datetime.timedelta(seconds=patience), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        backend, timeout = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl", datetime.timedelta(seconds=patience)
         store, *_ = next(td.rendezvous("env://", timeout=timeout))
-        store = td.PrefixStore(f"attempt {attempt}", store)  # else a restarted rank looks for its dead predecessor's peers
-        td.init_process_group("gloo" if device == "cpu" else "cpu:gloo,cuda:nccl", store=store, rank=rank, world_size=world, timeout=timeout)
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # else a restarted rank finds its dead predecessor's peers there
+        store = td.PrefixStore(f"attempt {attempt}", store)
+        td.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
     return torch.device(device)
 
 
