@@ -28,7 +28,7 @@ def run(model, tmp_path, monkeypatch):
     def go(name, **options):
         settings = dict(model=model, steps=4, prompts=4, group=4, minibatches=2, lr=3e-3, max_new_tokens=8, run=1, cfn_hidden=16,
                         eval_problems=4, eval_k=4, eval_every=2, save_every=2, keep=9, out=tmp_path / name, threads=1,
-                        lr_decay=False, gamma_decay=60, alpha=0.8)  # fmt: skip
+                        lr_decay=False, gamma_decay=60, alpha=0.8, report=False)  # fmt: skip
         settings |= options
         if "resume" in settings:
             settings = {k: v for k, v in settings.items() if k in ("resume", "steps")}
