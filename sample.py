@@ -153,10 +153,10 @@ def room(config, width, dtype, device):
     return free // size, size
 
 
-@cache
-def state(slots, size, width):
-    """Said once: how large the cache is."""
-    if dist.rank == 0:
+def state(slots, size, width, told=set()):  # noqa: B006  it is to be remembered
+    """Said once, and again when it is half as much more: how large the cache is."""
+    if dist.rank == 0 and slots * size > 1.5 * max(told, default=0):
+        told.add(slots * size)
         print(f"sampler: {slots} slots of {width} positions, {slots * size / 2**20:,.0f} MiB of keys and values", file=sys.stderr)
 
 
