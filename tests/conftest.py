@@ -1,5 +1,6 @@
 """One thread: the suite shares its cores, and sums come out in one order."""
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts the suite in the background has it ignored
 
 
 @pytest.fixture(scope="session")

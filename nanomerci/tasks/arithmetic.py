@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from nanomerci.grading import Grade
 
-TRAIN, TEST = 4000, 200
+TRAIN, TEST = 4000, 400
 ASK = {"+": "What is {} + {}?", "-": "What is {} - {}?", "*": "What is {} times {}?"}
 
 
