@@ -44,10 +44,10 @@ def test_summary():
 
 def test_the_stream_of_problems_goes_through_all_of_them_each_time_in_another_order():
     items = list(range(10))
-    stream = list(pick(items, 0, 30, seed=1))
+    stream = pick(items, range(30), seed=1)
     epochs = [stream[i : i + 10] for i in (0, 10, 20)]
     assert all(sorted(e) == items for e in epochs) and epochs[0] != epochs[1] != epochs[2]
-    assert list(pick(items, 7, 8, seed=1)) == stream[7:15] and list(pick(items, 0, 10, seed=2)) != epochs[0]
+    assert pick(items, range(7, 15), seed=1) == stream[7:15] and pick(items, range(10), seed=2) != epochs[0]
 
 
 @pytest.mark.parametrize("gold, text, outcome", [

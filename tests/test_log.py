@@ -97,6 +97,7 @@ def test_wandb_offline(tmp_path, monkeypatch):
     assert wandb.run.summary["reward/mean"] == 0.75 and wandb.run.config["gamma"] == 0.25
     assert wandb.run.id == (tmp_path / "wandb_id").read_text()
     wandb.finish()
+    wandb.teardown()  # its server is a process of its own
 
 
 @pytest.mark.parametrize("name", [name for name in loggers.LOGGERS if name != "none"])

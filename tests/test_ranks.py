@@ -61,7 +61,7 @@ def test_nothing_samples_from_stale_weights(tmp_path):
 def test_one_rank_without_a_finite_gradient_stops_all_before_the_update(model, tmp_path):
     folder, status, said = run(2, tmp_path / "run", {"POISON": "1:3"}, model=model, save_every=1)
     assert status == [2, 2] and "step 3: the gradient's norm is nan; it was not applied" in said
-    assert all(w.isfinite().all() for w in weights(folder, 2).values()) and len(said.splitlines()) < 4
+    assert all(w.isfinite().all() for w in weights(folder, 2).values()) and len(said.splitlines()) < 5
 
 
 def begun(folder, step, timeout=60):
@@ -98,8 +98,9 @@ def test_a_full_disk_leaves_the_checkpoint_before(shard, model, tmp_path):
     folder, status, said = run(2, tmp_path / "run", {"FULL": "3", "SLOW": "0.1"}, model=model, shard=shard)
     assert status[0] == 2 and status[1] != 0
     assert "step_000004: could not be written" in said and "step_000002, is whole: make room, then go on with --resume" in said
-    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["step_000000", "step_000002"]
+    assert sorted(p.name for p in (folder / "checkpoints").glob("step_*")) == ["step_000000", "step_000002"]
     assert run(2, folder, resume=folder)[1] == [0, 0] and len(metrics(folder)) == 5
+    assert not [*(folder / "checkpoints").glob(".*")]  # what the rank that died last may have left is gone with the next save
 
 
 @pytest.mark.parametrize("name", ["model/model.safetensors", "state.pt", "rank_00001.pt", "shards/__1_0.distcp"])

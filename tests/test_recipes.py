@@ -15,7 +15,7 @@ from nanomerci.model import tiny
 from nanomerci.tasks import sql, toy_math
 
 MATH = [name for name in config.recipes() if "_math_" in name]
-SQL = [name for name in config.recipes() if "_sql_" in name]
+SQL = [name for name in config.recipes() if "llama3_sql_" in name]
 WORDS = ["\\boxed{", "}", "```sql", "select", "name", "from", "owner", "pet", "age", "```", *"0123456789"]
 SMALL = dict(steps=3, prompts=2, group=4, minibatches=2, max_prompt=300, max_new_tokens=12, overlong_buffer=0, cfn_hidden=16,
              cfn_pretrain=1, cfn_batch=64, cfn_replay=256, cfn_rehearse=64, eval_problems=2, eval_k=2, eval_every=0, save_every=0,
