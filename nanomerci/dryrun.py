@@ -152,7 +152,9 @@ def plan(c, config, n, width, ranks):
     trunk = c.bonus in COUNTERS and c.cfn_trunk == "frozen" or c.kl > 0
     on_cpu = c.device == "cpu" or c.dtype == "float32"
     budget = min(c.micro_tokens, CACHED) if on_cpu else c.micro_tokens
-    tokens = min(max(budget, width), -(-c.prompts * c.group // ranks // c.minibatches) * width)  # at least one row
+    batch = min(max(1, budget // width), -(-c.prompts * c.group // ranks // c.minibatches))  # rows of a micro-batch
+    tokens, once = batch * width, -(-batch // c.group) * (width - c.max_new_tokens) + batch * c.max_new_tokens
+    tokens = once if not sharded and once <= 0.75 * tokens else tokens  # a group's prompt is forwarded once: model.states()
     # what a layer keeps of a token for its backward pass: input and norms (fp32), q, attention and its projection, k, v, MLP
     kept = 16 * D + half * (4 * D + 2 * D * shared + 4 * config.intermediate_size)
     kept = half * D * L + kept if c.recompute else kept * L

@@ -228,3 +228,23 @@ def test_a_disk_that_is_full(model, tmp_path):
                           env=os.environ | {"PYTHONPATH": f"{TESTS.parent}:{TESTS}", "OMP_NUM_THREADS": "1"})  # fmt: skip
     assert "error:" in done.stderr and "make room, then go on with --resume" in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert "status 2" in done.stdout and ".partial" not in done.stdout and done.stdout.endswith("\n0\n"), done.stdout
+
+
+# ---- the memory plan
+
+@pytest.mark.parametrize("recipe", ["toy_sql", "smollm2_arithmetic"])
+def test_the_memory_plan_is_near_the_measured_peak(recipe, tmp_path):
+    """SMOLLM2: folder of the model (python -m nanomerci.smollm2 FOLDER)."""
+    words = [recipe, "--dtype=float32", "--steps=2", "--threads=1", "--report=False", f"--out={tmp_path}/run"]
+    if recipe == "smollm2_arithmetic":
+        if not os.environ.get("SMOLLM2"):
+            pytest.skip("SMOLLM2 does not say where the model is")
+        words += [f"--model={os.environ['SMOLLM2']}", "--prompts=4", "--eval_problems=8", "--eval_k=4", "--cfn_pretrain=1"]
+    train = [sys.executable, str(TESTS.parent / "train.py"), *words]
+    plan = subprocess.run([*train, "--dry_run"], capture_output=True, text=True, check=True).stdout
+    planned = float(next(line.split()[1] for line in plan.splitlines() if line.startswith("peak")))
+    meter = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, capture_output=True); "
+    meter += "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9)"
+    measured = float(subprocess.run([sys.executable, "-c", meter, *train], capture_output=True, text=True, check=True).stdout)
+    print(f"\n{recipe}: planned {planned:.3f} GB, measured {measured:.3f} GB")
+    assert abs(planned / measured - 1) < 0.2
