@@ -61,7 +61,7 @@ def test_nothing_samples_from_stale_weights(tmp_path):
 def test_one_rank_without_a_finite_gradient_stops_all_before_the_update(model, tmp_path):
     folder, status, said = run(2, tmp_path / "run", {"POISON": "1:3"}, model=model, save_every=1)
     assert status == [2, 2] and "step 3: the gradient's norm is nan; it was not applied" in said
-    assert all(w.isfinite().all() for w in weights(folder, 2).values()) and len(said.splitlines()) < 4
+    assert all(w.isfinite().all() for w in weights(folder, 2).values()) and "Traceback" not in said
 
 
 def begun(folder, step, timeout=60):
@@ -96,7 +96,7 @@ def test_resume_auto_begins_goes_on_and_refuses_to_change_a_run(model, tmp_path)
 @pytest.mark.parametrize("shard", ["none", "fsdp"])
 def test_a_full_disk_leaves_the_checkpoint_before(shard, model, tmp_path):
     folder, status, said = run(2, tmp_path / "run", {"FULL": "3", "SLOW": "0.1"}, model=model, shard=shard)
-    assert status[0] == 2 and status[1] != 0
+    assert status == [2, 2]
     assert "step_000004: could not be written" in said and "step_000002, is whole: make room, then go on with --resume" in said
     assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["step_000000", "step_000002"]
     assert run(2, folder, resume=folder)[1] == [0, 0] and len(metrics(folder)) == 5
