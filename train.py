@@ -64,7 +64,6 @@ def main():
     if c.resume:
         pick = partial(tasks.pick, task.train, seed=c.seed)
         done, cursor, held = state.resume(run, device, policy, actor, optimizer, explorer, pick)
-    log = Log(run, c, done)
 
     def sample(first, purpose):
         """G answers to this rank's share of the P prompts from position `first` of the stream of problems on. Row r of the whole
@@ -119,6 +118,7 @@ def main():
             plots.report(run)
 
     with Pool(c.graders, c.deadline) as pool, Stop() as stop:
+        log = Log(run, c, done)
         if done < 0:  # before the first step: how good is it, and what would it visit anyway
             clock, metrics = Clock(), {"step": 0} | examine(0)
             clock("eval")

@@ -37,6 +37,7 @@ class Log:
     def __init__(self, folder, c, done):
         self.folder, self.warned, self.c, self.bar, self.next_report = Path(folder), set(), c, None, 0.0
         self.also = lambda m: None
+        dist.barrier()  # every rank listens to signals by now
         if dist.rank == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             for name in FILES:

@@ -97,34 +97,50 @@ def save(run, step, model, tokenizer, state, keep, own=None, shards=None):
     final, scratch = folder / f"step_{step:06d}", folder / f".step_{step:06d}.partial"
     if final.exists():
         return final
-    try:
+
+    def together(write):
+        """All write; where one cannot, all stop."""
+        problem = []
+        try:
+            write()
+        except (OSError, RuntimeError, SafetensorError) as error:  # what a full disk provokes in the three libraries that write here
+            if dist.lost(error):
+                raise
+            problem = [reason(error)]
+        if problem := dist.gather(problem):
+            if dist.rank == 0:
+                shutil.rmtree(scratch, ignore_errors=True)
+            whole, free = complete(run), shutil.disk_usage(folder.parent).free
+            raise UserError(f"{final}: could not be written ({problem[0]}; {free / 1e9:.1f} GB free). "
+                            + (f"The checkpoint before it, {whole[-1].name}, is whole: make room, then go on with --resume {run}"
+                               if whole else "There is none before it: make room and start again"))  # fmt: skip
+
+    def begin():
         if dist.rank == 0:
             shutil.rmtree(scratch, ignore_errors=True)
             scratch.mkdir(parents=True)
-        dist.barrier()
+
+    def write():
         if dist.rank == 0:
             model.save_pretrained(scratch / "model")
             tokenizer.save_pretrained(scratch / "model")
             torch.save(state, scratch / "state.pt")
         torch.save(own or {}, scratch / f"rank_{dist.rank:05d}.pt")
-        if shards:
-            shards(scratch / "shards")
-        dist.barrier()
-        sums = dist.gather([(name, checksum(scratch / name)) for name in files(scratch)[dist.rank :: dist.world]])
+
+    def seal():
         if dist.rank == 0:
             (scratch / "checksums.json").write_text(json.dumps(dict(sorted(sums)), indent=0))
             for path in [*scratch.rglob("*"), scratch]:
                 sync(path)
             os.rename(scratch, final)
             sync(folder)
-    except (OSError, RuntimeError, SafetensorError) as error:  # what a full disk provokes in the three libraries that write here
-        if dist.lost(error):
-            raise
-        shutil.rmtree(scratch, ignore_errors=True)
-        whole, free = complete(run), shutil.disk_usage(folder.parent).free if folder.parent.exists() else 0
-        raise UserError(f"{final}: could not be written ({reason(error)}; {free / 1e9:.1f} GB free). "
-                        + (f"The checkpoint before it, {whole[-1].name}, is whole: make room, then go on with --resume {run}"
-                           if whole else "There is none before it: make room and start again")) from error  # fmt: skip
+
+    together(begin)
+    together(write)
+    if shards:
+        together(lambda: shards(scratch / "shards"))
+    sums = dist.gather([(name, checksum(scratch / name)) for name in files(scratch)[dist.rank :: dist.world]])
+    together(seal)
     if dist.rank == 0:
         for old in complete(run)[:-keep]:
             if old.name != "step_000000":
