@@ -30,7 +30,7 @@ import torch
 
 import dapo
 import grpo
-from nanomerci import dist, dryrun, explore, merci, plots, state, tasks
+from nanomerci import dist, dryrun, explore, merci, plots, roofline, state, tasks
 from nanomerci.address import address, seed
 from nanomerci.evaluate import evaluate
 from nanomerci.grading import Pool
@@ -89,9 +89,10 @@ def main():
         grades = pool.start([task.job(problem, text) for problem, text in zip(problem_B, text_B)])  # other processes grade, meanwhile
         with precision():
             novelty_BT, logp_ref_BT = explorer.look(roll, visit_BT)
-        kept_BT = merci.coherent(merci.percentile(novelty_BT, roll.mask_BT, c.top), c.run)
+        top_BT = merci.percentile(novelty_BT, roll.mask_BT, c.top)
+        kept_BT = run_BT = merci.coherent(top_BT, c.run)
         if c.noise_filter:
-            kept_BT = merci.suppress(kept_BT, noise_mask(tokenizer, roll, map(task.noise, problem_B, text_B)))
+            kept_BT = merci.suppress(run_BT, noise_mask(tokenizer, roll, map(task.noise, problem_B, text_B)))
         bonus_B = explorer.bonus([p.id for p in problem_B], map(task.answer, text_B), novelty_BT, kept_BT, roll.mask_BT)
         clock("score")
         grade_B = grades.result()
@@ -99,7 +100,8 @@ def main():
         if c.overlong_buffer:
             reward_B = reward_B + dapo.overlong_penalty(roll.length_B, c.max_new_tokens, c.overlong_buffer)
         clock("grade")
-        return Experience(number_P, problem_P, roll, text_B, grade_B, reward_B, novelty_BT, kept_BT, bonus_B, logp_ref_BT)
+        return Experience(number_P, problem_P, roll, text_B, grade_B, reward_B, novelty_BT,
+                          torch.stack([top_BT, run_BT, kept_BT]).sum(0), bonus_B, logp_ref_BT)  # fmt: skip
 
     def examine(step):
         """How good is the policy on held-out problems? -> metrics."""
@@ -158,6 +160,7 @@ def main():
             metrics = {"step": step, "prompts": cursor, "lr": rate, "merci/gamma": gamma, "groups/used": used,
                        "grad_norm": learned.pop("grad_norm"), **counted}  # fmt: skip
             metrics |= dist.mean(tally(Experience.join(asked), batch, adv_PG, merged) | learned)
+            metrics |= roofline.utilisation(c, actor, [asking.roll for asking in asked], batch.roll, merged, clock.times)
             log.samples(step, batch, merged, tokenizer)
             if calibration:
                 log.write("calibration.jsonl", {"step": step} | calibration)

@@ -18,6 +18,7 @@ from nanomerci.config import UserError
 from nanomerci.explore import COUNTERS
 from nanomerci.model import encode, tiny
 from nanomerci.rollout import CACHED
+from nanomerci.roofline import forward_flops
 from nanomerci.tasks.database import Script
 from nanomerci.warmstart import cache_folder
 
@@ -139,7 +140,8 @@ def cache_bytes(c, config):
 
 
 def slots(c, ranks):
-    return min(max(1, c.prompts * c.group // ranks), max(c.slots, c.group))
+    rows = max(1, c.prompts * c.group // ranks)
+    return min(rows, max(c.slots or rows, c.group))
 
 
 def plan(c, config, n, width, ranks):
@@ -213,12 +215,12 @@ def seconds(c, config, prompt, ranks):
     4 backward, and those of attention. For responses as long as allowed, and for a quarter of that."""
     n, half = parameters(config), 2 if c.dtype == "bfloat16" else 4
     name, flops, bandwidth = GPU if c.dtype == "bfloat16" and c.device != "cpu" else cpu_rate()
-    B, rows, attention = c.prompts * c.group / ranks, slots(c, ranks), 2 * config.num_hidden_layers * config.hidden_size
+    B, rows = c.prompts * c.group / ranks, slots(c, ranks)
     print(f"--- seconds a step, on {name}")
     for share in (1, 0.25):
         length = c.max_new_tokens * share
         tokens, reads = B * length, B / rows * length
-        forward = B * (prompt + length) * (2 * n + attention * (prompt + length))
+        forward = B * forward_flops(config, n, torch.tensor([prompt + length]))
         read = half * n + rows * (prompt + length / 2) * cache_bytes(c, config)
         sampling = max(tokens * 2 * n / flops, reads * read / bandwidth)
         looks = (c.bonus == "cfn" or c.kl > 0) + (c.minibatches > 1 and c.old_logp == "trainer")

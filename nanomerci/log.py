@@ -163,7 +163,8 @@ def tally(seen, batch, adv_PG, merged):
         "groups/all_wrong": ((equal_P & ~right_P).sum(), P),
         "entropy": (-roll.logp_BT.sum(), tokens), "length/mean": (tokens, B),
         "cfn/invn": ((seen.novelty_BT * mask_BT).sum(), tokens), "merci/bonus": (seen.bonus_B.sum(), B),
-        "merci/kept": ((seen.kept_BT & (seen.novelty_BT > 0)).sum(), tokens),
+        **{name: (((seen.passed_BT > n) & (seen.novelty_BT > 0)).sum(), tokens)
+           for n, name in enumerate(("merci/kept_top", "merci/kept_run", "merci/kept"))},
     } | ledger(batch, adv_PG.flatten(), per_response(merged, batch.roll.mask_BT)) | text_alarms(seen) | {
         f"outcome/{name}": (outcomes.count(name), B) for name in OUTCOMES}  # fmt: skip
 

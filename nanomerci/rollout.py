@@ -63,13 +63,18 @@ class Experience:
     grade_B: list
     reward_B: torch.Tensor  # the grade's, with any overlong penalty
     novelty_BT: torch.Tensor  # 1/n of the prefix that ends in token t when it was visited (or what a rival bonus puts there)
-    kept_BT: torch.Tensor  # bool: the novelty that the filters left
+    passed_BT: torch.Tensor  # int64: how many of the three filters, one after the other, the token passed
     bonus_B: torch.Tensor  # of the whole response
     logp_ref_BT: torch.Tensor  # of the initial policy, where the KL term wants it, else 0
 
     @property
     def group(self):
         return len(self.text_B) // max(len(self.number_P), 1)
+
+    @property
+    def kept_BT(self):
+        """bool: the tokens that all three filters left."""
+        return self.passed_BT == 3
 
     @property
     def reward_PG(self):
@@ -105,7 +110,7 @@ class Experience:
     @staticmethod
     def join(parts):
         """One after the other; columns are padded to the widest."""
-        width = max(part.kept_BT.shape[1] for part in parts)
+        width = max(part.passed_BT.shape[1] for part in parts)
 
         def link(values):
             if isinstance(values[0], Rollout):

@@ -21,7 +21,7 @@ def round_of(first, rewards, width=3):
     return Experience(first + torch.arange(P), [SimpleNamespace(id=first + p) for p in range(P)],
                       Rollout(row_BT.long(), torch.ones(P * G, width), row_BT), [str(first * G + b) for b in range(P * G)],
                       [Grade(r, "right" if r else "wrong") for r in reward_PG.flatten().tolist()], reward_PG.flatten(),
-                      row_BT, row_BT > 0, row_BT[:, 0], row_BT)  # fmt: skip
+                      row_BT, 3 * (row_BT > 0), row_BT[:, 0], row_BT)  # fmt: skip
 
 
 count = lambda batches: sum(len(b.number_P) for b in batches)

@@ -47,7 +47,8 @@ def experience(tokenizer, novelty=1.0):
     novelty_BT = torch.arange(tokens_BT.shape[1]).expand(4, -1) * mask_BT * novelty
     return Experience(
         torch.tensor([0, 1]), [Problem("p0", "a a"), Problem("p1", "a a")], Rollout(tokens_BT, mask_BT, mask_BT), texts,
-        [Grade(1.0, "right"), Grade(0.0, "wrong")] * 2, torch.tensor([1.0, 0, 1, 0]), novelty_BT, novelty_BT == 3,
+        [Grade(1.0, "right"), Grade(0.0, "wrong")] * 2, torch.tensor([1.0, 0, 1, 0]), novelty_BT,
+        torch.tensor([0, 0, 1, 3, 2, 0])[torch.arange(tokens_BT.shape[1])] * mask_BT.long(),
         torch.tensor([0.1, 0.2, 0.3, 0.4]), mask_BT * 0)  # fmt: skip
 
 
@@ -68,6 +69,12 @@ def test_a_sample_keeps_its_tokens_their_novelty_and_what_the_filters_kept(tmp_p
     record = logged(tmp_path / "b", batch, adv, tokenizer)
     assert record["tokens"][1] == ["b", " c", " d"] and record["kept"] == ["-x-", "-x-"] and record["cut"] == [0, 1]
     assert "tokens" not in logged(tmp_path / "c", experience(tokenizer, novelty=0.0), adv, tokenizer)  # without a bonus
+
+
+def test_the_tally_counts_what_each_filter_left():
+    batch = experience(tiny(["so", "a", "b", "c", "d"])[1])
+    counts = log_file.tally(batch, batch, torch.zeros(2, 2), torch.zeros(4))
+    assert [counts[f"merci/{name}"] for name in ("kept_top", "kept_run", "kept")] == [(11, 12), (7, 12), (4, 12)]
 
 
 METRICS = [{"step": n, "reward/mean": n / 4, "eval/mean@8": 0.5, "eval/mean@8_ci": [0.4, 0.6]} for n in range(4)]
