@@ -215,8 +215,10 @@ def generate(model, prompts, n, *, max_new_tokens, eos_id, temperature=1.0, top_
     while True:
         state(slots, size, width)
         try:
-            return _generate(model, SlotCache(model.config, slots, width, dtype, model.device), prompts, n, max_new_tokens, eos_id,
-                             (temperature, top_p, top_k), seed, rows, finished, stream)  # fmt: skip
+            with torch.inference_mode():  # spares the bookkeeping of gradients: a tenth of the time of small steps
+                roll = _generate(model, SlotCache(model.config, slots, width, dtype, model.device), prompts, n, max_new_tokens, eos_id,
+                                 (temperature, top_p, top_k), seed, rows, finished, stream)  # fmt: skip
+            return Rollout(*(x.clone() for x in (roll.tokens_BT, roll.mask_BT, roll.logp_BT)))  # that training may read
         except torch.cuda.OutOfMemoryError:
             if slots == n:
                 raise UserError(f"out of memory with only {n} rows of {width} positions: lower --group or --max_new_tokens") from None

@@ -5,6 +5,7 @@ Axes: P prompts, G samples a prompt, B = P*G rows.
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,7 @@ SHAPES = {
     "qwen2.5-1.5b": ("qwen2", dict(vocab_size=151936, hidden_size=1536, intermediate_size=8960, num_hidden_layers=28,
                                    num_attention_heads=12, num_key_value_heads=2)),
 }  # fmt: skip
+TURNS = 3  # processes of each peer
 PROMPT = 16  # tokens of the longest prompt; the shortest has half as many
 
 
@@ -96,6 +98,8 @@ def sampler(o):
     """Sampled tokens a second, beside transformers' generate and continuous batching; how they grow."""
     import torch
 
+    from sample import working
+
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = getattr(torch, o.dtype)
     model = build(o.shape, dtype, device)
@@ -122,6 +126,8 @@ def sampler(o):
         print(f"{name:28s} {speed[name]:10,.0f} {tokens:8,d} {tokens / speed[name]:8.2f} {times:>8s}")
     print(f"equal: weights, prompts, dtype, process, temperature 1, end tokens; median of {o.rounds} rounds in turn. Not equal: the\n"
           "random numbers, so answers differ a little in length: tokens are those generated, end tokens included, pads not.")
+    if device.type == "cpu" and working(model) is not model:
+        print("Nor the arithmetic: this processor has none in bf16, and ours widens the weights to fp32 for the round.")
     if o.growth:
         print(f"\n{'tokens/s of nanomerci':28s} {'rows':>6s} {'length':>7s} {'parameters':>11s}")
         for shape, rows, length in [(o.shape, r, o.length) for r in (o.rows // 4, o.rows, o.rows * 4)] + [
@@ -149,8 +155,10 @@ def child(command, **environment):
 
 
 def our_step(o, folder, group):
-    """train.py itself, the default recipe with every stage of it -> seconds of each step, peak memory."""
-    run = folder / f"ours-{group}"
+    """train.py itself, the default recipe with every stage of it -> seconds of each step, tokens of an answer, peak memory, and the
+    seconds of each phase."""
+    run = folder / "ours"
+    shutil.rmtree(run, ignore_errors=True)
     root = Path(__file__).parent.parent
     memory = child([sys.executable, str(root / "train.py"), "toy_sql", "--prompts", str(o.rows // group), "--group", str(group),
                     "--minibatches", "1", "--steps", str(o.steps + 2), "--eval_every", "0", "--eval_problems", "2", "--eval_k", "1",
@@ -158,19 +166,18 @@ def our_step(o, folder, group):
                     "--out", str(run)])  # fmt: skip
     steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     steps = [m for m in steps if m["step"] > 2]
-    return [m["time/step"] - m.get("time/eval", 0.0) for m in steps], [m["length/mean"] for m in steps], memory
+    phases = {name: median(m[f"time/{name}"] for m in steps) for name in ("sample", "score", "grade", "update", "count")}
+    return [m["time/step"] - m.get("time/eval", 0.0) for m in steps], [m["length/mean"] for m in steps], memory, phases
 
 
 def trl_step(o, folder, group):
-    """TRL's GRPOTrainer from the same policy on the same prompts with the same grader -> seconds of each step, peak memory."""
-    out = folder / f"trl-{group}.json"
-    policy = folder / f"ours-{group}/checkpoints/step_000000/model"
-    if not policy.exists():  # --keep has removed it
-        policy = next((folder / f"ours-{group}/checkpoints").glob("*/model"))
+    """TRL's GRPOTrainer from the same policy on the same prompts with the same grader -> seconds of each step, tokens of an
+    answer, peak memory."""
+    out, policy = folder / "trl.json", folder / "ours/checkpoints/step_000000/model"
     memory = child([sys.executable, "-m", "nanomerci.speed", str(policy), str(out), str(o.rows // group), str(group), str(o.length),
                     str(o.steps + 2)], PYTHONPATH=str(Path(__file__).parent.parent), HF_HUB_OFFLINE="1")  # fmt: skip
     found = json.loads(out.read_text())
-    return found["seconds"][2:], found["lengths"][2:], memory
+    return found["seconds"][2:], found["lengths"][2:], memory, None
 
 
 def trl(policy, out, prompts, group, length, steps):
@@ -224,14 +231,20 @@ def step(o):
     with tempfile.TemporaryDirectory() as scratch:
         for group in [o.group] + ([o.group // 2, o.group * 2] if o.growth else []):
             found = {}
-            for name, run in (("nanomerci", our_step), ("TRL GRPOTrainer", trl_step)):
-                seconds, lengths, memory = run(o, Path(scratch), group)
-                found[name] = median(seconds)
-                times = "" if name == "nanomerci" else f"{found[name] / found['nanomerci']:6.2f} x"
-                print(f"{name:16s} {group:6d} {found[name]:8.3f} {median(lengths):7.1f} {memory:9.0f} {times:>8s}")
+            for _ in range(TURNS):  # in turn, so that a busy machine slows both alike
+                for name, run in (("nanomerci", our_step), ("TRL GRPOTrainer", trl_step)):
+                    found.setdefault(name, []).append(run(o, Path(scratch), group))
+            ours = median(second for seconds, *_ in found["nanomerci"] for second in seconds)
+            for name, runs in found.items():
+                seconds, lengths, memories, phases = zip(*runs)
+                time = median(sum(seconds, []))
+                times = "" if name == "nanomerci" else f"{time / ours:6.2f} x"
+                print(f"{name:16s} {group:6d} {time:8.3f} {median(sum(lengths, [])):7.1f} {max(memories):9.0f} {times:>8s}")
+                if name == "nanomerci":
+                    print("    of which " + ", ".join(f"{what} {median(p[what] for p in phases):.3f}" for what in phases[0]))
     print("equal: the policy's weights at the start, prompts, group, longest answer, fp32, learning rate, no KL, grader; median of\n"
-          f"{o.steps} steps after two that are not counted; each in a process of its own. Ours includes counting and scoring states,\n"
-          "logging, and the graders' processes (their memory is not in the peak). tokens: of an answer, on average.")
+          f"{TURNS} x {o.steps} steps, two before them not counted, processes in turn. Not equal: AdamW's second moment and decay; ours\n"
+          f"logs, and with --bonus cfn scores and counts states. The graders' processes are not in the peak. tokens: of an answer.")
 
 
 if __name__ == "__main__":
