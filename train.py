@@ -124,7 +124,7 @@ def main():
         if done < 0:  # before the first step: how good is it, and what would it visit anyway
             clock, metrics = Clock(), {"step": 0} | examine(0)
             clock("eval")
-            if explorer.counter:
+            if explorer.counts:
                 with precision():
                     for i in range(c.cfn_pretrain):
                         explorer.look(*sample(i * c.prompts, "pretrain")[2:])

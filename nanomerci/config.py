@@ -35,8 +35,9 @@ class Config:
     """Of the weights and the schooling of `--model tiny`: another number, another warm start."""
     algo: Literal["grpo", "dapo", "dr_grpo"] = "grpo"
     """Advantage and loss: grpo (DeepSeekMath), dapo, dr_grpo (GRPO without std and length normalisation)."""
-    bonus: Literal["none", "cfn", "elliptical", "outcome", "rnd", "entropy", "surprisal", "random"] = "cfn"
-    """Exploration bonus: none; cfn (MERCI: 1/n by a Coin Flipping Network); rivals and controls (nanomerci/rivals.py)."""
+    bonus: Literal["none", "cfn", "exact", "elliptical", "outcome", "rnd", "entropy", "surprisal", "random"] = "cfn"
+    """Exploration bonus: none; cfn (MERCI: 1/n by a Coin Flipping Network); exact (1/n of every prefix, from a table); rivals and
+    controls (nanomerci/rivals.py)."""
 
     # ---- the data of --task math and sql
     train_data: str = ""

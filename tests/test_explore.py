@@ -7,7 +7,7 @@ from test_train import metrics, model, run, same_weights, weights  # noqa: F401 
 from nanomerci.config import Config
 
 BONUSES = Config.__dataclass_fields__["bonus"].type.__args__
-THROUGH_GAMMA = ("cfn", "elliptical", "outcome", "surprisal", "random")  # the others have weights of their own
+THROUGH_GAMMA = ("cfn", "exact", "elliptical", "outcome", "surprisal", "random")  # the others have weights of their own
 
 
 def test_each_bonus_changes_the_run_and_resumes_exactly(run):  # noqa: F811
@@ -30,3 +30,13 @@ def test_oracle_counts_stand_beside_the_estimate_and_change_nothing(run, bonus):
     records = [json.loads(line) for line in (with_oracle / "calibration.jsonl").read_text().splitlines()]
     assert [r["step"] for r in records] == [1, 2, 3, 4, 5, 6] and all(r["bins"] and r["points"] for r in records)
     assert any(-1 <= row.get("oracle/spearman", 2) <= 1 for row in metrics(with_oracle))
+
+
+def test_the_exact_bonus_is_its_own_truth(run):  # noqa: F811
+    """The novelty that was paid for, against the table it was read from: on the line from the first step on."""
+    folder = run("exact", bonus="exact", steps=6, group=8)
+    records = [json.loads(line) for line in (folder / "calibration.jsonl").read_text().splitlines()]
+    assert len(records) == 6 and all(abs(estimate - 1 / max(n, 1)) < 1e-4 for r in records for n, estimate in r["points"])
+    assert max(n for n, _ in records[-1]["points"]) > 1
+    agreements = [(row["oracle/spearman"], row["oracle/slope"]) for row in metrics(folder) if "oracle/spearman" in row]
+    assert agreements and all(abs(x - 1) < 1e-6 for pair in agreements for x in pair)
