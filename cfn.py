@@ -33,7 +33,7 @@ def inverse_count(flips_NC):  # [CFN:inverse-count]
 
 
 def coin_loss(flips_NC, coins_NC):  # [CFN:loss]
-    """||c - f(s)||^2 per visit, averaged over its coins (Lobel et al., eq. 3). (N, C), (N, C) -> (N,).
+    """(1/C) ||c - f(s)||^2 of each visit (Lobel et al., eq. 3). (N, C), (N, C) -> (N,).
 
     1.0 is what predicting nothing scores; an untrained network scores about 2, its prior on top.
     """

@@ -22,21 +22,22 @@ def weights(mask_BT, total):  # [DAPO:reduction]
     return mask_BT / total
 
 
-def mixed(reward_PG):  # [DAPO:dynamic-sampling]
-    """Which groups carry signal: neither all answers right nor all wrong, so not all rewards equal. (P, G) -> bool (P,)."""
-    return (reward_PG != reward_PG[:, :1]).any(1)
+def mixed(grade_PG):  # [DAPO:dynamic-sampling]
+    """Which groups carry signal: not all grades equal; of right and wrong ones, 0 < right < G. (P, G) -> bool (P,)."""
+    return (grade_PG != grade_PG[:, :1]).any(1)
 
 
 def fill(held, ask, wanted, rounds, count):  # [DAPO:refill]
     """Sample until `wanted` groups carry signal: rounds of ask() -> groups, of which the mixed ones are kept. -> batches, rounds.
 
     held: groups that an earlier step had too many of; they come first. count(batches): how many groups they hold, over all
-    ranks. After `rounds` rounds it makes do with what there is. A round has .reward_PG and .groups(chosen_P).
+    ranks. After `rounds` rounds it makes do with what there is. A round has .grade_PG (no length penalty
+    in it: that one answer of eight is too long makes no group worth learning) and .groups(chosen_P).
     """
     asked = []
     while count(held) < wanted and len(asked) < rounds:
         asked.append(ask())
-        held = [*held, asked[-1].groups(mixed(asked[-1].reward_PG))]
+        held = [*held, asked[-1].groups(mixed(asked[-1].grade_PG))]
     return held, asked
 
 

@@ -157,8 +157,8 @@ def main():
             counted, calibration = explorer.learn(step)
             clock("count")
             # log, evaluate, save
-            metrics = {"step": step, "prompts": cursor, "lr": rate, "merci/gamma": gamma, "groups/used": used,
-                       "grad_norm": learned.pop("grad_norm"), **counted}  # fmt: skip
+            metrics = {"step": step, "prompts": cursor, "groups/asked": c.prompts * len(asked), "groups/used": used, "lr": rate,
+                       "merci/gamma": gamma, "grad_norm": learned.pop("grad_norm"), **counted}  # fmt: skip
             metrics |= dist.mean(tally(Experience.join(asked), batch, adv_PG, merged) | learned)
             metrics |= roofline.utilisation(c, actor, [asking.roll for asking in asked], batch.roll, merged, clock.times)
             log.samples(step, batch, merged, tokenizer)

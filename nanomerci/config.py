@@ -109,7 +109,8 @@ class Config:
 
     # ---- exploration (MERCI)
     gamma: float = 0.5
-    """Weight of the exploration advantage at step 0; 0 is the plain algorithm, bit for bit (ours: the paper gives none)."""
+    """Weight of the exploration advantage at step 0; 0 is the plain algorithm, bit for bit (ours: the paper gives none;
+    rnd and entropy have weights of their own)."""
     gamma_decay: int = 200
     """Steps until gamma has fallen by half a cosine to a tenth (MERCI: 200)."""
     alpha: float = 0.5
@@ -131,7 +132,8 @@ class Config:
     coins: int = 20
     """C, coins a visit (MERCI, CFN: 20)."""
     cfn_trunk: Literal["frozen", "policy"] = "frozen"
-    """Whose hidden states are counted: a frozen copy of the initial policy, or the policy's own (free, but they move)."""
+    """Whose hidden states are counted: a frozen copy of the initial policy, or the policy's own (no copy of it, but
+    they move)."""
     cfn_hidden: int = 256
     """Width of the head's hidden layer (ours)."""
     cfn_prior: bool = True

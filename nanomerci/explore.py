@@ -75,7 +75,7 @@ class Explorer:
             return adv_PG.flatten()
         bonus_PG = batch.bonus_B.view_as(adv_PG)
         if c.bonus == "rnd":
-            return rivals.error_conditioned(adv_PG, bonus_PG, batch.reward_PG >= 1, step, all_max=dist.max_).flatten()
+            return rivals.error_conditioned(adv_PG, bonus_PG, batch.right_B.view_as(adv_PG), step, all_max=dist.max_).flatten()
         rule = merci.merge_dead if c.dead_groups else merci.merge
         if c.credit == "response":
             return rule(adv_PG, merci.exploration_advantage(bonus_PG), gamma, c.alpha).flatten()

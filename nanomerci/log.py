@@ -55,7 +55,7 @@ class Log:
     def step(self, m):
         """One object a step; the numbers one watches go to the bar."""
         if "time/step" in m:
-            answers, seconds = self.c.prompts * self.c.group, m["time/step"] - m.get("time/eval", 0.0)
+            answers, seconds = m["groups/asked"] * self.c.group, m["time/step"] - m.get("time/eval", 0.0)
             m = m | {"tokens_per_s": m["length/mean"] * answers / seconds}
         self.write("metrics.jsonl", m)
         self.also(m)
@@ -154,8 +154,8 @@ def tally(seen, batch, adv_PG, merged):
     seen: all groups sampled in this step; batch: those learned from, with their advantage before and after the bonus.
     """
     B, P, mask_BT, roll = len(seen.text_B), len(seen.number_P), seen.roll.mask_BT, seen.roll
-    equal_P = (seen.reward_PG == seen.reward_PG[:, :1]).all(1)
-    right_P, tokens = (seen.reward_PG >= 1).all(1), mask_BT.sum()
+    equal_P = (seen.grade_PG == seen.grade_PG[:, :1]).all(1)
+    right_P, tokens = seen.right_B.view(seen.reward_PG.shape).all(1), mask_BT.sum()
     outcomes = [g.outcome for g in seen.grade_B]
     return {
         "reward/mean": (sum(g.reward for g in seen.grade_B), B),
@@ -171,7 +171,7 @@ def tally(seen, batch, adv_PG, merged):
 
 def ledger(batch, adv_B, merged_B):
     """Where the bonus went: {metric: (sum, count)}."""
-    paid_B, right_B, bonus_B = (merged_B - adv_B).abs(), batch.reward_B >= 1, batch.bonus_B
+    paid_B, right_B, bonus_B = (merged_B - adv_B).abs(), batch.right_B, batch.bonus_B
     length_PG, bonus_PG = (x.view(len(batch.number_P), -1) for x in (batch.roll.length_B, bonus_B)) if len(bonus_B) else [adv_B[None]] * 2
     centred = lambda x: x - x.mean(1, keepdim=True)
     together_P = (centred(length_PG) * centred(bonus_PG)).sum(1)

@@ -72,6 +72,16 @@ class Experience:
         return len(self.text_B) // max(len(self.number_P), 1)
 
     @property
+    def grade_PG(self):
+        """What the grader gave, without any penalty."""
+        rewards = [g.reward for g in self.grade_B]
+        return torch.tensor(rewards, dtype=self.reward_B.dtype, device=self.reward_B.device).view(self.reward_PG.shape)
+
+    @property
+    def right_B(self):
+        return torch.tensor([g.outcome == "right" for g in self.grade_B], dtype=torch.bool, device=self.reward_B.device)
+
+    @property
     def kept_BT(self):
         """bool: the tokens that all three filters left."""
         return self.passed_BT == 3

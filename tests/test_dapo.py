@@ -1,4 +1,5 @@
 """Dynamic sampling, per-token credit, dead groups: the pieces, and whole runs of train.py on tests/once.py."""
+import dataclasses
 import json
 from itertools import combinations
 from types import SimpleNamespace
@@ -43,6 +44,14 @@ def test_fill_ends_when_nothing_carries_signal():
     assert len(asked) == 4 and count(held) == 0
 
 
+def test_a_length_penalty_makes_no_group_worth_learning():
+    round_ = round_of(0, [WRONG, MIXED, RIGHT])
+    round_ = dataclasses.replace(round_, reward_B=round_.reward_B - torch.tensor([1.0, 0, 0, 0, 0, 0.5]))
+    assert dapo.mixed(round_.reward_PG).all() and dapo.mixed(round_.grade_PG).tolist() == [False, True, False]
+    held, _ = dapo.fill([], lambda: round_, wanted=1, rounds=1, count=count)
+    assert held[0].number_P.tolist() == [1] and round_.right_B.tolist() == [False, False, True, False, True, True]
+
+
 def test_an_experience_cut_joined_and_stored_is_the_same():
     narrow, wide = round_of(0, [MIXED, RIGHT]), round_of(2, [WRONG, MIXED], width=5)
     both = Experience.join([narrow, wide])
@@ -53,7 +62,7 @@ def test_an_experience_cut_joined_and_stored_is_the_same():
     again = Experience.of_state(last.state(), lambda numbers: [SimpleNamespace(id=n) for n in numbers])
     assert again.problem_P == last.problem_P and again.grade_B == last.grade_B and torch.equal(again.roll.tokens_BT, last.roll.tokens_BT)
     none = both.groups(torch.zeros(4, dtype=torch.bool))
-    assert none.text_B == [] and len(dapo.mixed(none.reward_PG)) == 0 and len(Experience.join([none, last]).text_B) == 2
+    assert none.text_B == [] and len(dapo.mixed(none.grade_PG)) == 0 and len(Experience.join([none, last]).text_B) == 2
 
 
 def test_dapo_learns_from_mixed_groups_only_and_fills_its_batch(run):  # noqa: F811
