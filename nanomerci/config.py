@@ -36,8 +36,7 @@ class Config:
     algo: Literal["grpo", "dapo", "dr_grpo"] = "grpo"
     """Advantage and loss: grpo (DeepSeekMath), dapo, dr_grpo (GRPO without std and length normalisation)."""
     bonus: Literal["none", "cfn", "exact", "elliptical", "outcome", "rnd", "entropy", "surprisal", "random"] = "cfn"
-    """Exploration bonus: none; cfn (MERCI: 1/n by a Coin Flipping Network); exact (1/n of every prefix, from a table); rivals and
-    controls (nanomerci/rivals.py)."""
+    """Bonus: none; cfn (MERCI, a Coin Flipping Network's 1/n); exact (1/n from a table of prefixes); rivals (nanomerci/rivals.py)."""
 
     # ---- the data of --task math and sql
     train_data: str = ""
@@ -109,8 +108,7 @@ class Config:
 
     # ---- exploration (MERCI)
     gamma: float = 0.5
-    """Weight of the exploration advantage at step 0; 0 is the plain algorithm, bit for bit (ours: the paper gives none;
-    rnd and entropy have weights of their own)."""
+    """Weight of the exploration advantage at step 0 (ours); 0 is the plain algorithm, bit for bit. rnd and entropy ignore it."""
     gamma_decay: int = 200
     """Steps until gamma has fallen by half a cosine to a tenth (MERCI: 200)."""
     alpha: float = 0.5
@@ -132,8 +130,7 @@ class Config:
     coins: int = 20
     """C, coins a visit (MERCI, CFN: 20)."""
     cfn_trunk: Literal["frozen", "policy"] = "frozen"
-    """Whose hidden states are counted: a frozen copy of the initial policy, or the policy's own (no copy of it, but
-    they move)."""
+    """Whose hidden states are counted: a frozen copy of the initial policy, or the policy's own (no copy, but they move)."""
     cfn_hidden: int = 256
     """Width of the head's hidden layer (ours)."""
     cfn_prior: bool = True
