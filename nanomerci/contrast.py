@@ -211,8 +211,9 @@ def picture(r, path):
         for name, style in zip(r["primary"], ("-", "--")):
             x = r["curves"][name]["x"]
             for arm, line in r["curves"][name]["arms"].items():
-                curves.plot(x, line["y"], style, color=colour[arm], label=arm if style == "-" else None)
-                curves.fill_between(x, line["low"], line["high"], color=colour[arm], alpha=0.12, linewidth=0)
+                y, low, high = (np.array(line[part], dtype=float) for part in ("y", "low", "high"))  # nan where all runs have ended
+                curves.plot(x, y, style, color=colour[arm], label=arm if style == "-" else None)
+                curves.fill_between(x, low, high, color=colour[arm], alpha=0.12, linewidth=0)
         curves.set_title(f"{r['task']}, held out: {' (solid) and '.join(r['primary'])} (dashed), 95 % bands", loc="left")
         curves.set_xlabel("answers sampled in training")
         curves.legend(frameon=False, fontsize=7)
