@@ -63,6 +63,12 @@ class SlotCache:
         return self.longest - 1
 
 
+def cache_bytes(config, itemsize):
+    """Of one position of one row, in all layers: a key and a value a head."""
+    heads, size = _heads(config)
+    return 2 * config.num_hidden_layers * heads * size * itemsize
+
+
 def _heads(config):
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads  # GPT-2 has as many as queries
     return heads, getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -144,7 +150,7 @@ def _bf16_arithmetic():
 
 def room(config, width, dtype, device):
     """How many slots fit: in half of what is free on the GPU, or a quarter of the machine's memory. -> int, bytes of a slot."""
-    size = 2 * config.num_hidden_layers * width * _heads(config)[0] * _heads(config)[1] * dtype.itemsize
+    size = width * cache_bytes(config, dtype.itemsize)
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         free = (torch.cuda.mem_get_info(device)[0] + unused) // 2

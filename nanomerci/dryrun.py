@@ -21,6 +21,7 @@ from nanomerci.rollout import CACHED
 from nanomerci.roofline import forward_flops
 from nanomerci.tasks.database import Script
 from nanomerci.warmstart import cache_folder
+from sample import cache_bytes
 
 GPU = ("an H100 SXM at 40 % of its peak arithmetic and 60 % of its bandwidth", 0.4 * 989e12, 0.6 * 3.35e12)  # bf16; ours
 RANKS = 8  # assumed for a sharded run that was not started by torchrun
@@ -133,15 +134,8 @@ def parameters(config):
         return AutoModelForCausalLM.from_config(config).num_parameters()
 
 
-def cache_bytes(c, config):
-    """Of one token in the key-value cache."""
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 2 * config.num_hidden_layers * config.num_key_value_heads * size * (2 if c.dtype == "bfloat16" else 4)
-
-
 def slots(c, ranks):
-    rows = max(1, c.prompts * c.group // ranks)
-    return min(rows, max(c.slots or rows, c.group))
+    return min(max(1, c.prompts * c.group // ranks), max(c.slots, c.group))
 
 
 def plan(c, config, n, width, ranks):
@@ -174,7 +168,7 @@ def plan(c, config, n, width, ranks):
         copy,
         ("counter", 4 * (3 * c.cfn_hidden * (D + c.coins) * 2) + 2 * c.cfn_replay / ranks * D, "always",
          "head, its prior and moments; this rank's part of the replay"),
-        ("KV cache", rows * width * cache_bytes(c, config), "sampling", f"{rows} slots x {width:,} tokens, --slots"),
+        ("KV cache", rows * width * cache_bytes(config, half), "sampling", f"{rows} slots x {width:,} tokens, --slots"),
         ("logits", rows * config.vocab_size * 12, "sampling", "slots x vocabulary, fp32, three times"),
         ("gradients", 4 * n / cut, "updating", "fp32"),
         ("activations", tokens * kept, "updating", f"{tokens:,} tokens, --micro_tokens"
@@ -221,7 +215,7 @@ def seconds(c, config, prompt, ranks):
         length = c.max_new_tokens * share
         tokens, reads = B * length, B / rows * length
         forward = B * forward_flops(config, n, torch.tensor([prompt + length]))
-        read = half * n + rows * (prompt + length / 2) * cache_bytes(c, config)
+        read = half * n + rows * (prompt + length / 2) * cache_bytes(config, half)
         sampling = max(tokens * 2 * n / flops, reads * read / bandwidth)
         looks = (c.bonus == "cfn" or c.kl > 0) + (c.minibatches > 1 and c.old_logp == "trainer")
         update = (3 + looks) * forward / flops

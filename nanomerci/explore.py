@@ -33,8 +33,7 @@ class Explorer:
                 options |= dict(coins=c.coins, hidden=c.cfn_hidden, prior=c.cfn_prior or c.bonus == "rnd")  # its target is the prior
                 options |= dict(lr=c.cfn_lr, capacity=c.cfn_replay, batch=c.cfn_batch)
             self.counter = COUNTERS[c.bonus](width, **options)
-        self.exact = c.bonus == "exact"
-        self.counts = self.exact or self.counter is not None  # whether there is something to learn before the first step
+        self.counts = c.bonus in (*COUNTERS, "exact")  # whether there is something to learn before the first step
         self.answers, self.oracle = rivals.OutcomeCounts(dist.gather), Oracle(dist.gather)
         self._forget()
 
@@ -55,9 +54,9 @@ class Explorer:
             novelty_BT = rivals.surprisal(roll.logp_BT, roll.mask_BT)
         elif c.bonus == "random":
             novelty_BT = rivals.noise(visit_BT, roll.mask_BT)
-        elif self.exact:
+        elif c.bonus == "exact":
             novelty_BT = self.oracle.inverse(roll)
-        if c.oracle_counts or self.exact:
+        if c.oracle_counts or c.bonus == "exact":
             self.looks.append((roll, novelty_BT))
         return novelty_BT, logp_ref_BT
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+import dapo
 from nanomerci import dist, plots
 from nanomerci.config import write as write_config
 from nanomerci.grading import OUTCOMES
@@ -154,13 +155,13 @@ def tally(seen, batch, adv_PG, merged):
     seen: all groups sampled in this step; batch: those learned from, with their advantage before and after the bonus.
     """
     B, P, mask_BT, roll = len(seen.text_B), len(seen.number_P), seen.roll.mask_BT, seen.roll
-    equal_P = (seen.grade_PG == seen.grade_PG[:, :1]).all(1)
+    mixed_P = dapo.mixed(seen.grade_PG)
     right_P, tokens = seen.right_B.view(seen.reward_PG.shape).all(1), mask_BT.sum()
     outcomes = [g.outcome for g in seen.grade_B]
     return {
         "reward/mean": (sum(g.reward for g in seen.grade_B), B),
-        "groups/mixed": ((~equal_P).sum(), P), "groups/all_right": ((equal_P & right_P).sum(), P),
-        "groups/all_wrong": ((equal_P & ~right_P).sum(), P),
+        "groups/mixed": (mixed_P.sum(), P), "groups/all_right": ((~mixed_P & right_P).sum(), P),
+        "groups/all_wrong": ((~mixed_P & ~right_P).sum(), P),
         "entropy": (-roll.logp_BT.sum(), tokens), "length/mean": (tokens, B),
         "cfn/invn": ((seen.novelty_BT * mask_BT).sum(), tokens), "merci/bonus": (seen.bonus_B.sum(), B),
         **{name: (((seen.passed_BT > n) & (seen.novelty_BT > 0)).sum(), tokens)

@@ -6,6 +6,8 @@ those of causal attention (model FLOP utilisation: Chowdhery et al., PaLM, appen
 """
 import torch
 
+from sample import cache_bytes
+
 # peak of dense bf16 arithmetic in FLOP/s, bandwidth of the memory in bytes/s: the makers' data sheets. The first name found counts.
 PEAKS = {
     "H100 PCIe": (756e12, 2.0e12), "H100": (989e12, 3.35e12), "H200": (989e12, 4.8e12), "B200": (2250e12, 8.0e12),
@@ -29,11 +31,9 @@ def bytes_read(config, weight_bytes, start_B, end_B, slots, itemsize):
     """Least that sampling must read: all weights at every step of decoding (as many as the longest answer has tokens, more if not
     all rows fit in the slots), and at each token the keys and values before it."""
     start_B, end_B = start_B.double(), end_B.double()
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    cell = 2 * config.num_hidden_layers * config.num_key_value_heads * size * itemsize
     length_B = end_B - start_B
     steps = max(float(length_B.max()), float(length_B.sum()) / slots)
-    return steps * weight_bytes + cell * float((length_B * (start_B + end_B) / 2).sum())
+    return steps * weight_bytes + cache_bytes(config, itemsize) * float((length_B * (start_B + end_B) / 2).sum())
 
 
 def utilisation(c, policy, rolls, roll, adv, seconds):
@@ -46,6 +46,6 @@ def utilisation(c, policy, rolls, roll, adv, seconds):
         return {}
     parameters, learned_B = policy.num_parameters(), (adv.view(len(adv), -1) != 0).any(1) | (c.kl > 0)
     flops = 3 * forward_flops(policy.config, parameters, roll.end_B * learned_B)
-    least = sum(bytes_read(policy.config, 2 * parameters, roll.end_B - roll.length_B, roll.end_B, c.slots or len(roll.end_B), 2)
+    least = sum(bytes_read(policy.config, 2 * parameters, roll.end_B - roll.length_B, roll.end_B, c.slots, 2)
                 for roll in rolls)  # fmt: skip
     return {"speed/mfu": flops / rates[0] / seconds["time/update"], "speed/bandwidth": least / rates[1] / seconds["time/sample"]}

@@ -237,14 +237,14 @@ def step(o):
             ours = median(second for seconds, *_ in found["nanomerci"] for second in seconds)
             for name, runs in found.items():
                 seconds, lengths, memories, phases = zip(*runs)
-                time = median(sum(seconds, []))
-                times = "" if name == "nanomerci" else f"{time / ours:6.2f} x"
-                print(f"{name:16s} {group:6d} {time:8.3f} {median(sum(lengths, [])):7.1f} {max(memories):9.0f} {times:>8s}")
+                typical = median(sum(seconds, []))
+                times = "" if name == "nanomerci" else f"{typical / ours:6.2f} x"
+                print(f"{name:16s} {group:6d} {typical:8.3f} {median(sum(lengths, [])):7.1f} {max(memories):9.0f} {times:>8s}")
                 if name == "nanomerci":
                     print("    of which " + ", ".join(f"{what} {median(p[what] for p in phases):.3f}" for what in phases[0]))
     print("equal: the policy's weights at the start, prompts, group, longest answer, fp32, learning rate, no KL, grader; median of\n"
           f"{TURNS} x {o.steps} steps, two before them not counted, processes in turn. Not equal: AdamW's second moment and decay; ours\n"
-          f"logs, and with --bonus cfn scores and counts states. The graders' processes are not in the peak. tokens: of an answer.")
+          "logs, and with --bonus cfn scores and counts states. The graders' processes are not in the peak. tokens: of an answer.")
 
 
 if __name__ == "__main__":
