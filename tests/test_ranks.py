@@ -61,7 +61,8 @@ def test_nothing_samples_from_stale_weights(tmp_path):
 def test_one_rank_without_a_finite_gradient_stops_all_before_the_update(model, tmp_path):
     folder, status, said = run(2, tmp_path / "run", {"POISON": "1:3"}, model=model, save_every=1)
     assert status == [2, 2] and "step 3: the gradient's norm is nan; it was not applied" in said
-    assert all(w.isfinite().all() for w in weights(folder, 2).values()) and "Traceback" not in said
+    assert all(w.isfinite().all() for w in weights(folder, 2).values())
+    assert said.count("error:") == 1 and "Traceback" not in said
 
 
 def begun(folder, step, timeout=60):
