@@ -75,7 +75,8 @@ def _heads(config):
 
 
 class Step:
-    """The decoding step: newest token and its position of the first S slots -> logits of the next, (S, V) float32.
+    """The decoding step: newest token and its position of the first S slots -> the state after it, (S, D), and the logits of
+    the next, (S, V) float32.
 
     On CUDA it is captured once for every power of two of rows and multiple of SPAN positions that occurs, and then replayed: one launch
     in place of hundreds. Rows up to the power of two compute something nobody reads, in slots nobody is in.
@@ -94,7 +95,7 @@ class Step:
         hidden_S1D = self.model.base_model(
             token_S[:, None], position_ids=position_S[:, None], attention_mask=seen_SL[:, None, None], use_cache=True,
             **{CACHE: self.slots}).last_hidden_state  # fmt: skip
-        return self.model.get_output_embeddings()(hidden_S1D[:, 0]).float()
+        return hidden_S1D[:, 0], self.model.get_output_embeddings()(hidden_S1D[:, 0]).float()
 
     def __call__(self, token_S, position_S, longest):
         if position_S.device.type != "cuda":
@@ -103,10 +104,10 @@ class Step:
         longest = min(-(-longest // self.SPAN) * self.SPAN, self.slots.width)
         if (rows, longest) not in self.graphs:
             self.graphs[rows, longest] = self.capture(rows, longest)
-        graph, token_R, position_R, logits_RV = self.graphs[rows, longest]
+        graph, token_R, position_R, hidden_RD, logits_RV = self.graphs[rows, longest]
         token_R[:S], position_R[:S] = token_S, position_S
         graph.replay()
-        return logits_RV[:S]
+        return hidden_RD[:S], logits_RV[:S]
 
     def capture(self, rows, longest):
         # the rows write where they are parked, in the last column: while it warms up and is captured nobody's keys are touched
@@ -119,9 +120,9 @@ class Step:
                 self.forward(token_R, position_R, longest)  # libraries set themselves up on first use, which cannot be captured
             torch.cuda.current_stream().wait_stream(side)
             with torch.cuda.graph(graph, pool=self.pool):
-                logits_RV = self.forward(token_R, position_R, longest)
+                hidden_RD, logits_RV = self.forward(token_R, position_R, longest)
         self.pool = graph.pool()  # graphs never run at the same time, so they share their scratch memory
-        return graph, token_R, position_R, logits_RV
+        return graph, token_R, position_R, hidden_RD, logits_RV
 
 
 def working(model):
@@ -197,15 +198,17 @@ def draw(logits_SV, uniform_S, temperature=1.0, top_p=1.0, top_k=0):
 
 @torch.no_grad()
 def generate(model, prompts, n, *, max_new_tokens, eos_id, temperature=1.0, top_p=1.0, top_k=0, seed=0, rows=None,
-             slots=0, progress=None, stream=None):  # fmt: skip
+             slots=0, states=False, progress=None, stream=None):  # fmt: skip
     """Sample n responses to each prompt (a list of token ids). -> Rollout on the model's device, row p*n + g = sample g of p.
+    With states=True -> Rollout, states_BRD: the hidden state after token r of each response, 0 beyond its end.
 
     eos_id: an id or several; a response ends with one, or after max_new_tokens. seed: an int. rows: the number by which each
     row's random numbers are addressed (int64, default 0..B-1). slots: rows in flight at once, at least n; bounds the memory,
     0 = as many as there is room for. When a GPU's memory does not suffice all the same, half as many are tried.
     progress: called with the number of rows finished since the last call. stream: called with (row, token id) as each is drawn.
     """
-    width, autocast = max(map(len, prompts)) + max_new_tokens, torch.is_autocast_enabled(model.device.type)
+    # a state is there once its token is read, so with states a row stays one step longer and draws a token that nobody reads
+    width, autocast = max(map(len, prompts)) + max_new_tokens + states, torch.is_autocast_enabled(model.device.type)
     model = working(model)
     dtype = torch.get_autocast_dtype(model.device.type) if autocast else model.dtype
     fit, size = room(model.config, width, dtype, model.device)
@@ -222,9 +225,11 @@ def generate(model, prompts, n, *, max_new_tokens, eos_id, temperature=1.0, top_
         state(slots, size, width)
         try:
             with torch.inference_mode():  # spares the bookkeeping of gradients: a tenth of the time of small steps
-                roll = _generate(model, SlotCache(model.config, slots, width, dtype, model.device), prompts, n, max_new_tokens, eos_id,
-                                 (temperature, top_p, top_k), seed, rows, finished, stream)  # fmt: skip
-            return Rollout(*(x.clone() for x in (roll.tokens_BT, roll.mask_BT, roll.logp_BT)))  # that training may read
+                drawn = _generate(model, SlotCache(model.config, slots, width, dtype, model.device), prompts, n, max_new_tokens, eos_id,
+                                  (temperature, top_p, top_k), seed, rows, states, finished, stream)  # fmt: skip
+            tokens_BT, mask_BT, logp_BT, states_BRD = (x.clone() for x in drawn)  # that training may read
+            roll = Rollout(tokens_BT, mask_BT, logp_BT)
+            return (roll, states_BRD) if states else roll
         except torch.cuda.OutOfMemoryError:
             if slots == n:
                 raise UserError(f"out of memory with only {n} rows of {width} positions: lower --group or --max_new_tokens") from None
@@ -232,7 +237,7 @@ def generate(model, prompts, n, *, max_new_tokens, eos_id, temperature=1.0, top_
         torch.cuda.empty_cache()
 
 
-def _generate(model, cache, prompts, n, max_new_tokens, eos_id, how, seed, rows, finished, stream):
+def _generate(model, cache, prompts, n, max_new_tokens, eos_id, how, seed, rows, states, finished, stream):
     device, width, slots = model.device, cache.width, cache.keys.shape[1]
     prompt_BT = pad([p for p in prompts for _ in range(n)], device=device)
     B = len(prompt_BT)
@@ -240,6 +245,8 @@ def _generate(model, cache, prompts, n, max_new_tokens, eos_id, how, seed, rows,
     logp_BT = torch.zeros(B, width, device=device)
     start_B = torch.tensor([len(p) for p in prompts], device=device).repeat_interleave(n)
     end_B = start_B + max_new_tokens  # one past a row's last token
+    columns = (max_new_tokens + 1) * states  # of states: that after the prompt's last token comes first
+    states_CD = torch.zeros(B * columns, model.config.hidden_size, dtype=cache.keys.dtype, device=device)
     number_B = torch.arange(B, device=device) if rows is None else rows.to(device)
     # all random numbers at once: hashing one position at a time is two dozen small operations a token
     chance_BT = uniform(address("draw", seed, number_B[:, None], torch.arange(width, device=device)))
@@ -248,12 +255,13 @@ def _generate(model, cache, prompts, n, max_new_tokens, eos_id, how, seed, rows,
 
     step = Step(model, cache)
     waiting = sorted(range(len(prompts)), key=lambda p: len(prompts[p]))  # taken from the end: the longest prompt starts first
-    # of each active slot: its row, the position and the cell of its newest token, which the next forward reads, and the last position
-    state_4S = torch.zeros(4, 0, dtype=torch.int64, device=device)
+    # of each active slot: its row, the last position it may have, and of its newest token, which the next forward reads: the
+    # position, the cell and the place of the state
+    state_5S = torch.zeros(5, 0, dtype=torch.int64, device=device)
     longest = over = 0  # positions that the next forward reads, rows that are finished
 
-    while waiting or state_4S.shape[1]:
-        active = state_4S.shape[1]
+    while waiting or state_5S.shape[1]:
+        active = state_5S.shape[1]
         if waiting and slots - active >= n:
             entering = [waiting.pop() for _ in range(min(len(waiting), (slots - active) // n))]
             if max(len(prompts[p]) for p in entering) > 1:  # all but the last token, which the first step of decoding reads
@@ -262,33 +270,38 @@ def _generate(model, cache, prompts, n, max_new_tokens, eos_id, how, seed, rows,
                 cache.admit(active, prefilled, n)
             new_S = (torch.tensor(entering, device=device)[:, None] * n + torch.arange(n, device=device)).flatten()
             before_S = start_B[new_S] - 1
-            state_4S = torch.cat([state_4S, torch.stack([new_S, before_S, new_S * width + before_S, end_B[new_S] - 1])], 1)
-            longest = int(state_4S[1].max())
+            entry = torch.stack([new_S, end_B[new_S] - 1, before_S, new_S * width + before_S, new_S * columns])
+            state_5S = torch.cat([state_5S, entry], 1)
+            longest = int(state_5S[2].max())
 
         longest += 1
-        row_S, position_S, cell_S, last_S = state_4S
-        logits_SV = step(tokens_C[cell_S], position_S, longest)
-        position_S += 1
-        cell_S += 1
+        row_S, last_S, position_S, cell_S, place_S = state_5S
+        hidden_SD, logits_SV = step(tokens_C[cell_S], position_S, longest)
+        if states:
+            states_CD.index_copy_(0, place_S, hidden_SD.to(states_CD.dtype))
+        state_5S[2:] += 1
         ids_S, drawn_logp_S = draw(logits_SV, chance_C[cell_S], *how)
         tokens_C.index_copy_(0, cell_S, ids_S)
         logp_C.index_copy_(0, cell_S, drawn_logp_S)
         for row, token in zip(row_S.tolist(), ids_S.tolist()) if stream else ():
             stream(row, token)
 
-        done_S = (ids_S == eos_E1).any(0) | (position_S == last_S)
+        torch.where((ids_S == eos_E1).any(0), torch.minimum(last_S, position_S), last_S, out=last_S)
+        done_S = position_S == last_S + states
         if done_S.any():
-            end_B[row_S[done_S]] = position_S[done_S] + 1
+            end_B[row_S[done_S]] = last_S[done_S] + 1
             stay = (~done_S).nonzero()[:, 0]
             holes, movers = done_S[: len(stay)].nonzero()[:, 0], stay[stay >= len(stay)]
             if len(movers):
                 cache.move(movers, holes, longest)
-                state_4S[:, holes] = state_4S[:, movers]
+                state_5S[:, holes] = state_5S[:, movers]
             over += len(done_S) - len(stay)
-            state_4S = state_4S[:, : len(stay)]
-            longest = int(state_4S[1].max()) if len(stay) else 0
+            state_5S = state_5S[:, : len(stay)]
+            longest = int(state_5S[2].max()) if len(stay) else 0
             finished(over)
 
     column_T = torch.arange(int(end_B.max()), device=device)
-    mask_BT = ((column_T >= start_B[:, None]) & (column_T < end_B[:, None])).float()
-    return Rollout(tokens_BT[:, : len(column_T)], mask_BT, logp_BT[:, : len(column_T)])
+    ended_BT = column_T >= end_B[:, None]
+    mask_BT = ((column_T >= start_B[:, None]) & ~ended_BT).float()
+    states_BRD = states_CD.view(B, columns, states_CD.shape[1])[:, 1:]
+    return tokens_BT[:, : len(column_T)].masked_fill(ended_BT, 0), mask_BT, logp_BT[:, : len(column_T)] * mask_BT, states_BRD

@@ -72,23 +72,24 @@ def main():
         row_B = (number_P[:, None] * c.group + torch.arange(c.group, device=device)).flatten()
         problem_P = tasks.pick(task.train, number_P.tolist(), c.seed)
         with precision():
-            roll = generate(actor, [encode(tokenizer, p.prompt) for p in problem_P], c.group, max_new_tokens=c.max_new_tokens,
-                            eos_id=eos_ids(actor, tokenizer), temperature=c.temperature, seed=seed(purpose, c.seed),
-                            rows=row_B, slots=c.slots)  # fmt: skip
+            drawn = generate(actor, [encode(tokenizer, p.prompt) for p in problem_P], c.group, max_new_tokens=c.max_new_tokens,
+                             eos_id=eos_ids(actor, tokenizer), temperature=c.temperature, seed=seed(purpose, c.seed),
+                             rows=row_B, slots=c.slots, states=explorer.reads)  # fmt: skip
+        roll, states_BRD = drawn if explorer.reads else (drawn, None)
         visit_BT = address(purpose, c.seed, row_B[:, None], torch.arange(roll.tokens_BT.shape[1], device=device))
-        return number_P, problem_P, roll, visit_BT
+        return number_P, problem_P, roll, visit_BT, states_BRD
 
     def ask():
         """A round of the step: sample, grade, look how new the states are that it went through."""
         nonlocal cursor
-        number_P, problem_P, roll, visit_BT = sample(cursor, "train")
+        number_P, problem_P, roll, *visited = sample(cursor, "train")
         cursor += c.prompts
         text_B = tokenizer.batch_decode(roll.responses(), skip_special_tokens=True)
         problem_B = [problem for problem in problem_P for _ in range(c.group)]
         clock("sample")
         grades = pool.start([task.job(problem, text) for problem, text in zip(problem_B, text_B)])  # other processes grade, meanwhile
         with precision():
-            novelty_BT, logp_ref_BT = explorer.look(roll, visit_BT)
+            novelty_BT, logp_ref_BT = explorer.look(roll, *visited)
         top_BT = merci.percentile(novelty_BT, roll.mask_BT, c.top)
         kept_BT = run_BT = merci.coherent(top_BT, c.run)
         if c.noise_filter:

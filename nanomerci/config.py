@@ -130,7 +130,7 @@ class Config:
     coins: int = 20
     """C, coins a visit (MERCI, CFN: 20)."""
     cfn_trunk: Literal["frozen", "policy"] = "frozen"
-    """Whose hidden states are counted: a frozen copy of the initial policy, or the policy's own (no copy, but they move)."""
+    """Whose hidden states are counted: a frozen copy of the initial policy, or the policy's own (they move; sampling has them anyway)."""
     cfn_hidden: int = 256
     """Width of the head's hidden layer (ours)."""
     cfn_prior: bool = True

@@ -146,6 +146,7 @@ def plan(c, config, n, width, ranks):
     rows, D, L = slots(c, ranks), config.hidden_size, config.num_hidden_layers
     shared = config.num_key_value_heads / config.num_attention_heads
     trunk = c.bonus in COUNTERS and c.cfn_trunk == "frozen" or c.kl > 0
+    reads, answers = c.bonus in COUNTERS and c.cfn_trunk == "policy", -(-c.prompts * c.group // ranks)
     on_cpu = c.device == "cpu" or c.dtype == "float32"
     budget = min(c.micro_tokens, CACHED) if on_cpu else c.micro_tokens
     batch = min(max(1, budget // width), -(-c.prompts * c.group // ranks // c.minibatches))  # rows of a micro-batch
@@ -170,6 +171,8 @@ def plan(c, config, n, width, ranks):
          "head, its prior and moments; this rank's part of the replay"),
         ("KV cache", rows * width * cache_bytes(config, half), "sampling", f"{rows} slots x {width:,} tokens, --slots"),
         ("logits", rows * config.vocab_size * 12, "sampling", "slots x vocabulary, fp32, three times"),
+        ("states", half * answers * (c.max_new_tokens + 1) * D * reads, "sampling",
+         f"read by the sampler, of {answers} answers" if reads else "none"),
         ("gradients", 4 * n / cut, "updating", "fp32"),
         ("activations", tokens * kept, "updating", f"{tokens:,} tokens, --micro_tokens"
          + ("; layers are computed again" if c.recompute else "; a fraction with --recompute True")),

@@ -34,21 +34,22 @@ class Explorer:
                 options |= dict(lr=c.cfn_lr, capacity=c.cfn_replay, batch=c.cfn_batch)
             self.counter = COUNTERS[c.bonus](width, **options)
         self.counts = c.bonus in (*COUNTERS, "exact")  # whether there is something to learn before the first step
+        self.reads = bool(self.counter) and c.cfn_trunk == "policy"  # whether the sampler is to hand over the states it went through
         self.answers, self.oracle = rivals.OutcomeCounts(dist.gather), Oracle(dist.gather)
         self._forget()
 
     def _forget(self):
         self.visits, self.looks, self.given = [], [], []
 
-    def look(self, roll, visit_BT):
+    def look(self, roll, visit_BT, states_BRD=None):
         """How new is every state of the rollout? -> novelty_BT, logp_ref_BT (for the KL term, else 0)."""
         c, novelty_BT, logp_ref_BT = self.c, roll.mask_BT * 0, roll.mask_BT * 0
         if self.counter or c.kl:
             score = self.counter and self.counter.score
             if c.bonus == "cfn":
                 score = partial(cfn_score, net=self.counter.net, backend=c.backend)
-            novelty_BT, logp_ref_BT, visits = look_at(self.trunk, roll, visit_BT, score=score, kl=c.kl > 0, temperature=c.temperature,
-                                                      budget=c.micro_tokens, backend=c.backend)  # fmt: skip
+            novelty_BT, logp_ref_BT, visits = look_at(self.trunk, roll, visit_BT, states_BRD, score=score, kl=c.kl > 0,
+                                                      temperature=c.temperature, budget=c.micro_tokens, backend=c.backend)  # fmt: skip
             self.visits.append(visits)
         if c.bonus == "surprisal":
             novelty_BT = rivals.surprisal(roll.logp_BT, roll.mask_BT)

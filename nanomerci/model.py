@@ -172,8 +172,9 @@ def token_logp(model, tokens_BT, mask_BT, temperature=1.0, backend=None):
 
 
 @torch.no_grad()
-def look_at(trunk, roll, address_BT, *, score=None, kl=False, temperature=1.0, budget=16384, limit=65536, backend=None):
-    """One forward of the trunk for everything that is read off it.
+def look_at(trunk, roll, address_BT, states_BRD=None, *, score=None, kl=False, temperature=1.0, budget=16384, limit=65536,
+            backend=None):  # fmt: skip
+    """One forward of the trunk for everything that is read off it; none where the sampler has read its states already (states_BRD).
 
     -> invn_BT, score(hidden_ND) of every response prefix (a counter's 1/n), 0 elsewhere; logp_BT, the reference log-probs, if
     kl; and the visits to learn, (hidden_ND, address_N): all, or where there are more than `limit`, a fair sample of about so many.
@@ -183,7 +184,10 @@ def look_at(trunk, roll, address_BT, *, score=None, kl=False, temperature=1.0, b
     for rows in micro_batches(roll.end_B, budget):
         part = roll.rows(rows)
         width = part.mask_BT.shape[1]
-        states_BKD, before_B = states(trunk, part.tokens_BT, part.mask_BT)
+        if states_BRD is None:
+            states_BKD, before_B = states(trunk, part.tokens_BT, part.mask_BT)
+        else:
+            states_BKD, before_B = states_BRD[rows], part.mask_BT.argmax(1) + 1
         row_N, column_N = part.mask_BT.nonzero(as_tuple=True)
         state_N = column_N - before_B[row_N]
         hidden_ND, address_N = states_BKD[row_N, state_N + 1], address_BT[rows, :width][row_N, column_N]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nanomerci.config import UserError
-from nanomerci.model import token_logp
+from nanomerci.model import look_at, token_logp
 from nanomerci.rollout import Rollout, micro_batches, noise_mask, pad
 from sample import SlotCache, draw, generate, room, truncate, working
 
@@ -105,6 +105,33 @@ def test_every_token_is_streamed_as_it_is_drawn(small):
     seen = [[] for _ in range(12)]
     roll = generate(small("llama"), PROMPTS, 3, max_new_tokens=10, eos_id=[1, 2, 3], slots=4, stream=lambda row, t: seen[row].append(t))
     assert seen == roll.responses()
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("slots", [3, 7, 512])
+def test_the_states_it_went_through_are_those_of_a_forward_of_the_whole_text(small, family, slots):
+    model, how = small(family), dict(max_new_tokens=10, eos_id=[1, 2, 3], seed=5)
+    alone = generate(model, PROMPTS, 3, **how)
+    roll, states_BRD = generate(model, PROMPTS, 3, **how, slots=slots, states=True)
+    assert roll.tokens_BT.equal(alone.tokens_BT) and roll.mask_BT.equal(alone.mask_BT)
+    assert torch.allclose(roll.logp_BT, alone.logp_BT, atol=1e-5)
+    lengths = roll.length_B.long().tolist()
+    assert 1 < len(set(lengths)) and max(lengths) == 10  # some ended themselves, some were cut off
+    for row, (prompt, length) in enumerate(zip([p for p in PROMPTS for _ in range(3)], lengths)):
+        text = roll.tokens_BT[row, : len(prompt) + length]
+        theirs_TD = model.model(text[None]).last_hidden_state[0, len(prompt) :]
+        assert torch.allclose(states_BRD[row, :length], theirs_TD, atol=2e-5)
+        assert not states_BRD[row, length:].any()
+
+
+def test_looking_at_states_the_sampler_read_is_looking_at_the_model_again(small):
+    model, score = small("llama"), lambda hidden_ND: hidden_ND.square().mean(1)
+    roll, states_BRD = generate(model, PROMPTS, 3, max_new_tokens=10, eos_id=[1, 2, 3], seed=5, states=True)
+    visit_BT = torch.arange(roll.tokens_BT.numel()).view(roll.tokens_BT.shape)
+    for budget in (20, 4096):
+        read, again = (look_at(model, roll, visit_BT, states, score=score, budget=budget) for states in (states_BRD, None))
+        assert torch.allclose(read[0], again[0], atol=2e-5) and (read[0] > 0).equal(roll.mask_BT > 0)
+        assert torch.allclose(read[2][0], again[2][0], atol=2e-5) and read[2][1].equal(again[2][1])
 
 
 def test_layout_of_a_rollout(small):
