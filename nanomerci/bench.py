@@ -2,7 +2,7 @@
 
     python -m nanomerci.bench graders [--seconds 10] [--workers 2] [--deadline 2]
     python -m nanomerci.bench sampler [--shape tiny] [--rows 128] [--group 8] [--length 48] [--dtype float32] [--growth]
-    python -m nanomerci.bench step [--rows 128] [--group 8] [--length 48] [--steps 12] [--bonus cfn] [--growth]
+    python -m nanomerci.bench step [--rows 128] [--group 8] [--length 48] [--steps 12] [--bonus cfn] [--cfn_trunk frozen] [--growth]
 
 A benchmark is a function (options) -> None that prints its table and says what was equal; BENCHES names them.
 """
@@ -95,6 +95,7 @@ def main():
     p.add_argument("--rounds", type=int, default=5, help="sampler: rounds in turn (default 5)")
     p.add_argument("--steps", type=int, default=12, help="step: steps that count (default 12)")
     p.add_argument("--bonus", choices=["none", "cfn"], default="cfn", help="step: ours with or without the counter (default cfn)")
+    p.add_argument("--cfn_trunk", choices=["frozen", "policy"], default="frozen", help="step: as in train.py (default frozen)")
     p.add_argument("--growth", action="store_true", help="sampler, step: also how it grows with rows, length, size; with the group")
     o = p.parse_args(sys.argv[1:])
     BENCHES[o.bench](o)

@@ -163,7 +163,7 @@ def our_step(o, folder, group):
     memory = child([sys.executable, str(root / "train.py"), "toy_sql", "--prompts", str(o.rows // group), "--group", str(group),
                     "--minibatches", "1", "--steps", str(o.steps + 2), "--eval_every", "0", "--eval_problems", "2", "--eval_k", "1",
                     "--save_every", "0", "--report", "False", "--max_new_tokens", str(o.length), "--bonus", o.bonus,
-                    "--out", str(run)])  # fmt: skip
+                    "--cfn_trunk", o.cfn_trunk, "--out", str(run)])  # fmt: skip
     steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     steps = [m for m in steps if m["step"] > 2]
     phases = {name: median(m[f"time/{name}"] for m in steps) for name in ("sample", "score", "grade", "update", "count")}
@@ -226,7 +226,7 @@ def step(o):
     """Seconds and peak memory of a GRPO step of the default recipe, beside TRL's GRPOTrainer; how it grows with the group."""
     if find_spec("trl") is None:
         raise UserError("bench step: TRL is not installed; pip install -e '.[bench]'")
-    print(f"step: toy_sql on the CPU, {o.rows} rows, at most {o.length} new tokens, one update a step, bonus {o.bonus}\n"
+    print(f"step: toy_sql on the CPU, {o.rows} rows, at most {o.length} new tokens, one update, bonus {o.bonus}, trunk {o.cfn_trunk}\n"
           f"{'peer':16s} {'group':>6s} {'seconds':>8s} {'tokens':>7s} {'peak MiB':>9s} {'ours is':>8s}")
     with tempfile.TemporaryDirectory() as scratch:
         for group in [o.group] + ([o.group // 2, o.group * 2] if o.growth else []):
