@@ -143,7 +143,8 @@ def results(command, arms, contrasts, cells, failed):
         curves[name] = {"x": grid, "arms": {arm: band(some, grid) for arm, some in runs.items()}}
     found = differences(values, contrasts, primary)
     return {
-        "command": command, "task": c.task, "split": c.eval_split, "problems": c.eval_problems, "arms": arms, "primary": primary,
+        "command": command, "task": c.task, "split": c.eval_split, "problems": c.eval_problems, "eval_every": c.eval_every,
+        "arms": arms, "primary": primary,
         "runs": {arm: len(values[arm]) for arm in arms}, "failed": failed, "unfinished": len(cells) - len(measured),
         "same_start": all(start == some[0] for some in starts.values() for start in some), "meaning": MEANING,
         "before": summary(before[arms[0]]) if arms else {}, "table": table, "curves": curves,
@@ -198,25 +199,41 @@ def markdown(r):
     return "\n\n".join("\n".join(lines) for lines in parts if lines) + "\n"
 
 
+def ends(r, axes):
+    """Held-out accuracy of each arm after its last step; dashed: before the first."""
+    for name, colour, shift in zip(r["primary"], (plots.BLUE, plots.ORANGE), (0.12, -0.12)):
+        middle_3A = np.array([r["table"][arm][name] for arm in r["arms"]]).T
+        reach = np.maximum(0, [middle_3A[0] - middle_3A[1], middle_3A[2] - middle_3A[0]])
+        y_A = shift - np.arange(len(r["arms"]))
+        axes.errorbar(middle_3A[0], y_A, xerr=reach, capsize=2, marker="o", linestyle="", color=colour, label=name)
+        axes.axvline(r["before"][name][0], color=colour, linestyle="--", linewidth=1)
+    axes.set_yticks([-i for i in range(len(r["arms"]))], r["arms"])
+    axes.set_title(f"{r['task']}, after equal samples, 95 %; dashed: before", loc="left")
+    axes.legend(frameon=False, fontsize=7)
+
+
 def picture(r, path):
-    """Held-out accuracy over the samples, and the differences with their intervals."""
+    """Held-out accuracy over the samples (or at the end), and the differences with their intervals."""
     from matplotlib import colormaps, rc_context
     from matplotlib.figure import Figure
 
     colour = {arm: colormaps["tab20" if len(r["arms"]) > 10 else "tab10"](i) for i, arm in enumerate(r["arms"])}
     contrasts = list(dict.fromkeys((d["arm"], d["base"]) for d in r["differences"]))
     with rc_context(plots.LOOK):
-        figure = Figure(figsize=(13, max(4.0, 1.6 + 0.3 * len(contrasts))), layout="constrained")
-        curves, forest = figure.subplots(1, 2, width_ratios=(1, 1)) if contrasts else (figure.subplots(), None)
-        for name, style in zip(r["primary"], ("-", "--")):
+        rows = max(len(contrasts), 0 if r["eval_every"] else len(r["arms"]))
+        figure = Figure(figsize=(13, max(4.0, 1.6 + 0.3 * rows)), layout="constrained")
+        left, forest = figure.subplots(1, 2, width_ratios=(1, 1)) if contrasts else (figure.subplots(), None)
+        for name, style in zip(r["primary"], ("-", "--")) if r["eval_every"] else ():
             x = r["curves"][name]["x"]
             for arm, line in r["curves"][name]["arms"].items():
                 y, low, high = (np.array(line[part], dtype=float) for part in ("y", "low", "high"))  # nan where all runs have ended
-                curves.plot(x, y, style, color=colour[arm], label=arm if style == "-" else None)
-                curves.fill_between(x, low, high, color=colour[arm], alpha=0.12, linewidth=0)
-        curves.set_title(f"{r['task']}, held out: {' (solid) and '.join(r['primary'])} (dashed), 95 % bands", loc="left")
-        curves.set_xlabel("answers sampled in training")
-        curves.legend(frameon=False, fontsize=7)
+                left.plot(x, y, style, color=colour[arm], label=arm if style == "-" else None)
+                left.fill_between(x, low, high, color=colour[arm], alpha=0.12, linewidth=0)
+            left.set_title(f"{r['task']}, held out: {' (solid) and '.join(r['primary'])} (dashed), 95 % bands", loc="left")
+            left.set_xlabel("answers sampled in training")
+            left.legend(frameon=False, fontsize=7)
+        if not r["eval_every"]:  # evaluated only before and after: no curves, but where each arm ended
+            ends(r, left)
         for i, d in enumerate(r["differences"]):
             y = -contrasts.index((d["arm"], d["base"])) + 0.12 - 0.24 * r["primary"].index(d["metric"])
             sure, first = d["p_holm"] < LEVEL, d["metric"] == r["primary"][0]
@@ -226,7 +243,7 @@ def picture(r, path):
         if forest:
             forest.axvline(0, color="0.4", linewidth=1)
             forest.set_yticks([-i for i in range(len(contrasts))], [f"{arm} - {base}" for arm, base in contrasts])
-            forest.set_title("paired differences, 95 % intervals; filled: significant after correction", loc="left")
+            forest.set_title("paired differences, 95 %; filled: significant, corrected", loc="left")
             forest.legend(frameon=False, fontsize=7)
         plots.save(figure, path)
 

@@ -129,12 +129,15 @@ def test_killed_and_continued_it_is_complete_and_arms_that_must_be_equal_are(don
     assert problems[0] == problems[1] == problems[2] != [r["id"] for r in cell(out, "grpo", 0, "samples")]
 
 
-def test_arms_that_end_at_different_samples_make_a_picture(tmp_path):
+@pytest.mark.parametrize("eval_every", [1, 0])
+def test_arms_that_end_at_different_samples_make_a_picture(tmp_path, eval_every):
     """DAPO's last step may pass the budget: there the curves of the others have ended."""
     line = {"y": [0.1, 0.2, None], "low": [0.1, 0.1, None], "high": [0.1, 0.3, None]}
     longer = {"y": [0.1, 0.2, 0.3], "low": [0.1, 0.1, 0.2], "high": [0.1, 0.3, 0.4]}
     curves = {name: {"x": [0, 10, 20], "arms": {"grpo": line, "dapo": longer}} for name in ("mean@8", "pass@8")}
     r = {"task": "toy", "primary": ["mean@8", "pass@8"], "arms": ["grpo", "dapo"], "differences": [], "curves": curves}
+    table = {arm: dict.fromkeys(curves, [0.3, 0.2, 0.4]) for arm in r["arms"]}
+    r |= {"eval_every": eval_every, "table": table, "before": dict.fromkeys(curves, [0.1, 0.0, 0.2])}
     contrast.picture(r, tmp_path / "compare.png")
     assert (tmp_path / "compare.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
