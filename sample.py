@@ -92,8 +92,9 @@ class Step:
         self.slots.longest = longest
         self.slots.place_S = torch.arange(len(position_S), device=device) * self.slots.width + position_S
         seen_SL = torch.arange(longest, device=device) <= position_S[:, None]
+        # the clamp is for rows that are parked in the last column, which no row that counts reads: it may lie beyond the context
         hidden_S1D = self.model.base_model(
-            token_S[:, None], position_ids=position_S[:, None], attention_mask=seen_SL[:, None, None], use_cache=True,
+            token_S[:, None], position_ids=position_S.clamp(max=self.slots.width - 2)[:, None], attention_mask=seen_SL[:, None, None], use_cache=True,
             **{CACHE: self.slots}).last_hidden_state  # fmt: skip
         return hidden_S1D[:, 0], self.model.get_output_embeddings()(hidden_S1D[:, 0]).float()
 
@@ -200,13 +201,16 @@ def draw(logits_SV, uniform_S, temperature=1.0, top_p=1.0, top_k=0):
 def generate(model, prompts, n, *, max_new_tokens, eos_id, temperature=1.0, top_p=1.0, top_k=0, seed=0, rows=None,
              slots=0, states=False, progress=None, stream=None):  # fmt: skip
     """Sample n responses to each prompt (a list of token ids). -> Rollout on the model's device, row p*n + g = sample g of p.
-    With states=True -> Rollout, states_BRD: the hidden state after token r of each response, 0 beyond its end.
+    With states=True -> Rollout, states_BRD: the hidden state after token r of each response in the cache's dtype, 0 beyond its end.
 
     eos_id: an id or several; a response ends with one, or after max_new_tokens. seed: an int. rows: the number by which each
     row's random numbers are addressed (int64, default 0..B-1). slots: rows in flight at once, at least n; bounds the memory,
     0 = as many as there is room for. When a GPU's memory does not suffice all the same, half as many are tried.
-    progress: called with the number of rows finished since the last call. stream: called with (row, token id) as each is drawn.
+    progress: called with the number of rows finished since the last call. stream: called with (row, token id) as each is drawn;
+    not with states.
     """
+    if stream and states:
+        raise ValueError("with states a row draws one token more than its own: it cannot be streamed")
     # a state is there once its token is read, so with states a row stays one step longer and draws a token that nobody reads
     width, autocast = max(map(len, prompts)) + max_new_tokens + states, torch.is_autocast_enabled(model.device.type)
     model = working(model)
@@ -227,9 +231,8 @@ def generate(model, prompts, n, *, max_new_tokens, eos_id, temperature=1.0, top_
             with torch.inference_mode():  # spares the bookkeeping of gradients: a tenth of the time of small steps
                 drawn = _generate(model, SlotCache(model.config, slots, width, dtype, model.device), prompts, n, max_new_tokens, eos_id,
                                   (temperature, top_p, top_k), seed, rows, states, finished, stream)  # fmt: skip
-            tokens_BT, mask_BT, logp_BT, states_BRD = (x.clone() for x in drawn)  # that training may read
-            roll = Rollout(tokens_BT, mask_BT, logp_BT)
-            return (roll, states_BRD) if states else roll
+            roll = Rollout(*(x.clone() for x in drawn[:3]))  # that training may read
+            return (roll, drawn[3]) if states else roll
         except torch.cuda.OutOfMemoryError:
             if slots == n:
                 raise UserError(f"out of memory with only {n} rows of {width} positions: lower --group or --max_new_tokens") from None
@@ -304,4 +307,4 @@ def _generate(model, cache, prompts, n, max_new_tokens, eos_id, how, seed, rows,
     ended_BT = column_T >= end_B[:, None]
     mask_BT = ((column_T >= start_B[:, None]) & ~ended_BT).float()
     states_BRD = states_CD.view(B, columns, states_CD.shape[1])[:, 1:]
-    return tokens_BT[:, : len(column_T)].masked_fill(ended_BT, 0), mask_BT, logp_BT[:, : len(column_T)] * mask_BT, states_BRD
+    return tokens_BT[:, : len(column_T)].masked_fill(ended_BT, 0), mask_BT, logp_BT[:, : len(column_T)].masked_fill(ended_BT, 0), states_BRD

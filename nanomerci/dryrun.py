@@ -134,6 +134,11 @@ def parameters(config):
         return AutoModelForCausalLM.from_config(config).num_parameters()
 
 
+def own_trunk(c):
+    """Whether there is a frozen copy of the initial policy, which reads every sample once."""
+    return c.bonus in COUNTERS and c.cfn_trunk == "frozen" or c.kl > 0
+
+
 def slots(c, ranks):
     return min(max(1, c.prompts * c.group // ranks), max(c.slots, c.group))
 
@@ -145,7 +150,7 @@ def plan(c, config, n, width, ranks):
     cut = ranks if sharded else 1
     rows, D, L = slots(c, ranks), config.hidden_size, config.num_hidden_layers
     shared = config.num_key_value_heads / config.num_attention_heads
-    trunk = c.bonus in COUNTERS and c.cfn_trunk == "frozen" or c.kl > 0
+    trunk = own_trunk(c)
     reads, answers = c.bonus in COUNTERS and c.cfn_trunk == "policy", -(-c.prompts * c.group // ranks)
     on_cpu = c.device == "cpu" or c.dtype == "float32"
     budget = min(c.micro_tokens, CACHED) if on_cpu else c.micro_tokens
@@ -220,7 +225,7 @@ def seconds(c, config, prompt, ranks):
         forward = B * forward_flops(config, n, torch.tensor([prompt + length]))
         read = half * n + rows * (prompt + length / 2) * cache_bytes(config, half)
         sampling = max(tokens * 2 * n / flops, reads * read / bandwidth)
-        looks = (c.bonus == "cfn" or c.kl > 0) + (c.minibatches > 1 and c.old_logp == "trainer")
+        looks = own_trunk(c) + (c.minibatches > 1 and c.old_logp == "trainer")
         update = (3 + looks) * forward / flops
         print(f"responses of {length:7,.0f} tokens: {sampling + update:9,.1f}   sampling {sampling:,.1f}, forward and backward "
               f"{update:,.1f}; {c.steps} steps {(sampling + update) * c.steps / 3600:,.1f} h")  # fmt: skip

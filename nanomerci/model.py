@@ -174,7 +174,8 @@ def token_logp(model, tokens_BT, mask_BT, temperature=1.0, backend=None):
 @torch.no_grad()
 def look_at(trunk, roll, address_BT, states_BRD=None, *, score=None, kl=False, temperature=1.0, budget=16384, limit=65536,
             backend=None):  # fmt: skip
-    """One forward of the trunk for everything that is read off it; none where the sampler has read its states already (states_BRD).
+    """One forward of the trunk for everything that is read off it; none where the sampler has read its states already (states_BRD, not
+    with kl).
 
     -> invn_BT, score(hidden_ND) of every response prefix (a counter's 1/n), 0 elsewhere; logp_BT, the reference log-probs, if
     kl; and the visits to learn, (hidden_ND, address_N): all, or where there are more than `limit`, a fair sample of about so many.
@@ -184,13 +185,14 @@ def look_at(trunk, roll, address_BT, states_BRD=None, *, score=None, kl=False, t
     for rows in micro_batches(roll.end_B, budget):
         part = roll.rows(rows)
         width = part.mask_BT.shape[1]
+        row_N, column_N = part.mask_BT.nonzero(as_tuple=True)
+        address_N = address_BT[rows, :width][row_N, column_N]
         if states_BRD is None:
             states_BKD, before_B = states(trunk, part.tokens_BT, part.mask_BT)
+            state_N = column_N - before_B[row_N]
+            hidden_ND = states_BKD[row_N, state_N + 1]
         else:
-            states_BKD, before_B = states_BRD[rows], part.mask_BT.argmax(1) + 1
-        row_N, column_N = part.mask_BT.nonzero(as_tuple=True)
-        state_N = column_N - before_B[row_N]
-        hidden_ND, address_N = states_BKD[row_N, state_N + 1], address_BT[rows, :width][row_N, column_N]
+            hidden_ND = states_BRD[rows[row_N], column_N - part.mask_BT.argmax(1)[row_N]]
         if score is not None:
             invn_BT[rows[row_N], column_N] = score(hidden_ND)
         if kl:
