@@ -92,10 +92,10 @@ class Step:
         self.slots.longest = longest
         self.slots.place_S = torch.arange(len(position_S), device=device) * self.slots.width + position_S
         seen_SL = torch.arange(longest, device=device) <= position_S[:, None]
-        # the clamp is for rows that are parked in the last column, which no row that counts reads: it may lie beyond the context
+        # rows that nobody reads are parked in the last column, which may lie beyond the context: they take the position before it
         hidden_S1D = self.model.base_model(
-            token_S[:, None], position_ids=position_S.clamp(max=self.slots.width - 2)[:, None], attention_mask=seen_SL[:, None, None], use_cache=True,
-            **{CACHE: self.slots}).last_hidden_state  # fmt: skip
+            token_S[:, None], position_ids=position_S.clamp(max=self.slots.width - 2)[:, None],
+            attention_mask=seen_SL[:, None, None], use_cache=True, **{CACHE: self.slots}).last_hidden_state  # fmt: skip
         return hidden_S1D[:, 0], self.model.get_output_embeddings()(hidden_S1D[:, 0]).float()
 
     def __call__(self, token_S, position_S, longest):

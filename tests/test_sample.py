@@ -8,7 +8,7 @@ import torch
 from nanomerci.config import UserError
 from nanomerci.model import look_at, token_logp
 from nanomerci.rollout import Rollout, micro_batches, noise_mask, pad
-from sample import SlotCache, draw, generate, room, truncate, working
+from sample import SlotCache, Step, draw, generate, room, truncate, working
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14], [15, 16]]
 
@@ -108,20 +108,33 @@ def test_every_token_is_streamed_as_it_is_drawn(small):
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
-@pytest.mark.parametrize("slots", [3, 7, 512])
-def test_the_states_it_went_through_are_those_of_a_forward_of_the_whole_text(small, family, slots):
-    model, how = small(family), dict(max_new_tokens=10, eos_id=[1, 2, 3], seed=5)
+@pytest.mark.parametrize("slots, most", [(3, 10), (7, 10), (512, 10), (3, 1)])
+def test_the_states_it_went_through_are_those_of_a_forward_of_the_whole_text(small, family, slots, most):
+    model, how = small(family), dict(max_new_tokens=most, eos_id=[1, 2, 3], seed=5)
     alone = generate(model, PROMPTS, 3, **how)
     roll, states_BRD = generate(model, PROMPTS, 3, **how, slots=slots, states=True)
     assert roll.tokens_BT.equal(alone.tokens_BT) and roll.mask_BT.equal(alone.mask_BT)
     assert torch.allclose(roll.logp_BT, alone.logp_BT, atol=1e-5)
     lengths = roll.length_B.long().tolist()
-    assert 1 < len(set(lengths)) and max(lengths) == 10  # some ended themselves, some were cut off
+    assert most == 1 or 1 < len(set(lengths)) and max(lengths) == most  # some ended themselves, some were cut off
     for row, (prompt, length) in enumerate(zip([p for p in PROMPTS for _ in range(3)], lengths)):
         text = roll.tokens_BT[row, : len(prompt) + length]
         theirs_TD = model.model(text[None]).last_hidden_state[0, len(prompt) :]
         assert torch.allclose(states_BRD[row, :length], theirs_TD, atol=2e-5)
         assert not states_BRD[row, length:].any()
+
+
+def test_what_has_states_fits_in_the_context_and_is_not_streamed(small):
+    """The last column is one beyond the context; only rows nobody reads are parked there, and they must not ask for its position."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=32, n_positions=16, n_embd=16, n_layer=1, n_head=2)).eval()
+    step = Step(gpt2, SlotCache(gpt2.config, 2, 17, torch.float32, "cpu"))
+    step.forward(torch.zeros(2, dtype=torch.int64), torch.full((2,), 16), 17)
+    roll, states_BRD = generate(gpt2, PROMPTS, 3, max_new_tokens=10, eos_id=31, states=True)
+    assert int(roll.end_B.max()) == 16 and states_BRD.shape == (12, 10, 16)
+    with pytest.raises(ValueError, match="streamed"):
+        generate(gpt2, PROMPTS, 3, max_new_tokens=10, eos_id=31, states=True, stream=print)
 
 
 def test_looking_at_states_the_sampler_read_is_looking_at_the_model_again(small):
