@@ -209,7 +209,7 @@ def ends(r, axes):
         axes.axvline(r["before"][name][0], color=colour, linestyle="--", linewidth=1)
     axes.set_yticks([-i for i in range(len(r["arms"]))], r["arms"])
     axes.set_title(f"{r['task']}, after equal samples, 95 %; dashed: before", loc="left")
-    axes.legend(frameon=False, fontsize=7)
+    axes.legend(loc="lower left", frameon=False, fontsize=7)
 
 
 def picture(r, path):
