@@ -243,7 +243,7 @@ def picture(r, path):
         if forest:
             forest.axvline(0, color="0.4", linewidth=1)
             forest.set_yticks([-i for i in range(len(contrasts))], [f"{arm} - {base}" for arm, base in contrasts])
-            forest.set_title("paired differences, 95 %; filled: significant, corrected", loc="left")
+            forest.set_title("differences, 95 %; filled: p < .05 (Holm)", loc="left")
             forest.legend(frameon=False, fontsize=7)
         plots.save(figure, path)
 
