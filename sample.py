@@ -92,10 +92,9 @@ class Step:
         self.slots.longest = longest
         self.slots.place_S = torch.arange(len(position_S), device=device) * self.slots.width + position_S
         seen_SL = torch.arange(longest, device=device) <= position_S[:, None]
-        # rows that nobody reads are parked in the last column, which may lie beyond the context: they take the position before it
         hidden_S1D = self.model.base_model(
-            token_S[:, None], position_ids=position_S.clamp(max=self.slots.width - 2)[:, None],
-            attention_mask=seen_SL[:, None, None], use_cache=True, **{CACHE: self.slots}).last_hidden_state  # fmt: skip
+            token_S[:, None], position_ids=position_S[:, None], attention_mask=seen_SL[:, None, None], use_cache=True,
+            **{CACHE: self.slots}).last_hidden_state  # fmt: skip
         return hidden_S1D[:, 0], self.model.get_output_embeddings()(hidden_S1D[:, 0]).float()
 
     def __call__(self, token_S, position_S, longest):
@@ -111,7 +110,8 @@ class Step:
         return hidden_RD[:S], logits_RV[:S]
 
     def capture(self, rows, longest):
-        # the rows write where they are parked, in the last column: while it warms up and is captured nobody's keys are touched
+        # the rows write where they are parked, in the last column, which a row uses in its last step at the earliest: while it warms
+        # up and is captured nobody's keys are touched
         token_R, position_R = (torch.full((rows,), value, device=self.model.device) for value in (0, self.slots.width - 1))
         graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
         dtype, enabled = torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda")
@@ -211,8 +211,7 @@ def generate(model, prompts, n, *, max_new_tokens, eos_id, temperature=1.0, top_
     """
     if stream and states:
         raise ValueError("with states a row draws one token more than its own: it cannot be streamed")
-    # a state is there once its token is read, so with states a row stays one step longer and draws a token that nobody reads
-    width, autocast = max(map(len, prompts)) + max_new_tokens + states, torch.is_autocast_enabled(model.device.type)
+    width, autocast = max(map(len, prompts)) + max_new_tokens, torch.is_autocast_enabled(model.device.type)
     model = working(model)
     dtype = torch.get_autocast_dtype(model.device.type) if autocast else model.dtype
     fit, size = room(model.config, width, dtype, model.device)
@@ -241,7 +240,8 @@ def generate(model, prompts, n, *, max_new_tokens, eos_id, temperature=1.0, top_
 
 
 def _generate(model, cache, prompts, n, max_new_tokens, eos_id, how, seed, rows, states, finished, stream):
-    device, width, slots = model.device, cache.width, cache.keys.shape[1]
+    # a state is there once its token is read, so with states a row stays one step longer and draws a token that nobody reads
+    device, width, slots = model.device, cache.width + states, cache.keys.shape[1]
     prompt_BT = pad([p for p in prompts for _ in range(n)], device=device)
     B = len(prompt_BT)
     tokens_BT = torch.nn.functional.pad(prompt_BT, (0, width - prompt_BT.shape[1]))

@@ -199,8 +199,25 @@ def markdown(r):
     return "\n\n".join("\n".join(lines) for lines in parts if lines) + "\n"
 
 
+def over_samples(r, axes):
+    """Held-out accuracy of each arm as it was evaluated between its steps."""
+    from matplotlib import colormaps
+
+    colours = colormaps["tab20" if len(r["arms"]) > 10 else "tab10"]
+    for name, style in zip(r["primary"], ("-", "--")):
+        x = r["curves"][name]["x"]
+        for arm, line in r["curves"][name]["arms"].items():
+            y, low, high = (np.array(line[part], dtype=float) for part in ("y", "low", "high"))  # nan where all runs have ended
+            colour = colours(r["arms"].index(arm))
+            axes.plot(x, y, style, color=colour, label=arm if style == "-" else None)
+            axes.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
+    axes.set_title(f"{r['task']}, held out: {' (solid) and '.join(r['primary'])} (dashed), 95 % bands", loc="left")
+    axes.set_xlabel("answers sampled in training")
+    axes.legend(frameon=False, fontsize=7)
+
+
 def ends(r, axes):
-    """Held-out accuracy of each arm after its last step; dashed: before the first."""
+    """The same where it was evaluated only before and after: where each arm ended; dashed: before its first step."""
     for name, colour, shift in zip(r["primary"], (plots.BLUE, plots.ORANGE), (0.12, -0.12)):
         middle_3A = np.array([r["table"][arm][name] for arm in r["arms"]]).T
         reach = np.maximum(0, [middle_3A[0] - middle_3A[1], middle_3A[2] - middle_3A[0]])
@@ -214,26 +231,15 @@ def ends(r, axes):
 
 def picture(r, path):
     """Held-out accuracy over the samples (or at the end), and the differences with their intervals."""
-    from matplotlib import colormaps, rc_context
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    colour = {arm: colormaps["tab20" if len(r["arms"]) > 10 else "tab10"](i) for i, arm in enumerate(r["arms"])}
     contrasts = list(dict.fromkeys((d["arm"], d["base"]) for d in r["differences"]))
     with rc_context(plots.LOOK):
         rows = max(len(contrasts), 0 if r["eval_every"] else len(r["arms"]))
         figure = Figure(figsize=(13, max(4.0, 1.6 + 0.3 * rows)), layout="constrained")
         left, forest = figure.subplots(1, 2, width_ratios=(1, 1)) if contrasts else (figure.subplots(), None)
-        for name, style in zip(r["primary"], ("-", "--")) if r["eval_every"] else ():
-            x = r["curves"][name]["x"]
-            for arm, line in r["curves"][name]["arms"].items():
-                y, low, high = (np.array(line[part], dtype=float) for part in ("y", "low", "high"))  # nan where all runs have ended
-                left.plot(x, y, style, color=colour[arm], label=arm if style == "-" else None)
-                left.fill_between(x, low, high, color=colour[arm], alpha=0.12, linewidth=0)
-            left.set_title(f"{r['task']}, held out: {' (solid) and '.join(r['primary'])} (dashed), 95 % bands", loc="left")
-            left.set_xlabel("answers sampled in training")
-            left.legend(frameon=False, fontsize=7)
-        if not r["eval_every"]:  # evaluated only before and after: no curves, but where each arm ended
-            ends(r, left)
+        (over_samples if r["eval_every"] else ends)(r, left)
         for i, d in enumerate(r["differences"]):
             y = -contrasts.index((d["arm"], d["base"])) + 0.12 - 0.24 * r["primary"].index(d["metric"])
             sure, first = d["p_holm"] < LEVEL, d["metric"] == r["primary"][0]

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoTokenizer, LlamaConfig, Qwen2Config
 from kernels.logprob import TILE_BYTES
 from nanomerci import dist, tasks
 from nanomerci.config import UserError
-from nanomerci.explore import COUNTERS
+from nanomerci.explore import own_trunk, reads
 from nanomerci.model import encode, tiny
 from nanomerci.rollout import CACHED
 from nanomerci.roofline import forward_flops
@@ -134,11 +134,6 @@ def parameters(config):
         return AutoModelForCausalLM.from_config(config).num_parameters()
 
 
-def own_trunk(c):
-    """Whether there is a frozen copy of the initial policy, which reads every sample once."""
-    return c.bonus in COUNTERS and c.cfn_trunk == "frozen" or c.kl > 0
-
-
 def slots(c, ranks):
     return min(max(1, c.prompts * c.group // ranks), max(c.slots, c.group))
 
@@ -150,11 +145,10 @@ def plan(c, config, n, width, ranks):
     cut = ranks if sharded else 1
     rows, D, L = slots(c, ranks), config.hidden_size, config.num_hidden_layers
     shared = config.num_key_value_heads / config.num_attention_heads
-    trunk = own_trunk(c)
-    reads, answers = c.bonus in COUNTERS and c.cfn_trunk == "policy", -(-c.prompts * c.group // ranks)
+    trunk, answers = own_trunk(c), -(-c.prompts * c.group // ranks)
     on_cpu = c.device == "cpu" or c.dtype == "float32"
     budget = min(c.micro_tokens, CACHED) if on_cpu else c.micro_tokens
-    batch = min(max(1, budget // width), -(-c.prompts * c.group // ranks // c.minibatches))  # rows of a micro-batch
+    batch = min(max(1, budget // width), -(-answers // c.minibatches))  # rows of a micro-batch
     tokens, once = batch * width, -(-batch // c.group) * (width - c.max_new_tokens) + batch * c.max_new_tokens
     tokens = once if not sharded and once <= 0.75 * tokens else tokens  # a group's prompt is forwarded once: model.states()
     # what a layer keeps of a token for its backward pass: input and norms (fp32), q, attention and its projection, k, v, MLP
@@ -176,8 +170,8 @@ def plan(c, config, n, width, ranks):
          "head, its prior and moments; this rank's part of the replay"),
         ("KV cache", rows * width * cache_bytes(config, half), "sampling", f"{rows} slots x {width:,} tokens, --slots"),
         ("logits", rows * config.vocab_size * 12, "sampling", "slots x vocabulary, fp32, three times"),
-        ("states", half * answers * (c.max_new_tokens + 1) * D * reads, "sampling",
-         f"read by the sampler, of {answers} answers" if reads else "none"),
+        ("states", half * answers * (c.max_new_tokens + 1) * D * reads(c), "sampling",
+         f"read by the sampler, of {answers} answers" if reads(c) else "none"),
         ("gradients", 4 * n / cut, "updating", "fp32"),
         ("activations", tokens * kept, "updating", f"{tokens:,} tokens, --micro_tokens"
          + ("; layers are computed again" if c.recompute else "; a fraction with --recompute True")),

@@ -21,6 +21,16 @@ COUNTERS = {"cfn": cfn.Counter, "elliptical": rivals.Elliptical, "rnd": rivals.R
 BONUS = {"variance": merci.trajectory_bonus, "deviation": merci.bonus_of_deviations, "sum": merci.bonus_of_sum}
 
 
+def own_trunk(c):
+    """Whether there is a frozen copy of the initial policy, which reads every sample once: to count its states, or for the KL term."""
+    return c.bonus in COUNTERS and c.cfn_trunk == "frozen" or c.kl > 0
+
+
+def reads(c):
+    """Whether the policy's own states are counted, which the sampler is to hand over."""
+    return c.bonus in COUNTERS and c.cfn_trunk == "policy"
+
+
 class Explorer:
     """The bonus of a run. Look first, count later: what was looked at is learned by the next pretrain() or learn()."""
 
@@ -34,7 +44,7 @@ class Explorer:
                 options |= dict(lr=c.cfn_lr, capacity=c.cfn_replay, batch=c.cfn_batch)
             self.counter = COUNTERS[c.bonus](width, **options)
         self.counts = c.bonus in (*COUNTERS, "exact")  # whether there is something to learn before the first step
-        self.reads = bool(self.counter) and c.cfn_trunk == "policy"  # whether the sampler is to hand over the states it went through
+        self.reads = reads(c)
         self.answers, self.oracle = rivals.OutcomeCounts(dist.gather), Oracle(dist.gather)
         self._forget()
 

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from nanomerci import tasks
 from nanomerci.config import UserError
+from nanomerci.explore import own_trunk
 from nanomerci.log import say
 from nanomerci.model import context, encode, eos_ids, frozen_copy, load, tiny, token_logp
 from nanomerci.rollout import pad
@@ -50,8 +51,7 @@ def load_models(c, run, task, device):
     if longest + c.max_new_tokens > context(policy):
         raise UserError(f"--max_new_tokens {c.max_new_tokens}: with the longest prompt ({longest} tokens) that exceeds the "
                                f"model's context of {context(policy)}")  # fmt: skip
-    frozen = c.cfn_trunk == "frozen" and c.bonus in ("cfn", "elliptical", "rnd") or c.kl > 0
-    return policy.to(device), frozen_copy(initial, device, getattr(torch, c.dtype)) if frozen else policy, tokenizer
+    return policy.to(device), frozen_copy(initial, device, getattr(torch, c.dtype)) if own_trunk(c) else policy, tokenizer
 
 
 def tiny_policy(task, seed=0):

@@ -124,15 +124,19 @@ def test_the_states_it_went_through_are_those_of_a_forward_of_the_whole_text(sma
         assert not states_BRD[row, length:].any()
 
 
-def test_what_has_states_fits_in_the_context_and_is_not_streamed(small):
-    """The last column is one beyond the context; only rows nobody reads are parked there, and they must not ask for its position."""
+def test_what_has_states_fits_in_the_context_and_is_not_streamed(monkeypatch):
+    """Also the last column of the cache, where rows that nobody reads are parked: its position must be one the model has."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
+    import sample
+
     gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=32, n_positions=16, n_embd=16, n_layer=1, n_head=2)).eval()
-    step = Step(gpt2, SlotCache(gpt2.config, 2, 17, torch.float32, "cpu"))
-    step.forward(torch.zeros(2, dtype=torch.int64), torch.full((2,), 16), 17)
+    made = []
+    monkeypatch.setattr(sample, "SlotCache", lambda *given: made.append(SlotCache(*given)) or made[-1])
     roll, states_BRD = generate(gpt2, PROMPTS, 3, max_new_tokens=10, eos_id=31, states=True)
     assert int(roll.end_B.max()) == 16 and states_BRD.shape == (12, 10, 16)
+    with torch.inference_mode():
+        Step(gpt2, made[0]).forward(torch.zeros(2, dtype=torch.int64), torch.full((2,), made[0].width - 1), made[0].width)
     with pytest.raises(ValueError, match="streamed"):
         generate(gpt2, PROMPTS, 3, max_new_tokens=10, eos_id=31, states=True, stream=print)
 
