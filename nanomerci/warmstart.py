@@ -1,15 +1,12 @@
 """What RL starts from: a pretrained policy, or a tiny one and its schooling on answers the task makes up, so that it can talk.
 
-The schooled one is cached between runs under a hash of everything that made it (this code, the task's code, how many problems it
-was shown, the seed).
+The schooled one is cached between runs under a hash of what makes it: the demonstrations, the numbers of its training, the seed.
 """
 import hashlib
 import math
 import os
 import random
-import sys
 import tempfile
-from inspect import getsource
 from pathlib import Path
 
 import torch
@@ -56,12 +53,13 @@ def load_models(c, run, task, device):
 
 def tiny_policy(task, seed=0):
     """-> model, tokenizer: a tiny model that answers the task's questions the way its demonstrations do."""
-    sources = [Path(f).read_bytes() for f in (__file__, sys.modules[type(task).__module__].__file__)] + [getsource(tiny).encode()]
-    key = hashlib.sha256(b"".join(sources) + f"{seed} {len(task.train)}".encode()).hexdigest()[:12]
+    rng, model, tokenizer = random.Random(seed), *tiny(task.words, seed=seed)
+    shown = [task.demonstration(rng) for _ in range(16 * BATCH)]  # the first of those it will learn; a changed task changes them
+    made_of = STEPS, BATCH, LR, seed, len(task.train), model.config.to_json_string(), tokenizer.get_vocab(), shown
+    key = hashlib.sha256(repr(made_of).encode()).hexdigest()[:12]
     folder = cache_folder() / f"warmstart-{type(task).__name__}-{key}"
     if not folder.exists():
         writable(folder.parent, "the cache", "set NANOMERCI_CACHE to a folder with room that you may write to")
-        model, tokenizer = tiny(task.words, seed=seed)
         school(model, tokenizer, task, seed)
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)

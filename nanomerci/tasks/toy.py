@@ -77,23 +77,31 @@ def answer(problem, rare, slots=None):
     return f"plan {plan} ```sql {query} ```"
 
 
+def company():
+    """The company as an SQL script, the same every time."""
+    rng = random.Random(7)
+    names = [f"p{i:02d}" for i in range(48)]
+    draw_person = lambda: (rng.choice(DEPTS), rng.choice(CITIES), rng.randrange(21, 59, 3), rng.randrange(2, 10))
+    people = ["insert into emp values ('{}', {}, {}, {}, {});".format(name, *draw_person()) for name in names]
+    work = [f"insert into task values ('{rng.choice(names)}', {rng.randrange(1, 10)});" for _ in range(60)]
+    offices = [f"insert into office values ({dept}, {1 + i % 3});" for i, dept in enumerate(DEPTS)]
+    return "\n".join([
+        "create table emp (name text, dept text, city text, age int, pay int);",
+        "create table task (who text, hours int);",
+        "create table office (unit text, floor int);",
+        *people, *work, *offices])
+
+
 def build_database(folder):
-    """The company as a SQLite file, made once; the name holds a hash of this file, so an old one is never mistaken for it."""
-    path = Path(folder) / f"toy_sql-{hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]}.sqlite"
+    """The company as a SQLite file, made once; its name holds a hash of its content."""
+    script = company()
+    path = Path(folder) / f"toy_sql-{hashlib.sha256(script.encode()).hexdigest()[:12]}.sqlite"
     if path.exists():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    rng, scratch = random.Random(7), path.with_suffix(f".{os.getpid()}")
+    scratch = path.with_suffix(f".{os.getpid()}")
     db = sqlite3.connect(scratch)
-    db.executescript("create table emp (name text, dept text, city text, age int, pay int);"
-                     "create table task (who text, hours int); create table office (unit text, floor int);")  # fmt: skip
-    bare = lambda word: word.strip("'")
-    names = [f"p{i:02d}" for i in range(48)]
-    db.executemany("insert into emp values (?, ?, ?, ?, ?)", [
-        (n, bare(rng.choice(DEPTS)), bare(rng.choice(CITIES)), rng.randrange(21, 59, 3), rng.randrange(2, 10)) for n in names])  # fmt: skip
-    db.executemany("insert into task values (?, ?)", [(rng.choice(names), rng.randrange(1, 10)) for _ in range(60)])
-    db.executemany("insert into office values (?, ?)", [(bare(d), 1 + i % 3) for i, d in enumerate(DEPTS)])
-    db.commit()
+    db.executescript(f"begin;\n{script}\ncommit;")
     db.close()
     os.replace(scratch, path)
     return path
