@@ -1,15 +1,19 @@
-"""Coin Flipping Network: how often has a state been visited, without a table (Lobel, Bagaria, Konidaris, ICML 2023).
+"""Coin Flipping Network: how often has a state been visited, without a table (Lobel, Bagaria,
+Konidaris, ICML 2023).
 
-Toss C fair coins c in {-1, +1} at every visit of a state s and let a network f(s) regress on them. Where s was visited n
-times the best it can do is the average of n tosses, and the average of n fair coins has mean 0 and variance 1/n. So the mean
-of f(s)^2 over the C coins estimates 1/n, and a network shares the counts between states that look alike to it.
+Toss C fair coins c in {-1, +1} at every visit of a state s and let a network f(s) regress on them.
+Where s was visited n times the best it can do is the average of n tosses, and the average of n fair
+coins has mean 0 and variance 1/n. So the mean of f(s)^2 over the C coins estimates 1/n, and a
+network shares the counts between states that look alike to it.
 
-Here: coins fixed by the address of the visit, a network with a frozen random prior, the loss, a bounded replay of past
-visits, learning. Not here: where hidden states come from (nanomerci/model.py), what a count is worth (nanomerci/merci.py).
-Run alone: `python cfn.py` counts a table of states and prints the true 1/n beside the estimate.
+Here: coins fixed by the address of the visit, a network with a frozen random prior, the loss, a
+bounded replay of past visits, learning. Not here: where hidden states come from
+(nanomerci/model.py), what a count is worth (nanomerci/merci.py). Run alone: `python cfn.py` counts
+a table of states and prints the true 1/n beside the estimate.
 
 Axes: N visits (flattened tokens), D hidden width, C coins, H width of the head.
 """
+
 import torch
 from torch import nn
 
@@ -19,9 +23,11 @@ ROWS = 8192  # states looked at in one go
 
 
 def draw_coins(address_N, coins):  # [CFN:coins]
-    """Fair coins of each visit. address_N int64 -> float (N, C) of -1 and +1, the same whenever the address is the same.
+    """Fair coins of each visit. address_N int64 -> float (N, C) of -1 and +1, the same whenever the
+    address is the same.
 
-    A visit keeps its coins for ever: drawn anew at each training pass they would average to 0, "visited infinitely often".
+    A visit keeps its coins for ever: drawn anew at each training pass they would average to 0,
+    "visited infinitely often".
     """
     bits_NC = address(address_N[:, None], torch.arange(coins, device=address_N.device))
     return torch.where(bits_NC < 0, -1.0, 1.0)
@@ -41,27 +47,36 @@ def coin_loss(flips_NC, coins_NC):  # [CFN:loss]
 
 
 def expected_inverse_count(x_ND, gram_DD, ridge, prior_var=0.0):  # [CFN:coins-integrated-out]
-    """What a CFN with a *linear* head reads on average over all coins, without tossing one. (N, D), (D, D) -> (N,).
+    """What a CFN with a *linear* head reads on average over all coins, without tossing one. (N, D),
+    (D, D) -> (N,).
 
-    Fit f(x) = x W to the coins c of visits X by least squares with weight decay `ridge`: W = A^-1 X'c, A = X'X + ridge. Fair
-    coins have E[c c'] = I, so E[f(x)^2] = x' A^-1 X'X A^-1 x: a ridge estimate, exact and free of SGD; gram_DD is X'X. If the
-    decay pulls towards a random prior of weights of variance prior_var, that adds ridge^2 prior_var x' A^-2 x; with prior_var =
-    1/ridge the two make x' A^-1 x, the elliptical bonus of linear bandits: 1 / (n + ridge) on one-hot states.
+    Fit f(x) = x W to the coins c of visits X by least squares with weight decay `ridge`: W = A^-1
+    X'c, A = X'X + ridge. Fair coins have E[c c'] = I, so E[f(x)^2] = x' A^-1 X'X A^-1 x: a ridge
+    estimate, exact and free of SGD; gram_DD is X'X. If the decay pulls towards a random prior of
+    weights of variance prior_var, that adds ridge^2 prior_var x' A^-2 x; with prior_var = 1/ridge
+    the two make x' A^-1 x, the elliptical bonus of linear bandits: 1 / (n + ridge) on one-hot
+    states.
 
-    It also says what no linear counter can do: over the visits X these readings add up to at most D, where the true 1/n add up
-    to the number of different states. D features tell at most D states apart; beyond that, look-alikes are counted together.
+    It also says what no linear counter can do: over the visits X these readings add up to at most
+    D, where the true 1/n add up to the number of different states. D features tell at most D states
+    apart; beyond that, look-alikes are counted together.
     """
-    y_DN = torch.linalg.solve(gram_DD + ridge * torch.eye(len(gram_DD), dtype=gram_DD.dtype, device=gram_DD.device), x_ND.T)
+    y_DN = torch.linalg.solve(
+        gram_DD + ridge * torch.eye(len(gram_DD), dtype=gram_DD.dtype, device=gram_DD.device),
+        x_ND.T,
+    )
     return (y_DN * (gram_DD @ y_DN + ridge**2 * prior_var * y_DN)).sum(0)
 
 
 class CoinFlipNet(nn.Module):
     """hidden_ND -> flips_NC = head(x) + (prior(x) - mean) / sd, with x the normalised hidden state.
 
-    The prior is a frozen random network of the head's shape, normalised so that over visited states its outputs have mean 0
-    and variance 1; the last layer of the head starts at 0. So before any training 1/n reads about 1 everywhere, and where
-    training never went it still does: optimism for unseen states (Lobel et al., section 4). Without it (prior=False) an unseen
-    state reads 0, "visited infinitely often". `hidden=0` makes head and prior linear without bias: on one-hot states, a table.
+    The prior is a frozen random network of the head's shape, normalised so that over visited states
+    its outputs have mean 0 and variance 1; the last layer of the head starts at 0. So before any
+    training 1/n reads about 1 everywhere, and where training never went it still does: optimism for
+    unseen states (Lobel et al., section 4). Without it (prior=False) an unseen state reads 0,
+    "visited infinitely often". `hidden=0` makes head and prior linear without bias: on one-hot
+    states, a table.
     """
 
     def __init__(self, width, coins=20, hidden=128, prior=True, seed=0):
@@ -70,8 +85,12 @@ class CoinFlipNet(nn.Module):
         self.head, self.prior = (self._mlp(width, hidden, coins, rng) for _ in range(2))
         nn.init.zeros_(self.head[-1].weight)
         self.prior.requires_grad_(False)
-        for name, value in (("mean_D", torch.zeros(width)), ("scale_D", torch.ones(width)),
-                            ("prior_mean_C", torch.zeros(coins)), ("prior_scale_C", torch.full((coins,), float(prior)))):
+        for name, value in (
+            ("mean_D", torch.zeros(width)),
+            ("scale_D", torch.ones(width)),
+            ("prior_mean_C", torch.zeros(coins)),
+            ("prior_scale_C", torch.full((coins,), float(prior))),
+        ):
             self.register_buffer(name, value)
 
     @staticmethod
@@ -88,19 +107,24 @@ class CoinFlipNet(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, hidden_ND, features=True, all_sum=lambda x: x):
-        """Measure the normalisation of features and prior once, on visited states; then frozen, so that a prior never moves.
+        """Measure the normalisation of features and prior once, on visited states; then frozen, so
+        that a prior never moves.
 
-        features=False leaves the features as they are (one-hot states are orthogonal and should stay so).
-        all_sum: sums a tensor over ranks, so that all ranks end with the same moments.
+        features=False leaves the features as they are (one-hot states are orthogonal and should
+        stay so). all_sum: sums a tensor over ranks, so that all ranks end with the same moments.
         """
         count = all_sum(torch.tensor(float(len(hidden_ND)), device=hidden_ND.device))
         if features:
             self.mean_D.copy_(all_sum(hidden_ND.float().sum(0)) / count)
-            self.scale_D.copy_((all_sum((hidden_ND.float() - self.mean_D).square().sum(0)) / count + 1e-6).rsqrt())
+            self.scale_D.copy_(
+                (all_sum((hidden_ND.float() - self.mean_D).square().sum(0)) / count + 1e-6).rsqrt()
+            )
         if self.prior_scale_C.any():
             raw_NC = self.prior(self.normalise(hidden_ND))
             self.prior_mean_C.copy_(all_sum(raw_NC.sum(0)) / count)
-            self.prior_scale_C.copy_((all_sum((raw_NC - self.prior_mean_C).square().sum(0)) / count + 1e-6).rsqrt())
+            self.prior_scale_C.copy_(
+                (all_sum((raw_NC - self.prior_mean_C).square().sum(0)) / count + 1e-6).rsqrt()
+            )
 
     def normalise(self, hidden_ND):
         return (hidden_ND.float() - self.mean_D) * self.scale_D
@@ -113,8 +137,9 @@ class CoinFlipNet(nn.Module):
 class Replay:
     """A uniform sample of at most about `capacity` of all visits ever made, chosen by address.
 
-    A visit stays while uniform(its address) < capacity / visits so far. That is a fair sample of the whole run, so counts keep
-    their proportions; and it is the same sample however the visits were ordered or split over ranks.
+    A visit stays while uniform(its address) < capacity / visits so far. That is a fair sample of
+    the whole run, so counts keep their proportions; and it is the same sample however the visits
+    were ordered or split over ranks.
     """
 
     def __init__(self, capacity, width, dtype=torch.float16, device=None):
@@ -132,31 +157,56 @@ class Replay:
 
     def draw(self, count, stamp):
         """About `count` (over all ranks) of the visits kept, chosen anew for each stamp."""
-        pick_N = uniform(address("replay", stamp, self.address_N)) < count / max(min(self.total, self.capacity), 1)
+        pick_N = uniform(address("replay", stamp, self.address_N)) < count / max(
+            min(self.total, self.capacity), 1
+        )
         return self.hidden_ND[pick_N].float(), self.address_N[pick_N]
 
     def state_dict(self):
         return {"hidden_ND": self.hidden_ND, "address_N": self.address_N, "total": self.total}
 
     def load_state_dict(self, state):
-        self.hidden_ND, self.address_N, self.total = state["hidden_ND"], state["address_N"], state["total"]
+        self.hidden_ND, self.address_N, self.total = (
+            state["hidden_ND"],
+            state["address_N"],
+            state["total"],
+        )
 
 
-def learn(net, optimizer, hidden_ND, address_N, *, passes=1, batch=512, all_sum=lambda x: x, targets=draw_coins):
-    """Regress on the coins of these visits: `passes` times over them in batches of about `batch` (over all ranks).
+def learn(
+    net,
+    optimizer,
+    hidden_ND,
+    address_N,
+    *,
+    passes=1,
+    batch=512,
+    all_sum=lambda x: x,
+    targets=draw_coins,
+):
+    """Regress on the coins of these visits: `passes` times over them in batches of about `batch`
+    (over all ranks).
 
-    Which batch a visit falls in is a hash of its address, so every rank layout makes the same updates. Returns the mean loss
-    of the last pass, before its updates (a float; the best there is is 1 - mean 1/n).
+    Which batch a visit falls in is a hash of its address, so every rank layout makes the same
+    updates. Returns the mean loss of the last pass, before its updates (a float; the best there is
+    is 1 - mean 1/n).
     """
     coins_NC = targets(address_N, net.head[-1].out_features)
-    batches = max(1, round(float(all_sum(torch.tensor(float(len(address_N)), device=hidden_ND.device))) / batch))
+    batches = max(
+        1,
+        round(float(all_sum(torch.tensor(float(len(address_N)), device=hidden_ND.device))) / batch),
+    )
     for p in range(passes):
         batch_N = (uniform(address("pass", p, address_N)) * batches).long()
         losses = torch.zeros(2, device=hidden_ND.device)
         for b in range(batches):
             rows = (batch_N == b).nonzero()[:, 0]
             loss_N = coin_loss(net(hidden_ND[rows]), coins_NC[rows])
-            total = all_sum(torch.stack([loss_N.detach().sum(), torch.tensor(float(len(rows)), device=loss_N.device)]))
+            total = all_sum(
+                torch.stack(
+                    [loss_N.detach().sum(), torch.tensor(float(len(rows)), device=loss_N.device)]
+                )
+            )
             optimizer.zero_grad()
             (loss_N.sum() / total[1].clamp(min=1)).backward()
             for parameter in net.head.parameters():
@@ -167,12 +217,26 @@ def learn(net, optimizer, hidden_ND, address_N, *, passes=1, batch=512, all_sum=
 
 
 class Counter:
-    """A CoinFlipNet with what it needs to learn: optimiser and replay. Look first (score), count later (visit)."""
+    """A CoinFlipNet with what it needs to learn: optimiser and replay. Look first (score), count
+    later (visit).
+    """
 
     targets = staticmethod(draw_coins)
 
-    def __init__(self, width, *, coins=20, hidden=256, prior=True, lr=1e-3, capacity=65536, batch=512, seed=0, device=None,
-                 all_sum=lambda x: x):  # fmt: skip
+    def __init__(
+        self,
+        width,
+        *,
+        coins=20,
+        hidden=256,
+        prior=True,
+        lr=1e-3,
+        capacity=65536,
+        batch=512,
+        seed=0,
+        device=None,
+        all_sum=lambda x: x,
+    ):
         self.net = CoinFlipNet(width, coins, hidden, prior, seed).to(device)
         self.optimizer = torch.optim.AdamW(self.net.head.parameters(), lr=lr, weight_decay=0.0)
         self.replay = Replay(capacity, width, device=device)
@@ -187,17 +251,36 @@ class Counter:
         return int(self.all_sum(torch.tensor(len(address_N), device=address_N.device)))
 
     def pretrain(self, hidden_ND, address_N, passes):
-        """Fix the normalisation on these visits, then learn them in several passes. -> loss of the last pass."""
+        """Fix the normalisation on these visits, then learn them in several passes. -> loss of the
+        last pass.
+        """
         self.net.calibrate(hidden_ND, all_sum=self.all_sum)
         self.replay.add(hidden_ND, address_N, self._count(address_N))
-        return learn(self.net, self.optimizer, hidden_ND, address_N, passes=passes, batch=self.batch, all_sum=self.all_sum,
-                     targets=self.targets)  # fmt: skip
+        return learn(
+            self.net,
+            self.optimizer,
+            hidden_ND,
+            address_N,
+            passes=passes,
+            batch=self.batch,
+            all_sum=self.all_sum,
+            targets=self.targets,
+        )
 
     def visit(self, hidden_ND, address_N, rehearse, stamp):
-        """Learn new visits together with about `rehearse` remembered ones, then remember the new. -> loss."""
+        """Learn new visits together with about `rehearse` remembered ones, then remember the new.
+        -> loss.
+        """
         old_hidden_ND, old_address_N = self.replay.draw(rehearse, stamp)
         both = torch.cat([hidden_ND.float(), old_hidden_ND]), torch.cat([address_N, old_address_N])
-        loss = learn(self.net, self.optimizer, *both, batch=self.batch, all_sum=self.all_sum, targets=self.targets)
+        loss = learn(
+            self.net,
+            self.optimizer,
+            *both,
+            batch=self.batch,
+            all_sum=self.all_sum,
+            targets=self.targets,
+        )
         self.replay.add(hidden_ND, address_N, self.replay.total + self._count(address_N))
         return loss
 
@@ -215,7 +298,9 @@ if __name__ == "__main__":
     one_hot_SD = torch.eye(len(visits))
     net = CoinFlipNet(len(visits), coins=4096, hidden=0)
     net.calibrate(one_hot_SD, features=False)
-    optimizer = torch.optim.LBFGS(net.head.parameters(), max_iter=100, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS(
+        net.head.parameters(), max_iter=100, line_search_fn="strong_wolfe"
+    )
     coins_NC = draw_coins(address("visit", torch.arange(len(state_N))), 4096)
 
     def closure():
@@ -225,6 +310,9 @@ if __name__ == "__main__":
         return loss
 
     optimizer.step(closure)
-    print("state  visits     1/n  estimate   (4096 coins; a state never visited counts as one visit: optimism)")
+    print(
+        "state  visits     1/n  estimate   (4096 coins; a state never visited counts as one "
+        "visit: optimism)"
+    )
     for s, (n, estimate) in enumerate(zip(visits, inverse_count(net(one_hot_SD)).tolist())):
         print(f"{s:5d} {n:7d} {1 / max(n, 1):7.4f} {estimate:9.4f}")

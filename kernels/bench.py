@@ -1,11 +1,14 @@
-"""Speed, memory and error of the kernels beside their rivals: `python -m kernels.bench [--quick] [--json FILE]`, on CUDA.
+"""Speed, memory and error of the kernels beside their rivals: `python -m kernels.bench [--quick]
+[--json FILE]`, on CUDA.
 
-Needs torch and triton, and nothing else of nanoMERCI; measures liger-kernel and cut-cross-entropy where they are installed.
-Rates are also given as per cent of two ceilings measured in the same run: a large bf16 matrix product and a large copy.
-`--toy` needs no GPU: the plain-torch twins against log_softmax and the network itself, at the size of the toy tasks.
+Needs torch and triton, and nothing else of nanoMERCI; measures liger-kernel and cut-cross-entropy
+where they are installed. Rates are also given as per cent of two ceilings measured in the same run:
+a large bf16 matrix product and a large copy. `--toy` needs no GPU: the plain-torch twins against
+log_softmax and the network itself, at the size of the toy tasks.
 
 Axes: N tokens or states, V vocabulary, D hidden width, H units a network, C coins.
 """
+
 import argparse
 import importlib.util
 import json
@@ -20,17 +23,34 @@ from kernels import triton
 from kernels.cfn_score import cfn_score, cfn_score_reference
 from kernels.logprob import linear_logprob_entropy, logprob_entropy
 
-HEADS = {"Qwen2.5-0.5B": (896, 151936), "Qwen2.5-1.5B": (1536, 151936), "Qwen3-1.7B": (2048, 151936),
-         "Qwen2.5-Math-7B": (3584, 152064), "Llama-3.1-8B": (4096, 128256), "4096 x 151936": (4096, 151936)}
+HEADS = {
+    "Qwen2.5-0.5B": (896, 151936),
+    "Qwen2.5-1.5B": (1536, 151936),
+    "Qwen3-1.7B": (2048, 151936),
+    "Qwen2.5-Math-7B": (3584, 152064),
+    "Llama-3.1-8B": (4096, 128256),
+    "4096 x 151936": (4096, 151936),
+}
 TARGET = "4096 x 151936"
 TOKENS = (2048, 4096, 8192, 16384, 32768)
-SCORES = [(8192, 896, 128), (8192, 3584, 128), (65536, 896, 128), (65536, 1536, 128), (65536, 3584, 256), (65536, 3584, 128)]
-MEMORY = [(n, 151936) for n in TOKENS] + [(8192, v) for v in (16384, 32768, 65536, 131072, 262144)]  # (N, V)
+SCORES = [
+    (8192, 896, 128),
+    (8192, 3584, 128),
+    (65536, 896, 128),
+    (65536, 1536, 128),
+    (65536, 3584, 256),
+    (65536, 3584, 128),
+]
+MEMORY = [(n, 151936) for n in TOKENS] + [
+    (8192, v) for v in (16384, 32768, 65536, 131072, 262144)
+]  # (N, V)
 MIB = 2**20
 DEVICE = "cuda"
 
 
-# ---- Who is measured -------------------------------------------------------------------------------------------------
+# ---- Who is measured
+# ----
+
 
 def eager_logits(x_NV, ids_N):
     """What most trainers write: log_softmax in fp32, gather, entropy."""
@@ -44,35 +64,56 @@ def eager_linear(hidden_ND, weight_VD, ids_N):
 
 def linear_methods():
     """name -> function of (hidden, weight, ids) returning (logp_N, entropy_N or None)."""
-    methods = {"ours": linear_logprob_entropy, "ours, torch": lambda *a: linear_logprob_entropy(*a, backend="torch"),
-               "eager": eager_linear, "torch.compile": torch.compile(eager_linear, dynamic=False)}
+    methods = {
+        "ours": linear_logprob_entropy,
+        "ours, torch": lambda *a: linear_logprob_entropy(*a, backend="torch"),
+        "eager": eager_linear,
+        "torch.compile": torch.compile(eager_linear, dynamic=False),
+    }
     if importlib.util.find_spec("liger_kernel"):
-        from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction as Fused
-        from liger_kernel.ops.fused_linear_scaled_cross_entropy import LigerFusedLinearScaledCrossEntropyFunction as Scaled
+        from liger_kernel.ops.fused_linear_cross_entropy import (
+            LigerFusedLinearCrossEntropyFunction as Fused,
+        )
+        from liger_kernel.ops.fused_linear_scaled_cross_entropy import (
+            LigerFusedLinearScaledCrossEntropyFunction as Scaled,
+        )
 
         def liger_scaled(hidden_ND, weight_VD, ids_N):
             nll_N, entropy_N = Scaled.apply(hidden_ND, weight_VD, ids_N, 1.0, -100, 1, True)
             return -nll_N, entropy_N
 
         methods["Liger scaled CE"] = liger_scaled
-        methods["Liger FLCE (no entropy)"] = lambda h, w, i: (-Fused.apply(
-            h, w, i, None, None, -100, 0.0, 0.0, "none")[0], None)
+        methods["Liger FLCE (no entropy)"] = lambda h, w, i: (
+            -Fused.apply(h, w, i, None, None, -100, 0.0, 0.0, "none")[0],
+            None,
+        )
     if importlib.util.find_spec("cut_cross_entropy"):
         from cut_cross_entropy import linear_cross_entropy
 
-        methods["CCE (no entropy)"] = lambda h, w, i: (-linear_cross_entropy(h, w, i, reduction="none"), None)
+        methods["CCE (no entropy)"] = lambda h, w, i: (
+            -linear_cross_entropy(h, w, i, reduction="none"),
+            None,
+        )
     return methods
 
 
 def logits_methods():
-    methods = {"ours": logprob_entropy, "ours, torch": lambda *a: logprob_entropy(*a, backend="torch"),
-               "eager": eager_logits, "torch.compile": torch.compile(eager_logits, dynamic=False)}
+    methods = {
+        "ours": logprob_entropy,
+        "ours, torch": lambda *a: logprob_entropy(*a, backend="torch"),
+        "eager": eager_logits,
+        "torch.compile": torch.compile(eager_logits, dynamic=False),
+    }
     if importlib.util.find_spec("liger_kernel"):
         from liger_kernel.ops.cross_entropy import LigerCrossEntropyFunction
 
-        def liger(x_NV, ids_N):  # overwrites the logits with their gradient, hence the copy when a gradient is wanted
+        def liger(
+            x_NV, ids_N
+        ):  # overwrites the logits with their gradient, hence the copy when a gradient is wanted
             x_NV = x_NV.clone() if x_NV.requires_grad else x_NV
-            return -LigerCrossEntropyFunction.apply(x_NV, ids_N, None, -100, 0.0, 0.0, "none")[0], None
+            return -LigerCrossEntropyFunction.apply(x_NV, ids_N, None, -100, 0.0, 0.0, "none")[
+                0
+            ], None
 
         methods["Liger CE (no entropy)"] = liger
     return methods
@@ -83,9 +124,15 @@ class Net(nn.Module):
 
     def __init__(self, D, H, C):
         super().__init__()
-        self.head, self.prior = (nn.Sequential(nn.Linear(D, H), nn.ReLU(), nn.Linear(H, C)) for _ in range(2))
-        for name, value in (("mean_D", torch.randn(D)), ("scale_D", torch.rand(D) + 0.5), ("prior_mean_C", torch.randn(C) / 10),
-                            ("prior_scale_C", torch.rand(C) + 0.5)):
+        self.head, self.prior = (
+            nn.Sequential(nn.Linear(D, H), nn.ReLU(), nn.Linear(H, C)) for _ in range(2)
+        )
+        for name, value in (
+            ("mean_D", torch.randn(D)),
+            ("scale_D", torch.rand(D) + 0.5),
+            ("prior_mean_C", torch.randn(C) / 10),
+            ("prior_scale_C", torch.rand(C) + 0.5),
+        ):
             self.register_buffer(name, value)
 
     def forward(self, hidden_ND):
@@ -101,14 +148,23 @@ def score_methods(net):
         with torch.autocast(hidden_ND.device.type, hidden_ND.dtype):
             return net(hidden_ND).float().square().mean(-1)
 
-    return {"ours": lambda x: cfn_score(x, net), "ours, torch": lambda x: cfn_score_reference(x, net), "eager (fp32)": eager,
-            "eager (autocast)": half, "torch.compile (autocast)": torch.compile(half, dynamic=False)}
+    return {
+        "ours": lambda x: cfn_score(x, net),
+        "ours, torch": lambda x: cfn_score_reference(x, net),
+        "eager (fp32)": eager,
+        "eager (autocast)": half,
+        "torch.compile (autocast)": torch.compile(half, dynamic=False),
+    }
 
 
-# ---- Measuring -------------------------------------------------------------------------------------------------------
+# ---- Measuring
+# ----
+
 
 def milliseconds(function, quick):
-    return triton.testing.do_bench(function, warmup=25 if quick else 100, rep=100 if quick else 400, return_mode="median")
+    return triton.testing.do_bench(
+        function, warmup=25 if quick else 100, rep=100 if quick else 400, return_mode="median"
+    )
 
 
 def peak_bytes(function):
@@ -134,7 +190,10 @@ def ceilings(quick):
 
 
 def both(name, method, inputs, ids_N, quick):
-    """ms and peak MiB of a method: forward alone (no gradient), and forward + backward of sum(logp) (+ entropy / 100)."""
+    """ms and peak MiB of a method: forward alone (no gradient), and forward + backward of sum(logp)
+    (+ entropy / 100).
+    """
+
     def forward():
         with torch.no_grad():
             return method(*inputs, ids_N)
@@ -148,11 +207,22 @@ def both(name, method, inputs, ids_N, quick):
     for part, function in (("forward", forward), ("both", forward_backward)):
         row |= {f"{part}_ms": None, f"{part}_MiB": None}
         try:
-            row |= {f"{part}_ms": milliseconds(function, quick), f"{part}_MiB": peak_bytes(function) / MIB}
+            row |= {
+                f"{part}_ms": milliseconds(function, quick),
+                f"{part}_MiB": peak_bytes(function) / MIB,
+            }
         except torch.OutOfMemoryError:
             row["note"] = "out of memory"
-        except (ImportError, RuntimeError, TypeError, ValueError, triton.errors.TritonError) as error:
-            if name.startswith("ours"):  # a rival that does not run here is a line in the table, ours is a bug
+        except (
+            ImportError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+            triton.errors.TritonError,
+        ) as error:
+            if name.startswith(
+                "ours"
+            ):  # a rival that does not run here is a line in the table, ours is a bug
                 raise
             row["note"] = f"{type(error).__name__}: {str(error).splitlines()[0][:80]}"
     return row
@@ -167,32 +237,53 @@ def linear_errors(method, inputs, ids_N, exact):
     """Relative RMS error of logp, dhidden and 64 rows of dweight of the loss sum(logp)."""
     logp_N, _ = method(*inputs, ids_N)
     dhidden_ND, dweight_VD = torch.autograd.grad(logp_N.sum(), inputs)
-    return dict(zip(("error_logp", "error_dhidden", "error_dweight"),
-                    (relative(a, b) for a, b in zip((logp_N, dhidden_ND, dweight_VD[exact[3]]), exact))))
+    return dict(
+        zip(
+            ("error_logp", "error_dhidden", "error_dweight"),
+            (relative(a, b) for a, b in zip((logp_N, dhidden_ND, dweight_VD[exact[3]]), exact)),
+        )
+    )
 
 
 @torch.no_grad()
 def exact_linear(hidden_ND, weight_VD, ids_N, tile=4096):
-    """fp64, two passes over tiles of the vocabulary: logp_N, dhidden_ND and 64 rows of dweight of sum(logp); which rows."""
+    """fp64, two passes over tiles of the vocabulary: logp_N, dhidden_ND and 64 rows of dweight of
+    sum(logp); which rows.
+    """
     hidden_ND, V = hidden_ND.double(), len(weight_VD)
     rows = torch.cat([ids_N[:32], torch.arange(0, V, V // 32, device=ids_N.device)[:32]])
-    lse_N = torch.stack([(hidden_ND @ weight_VD[v:v + tile].double().T).logsumexp(1) for v in range(0, V, tile)]).logsumexp(0)
+    lse_N = torch.stack(
+        [(hidden_ND @ weight_VD[v : v + tile].double().T).logsumexp(1) for v in range(0, V, tile)]
+    ).logsumexp(0)
     logp_N = (hidden_ND * weight_VD[ids_N].double()).sum(1) - lse_N
     dhidden_ND = weight_VD[ids_N].double()
     for v in range(0, V, tile):
-        w_vD = weight_VD[v:v + tile].double()
+        w_vD = weight_VD[v : v + tile].double()
         dhidden_ND -= (hidden_ND @ w_vD.T - lse_N[:, None]).exp() @ w_vD
     p_Nr = (hidden_ND @ weight_VD[rows].double().T - lse_N[:, None]).exp()
     return logp_N, dhidden_ND, ((ids_N[:, None] == rows).double() - p_Nr).T @ hidden_ND, rows
 
 
-# ---- The tables ------------------------------------------------------------------------------------------------------
+# ---- The tables
+# ----
+
 
 def show(title, rows):
     print(f"\n{title}\n")
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    text = [columns] + [["–" if row.get(c) is None else f"{row[c]:.3g}" if isinstance(row[c], float) and abs(row[c]) < 1000
-                         else f"{row[c]:.0f}" if isinstance(row[c], float) else str(row[c]) for c in columns] for row in rows]
+    text = [columns] + [
+        [
+            "–"
+            if row.get(c) is None
+            else f"{row[c]:.3g}"
+            if isinstance(row[c], float) and abs(row[c]) < 1000
+            else f"{row[c]:.0f}"
+            if isinstance(row[c], float)
+            else str(row[c])
+            for c in columns
+        ]
+        for row in rows
+    ]
     widths = [max(len(line[i]) for line in text) for i in range(len(columns))]
     text.insert(1, ["-" * w for w in widths])
     for line in text:
@@ -202,15 +293,21 @@ def show(title, rows):
 
 def linear_table(flops, quick):
     rows, methods = [], linear_methods()
-    for head in ((TARGET,) if quick else HEADS):
+    for head in (TARGET,) if quick else HEADS:
         D, V = HEADS[head]
-        for N in ((8192,) if quick else TOKENS):
-            inputs = [(torch.randn(n, D, device=DEVICE) * D**-0.25).bfloat16().requires_grad_() for n in (N, V)]
+        for N in (8192,) if quick else TOKENS:
+            inputs = [
+                (torch.randn(n, D, device=DEVICE) * D**-0.25).bfloat16().requires_grad_()
+                for n in (N, V)
+            ]
             ids_N = torch.randint(V, (N,), device=DEVICE)
             exact = exact_linear(*inputs, ids_N) if N <= 8192 else None
             for name, method in methods.items():
                 row = dict(head=head, N=N) | both(name, method, inputs, ids_N, quick)
-                for part, matmuls in (("forward", 1), ("both", 4)):  # both: the logits again, and two gradients
+                for part, matmuls in (
+                    ("forward", 1),
+                    ("both", 4),
+                ):  # both: the logits again, and two gradients
                     ms = row[f"{part}_ms"]
                     row[f"{part}_TFLOPs"] = rate = ms and matmuls * 2 * N * D * V / ms / 1e9
                     row[f"{part}_%matmul"] = rate and 100 * rate * 1e12 / flops
@@ -218,17 +315,21 @@ def linear_table(flops, quick):
                     row |= linear_errors(method, inputs, ids_N, exact)
                 rows.append(row)
             torch.cuda.empty_cache()
-    return show("linear_logprob_entropy, bf16. MiB: peak over inputs, gradients included. TFLOPs of both: 8 N D V.", rows)
+    return show(
+        "linear_logprob_entropy, bf16. MiB: peak over inputs, gradients included. TFLOPs of "
+        "both: 8 N D V.",
+        rows,
+    )
 
 
 def logits_table(bandwidth, quick):
     rows, methods, V = [], logits_methods(), 151936
-    for N in ((8192,) if quick else TOKENS):
+    for N in (8192,) if quick else TOKENS:
         x_NV = torch.randn(N, V, device=DEVICE, dtype=torch.bfloat16).mul_(3).requires_grad_()
         ids_N = torch.randint(V, (N,), device=DEVICE)
         last_nV = x_NV[-64:].detach().double().requires_grad_()
         exact_n = last_nV.log_softmax(1).gather(1, ids_N[-64:, None])[:, 0]
-        exact_nV, = torch.autograd.grad(exact_n.sum(), last_nV)
+        (exact_nV,) = torch.autograd.grad(exact_n.sum(), last_nV)
         for name, method in methods.items():
             row = dict(N=N) | both(name, method, [x_NV], ids_N, quick)
             for part, passes in (("forward", 1), ("both", 3)):  # both: read, then read and write
@@ -237,8 +338,13 @@ def logits_table(bandwidth, quick):
                 row[f"{part}_%copy"] = rate and 100 * rate * 1e9 / bandwidth
             if row["both_ms"]:
                 logp_n = method(x_NV[-64:], ids_N[-64:])[0]
-                gradient_nV, = torch.autograd.grad(method(last_nV.bfloat16(), ids_N[-64:])[0].sum(), last_nV)
-                row |= dict(error_logp=relative(logp_n, exact_n), error_dlogits=relative(gradient_nV, exact_nV))
+                (gradient_nV,) = torch.autograd.grad(
+                    method(last_nV.bfloat16(), ids_N[-64:])[0].sum(), last_nV
+                )
+                row |= dict(
+                    error_logp=relative(logp_n, exact_n),
+                    error_dlogits=relative(gradient_nV, exact_nV),
+                )
             rows.append(row)
         torch.cuda.empty_cache()
     return show(f"logprob_entropy, bf16, V = {V}. GB/s: 2 N V bytes forward, 6 N V both.", rows)
@@ -256,59 +362,115 @@ def score_table(flops, bandwidth, quick):
         exact_n = exact_net(hidden_ND[:512]).square().mean(1)
         for name, method in score_methods(net).items():
             ms = milliseconds(lambda: method(hidden_ND), quick)  # noqa: B023
-            rows.append({"N": N, "D": D, "H": H, "C": C, "method": name, "ms": ms, "floor_ms": floor,
-                         "%floor": 100 * floor / ms, "MiB": peak_bytes(lambda: method(hidden_ND)) / MIB,  # noqa: B023
-                         "error": relative(method(hidden_ND)[:512], exact_n)})
-    return show("cfn_score, bf16 hidden states. Floor: the larger of bytes / copy rate and FLOP / matmul rate.", rows)
+            rows.append(
+                {
+                    "N": N,
+                    "D": D,
+                    "H": H,
+                    "C": C,
+                    "method": name,
+                    "ms": ms,
+                    "floor_ms": floor,
+                    "%floor": 100 * floor / ms,
+                    "MiB": peak_bytes(lambda: method(hidden_ND)) / MIB,  # noqa: B023
+                    "error": relative(method(hidden_ND)[:512], exact_n),
+                }
+            )
+    return show(
+        "cfn_score, bf16 hidden states. Floor: the larger of bytes / copy rate and FLOP / "
+        "matmul rate.",
+        rows,
+    )
 
 
 def memory_table():
-    """Workspace = peak over inputs, less the gradients. Ours grows with N + V (dhidden in fp32), the logits with N V."""
+    """Workspace = peak over inputs, less the gradients. Ours grows with N + V (dhidden in fp32),
+    the logits with N V.
+    """
     rows, D = [], 1024
     for N, V in MEMORY:
-        inputs = [torch.randn(n, D, device=DEVICE, dtype=torch.bfloat16).requires_grad_() for n in (N, V)]
+        inputs = [
+            torch.randn(n, D, device=DEVICE, dtype=torch.bfloat16).requires_grad_() for n in (N, V)
+        ]
         ids_N = torch.randint(V, (N,), device=DEVICE)
-        peak = peak_bytes(lambda: torch.autograd.grad(linear_logprob_entropy(*inputs, ids_N)[0].sum(), inputs))  # noqa: B023
-        rows.append(dict(N=N, V=V, D=D, workspace_MiB=(peak - sum(i.nbytes for i in inputs)) / MIB, logits_MiB=2 * N * V / MIB))
-    return show("Memory of linear_logprob_entropy, forward + backward, beside one bf16 copy of the logits.", rows)
+        peak = peak_bytes(
+            lambda: torch.autograd.grad(linear_logprob_entropy(*inputs, ids_N)[0].sum(), inputs)
+        )  # noqa: B023
+        rows.append(
+            dict(
+                N=N,
+                V=V,
+                D=D,
+                workspace_MiB=(peak - sum(i.nbytes for i in inputs)) / MIB,
+                logits_MiB=2 * N * V / MIB,
+            )
+        )
+    return show(
+        "Memory of linear_logprob_entropy, forward + backward, beside one bf16 copy of the logits.",
+        rows,
+    )
 
 
 def toy_table():
-    """One CPU thread, fp32, N = 3000, V = 100, D = 96: the plain-torch twins must cost no more than what they replace."""
+    """One CPU thread, fp32, N = 3000, V = 100, D = 96: the plain-torch twins must cost no more than
+    what they replace.
+    """
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    inputs, ids_N = [torch.randn(n, 96, requires_grad=True) for n in (3000, 100)], torch.randint(100, (3000,))
+    inputs, ids_N = (
+        [torch.randn(n, 96, requires_grad=True) for n in (3000, 100)],
+        torch.randint(100, (3000,)),
+    )
     net = Net(96, 128, 20)
 
     def step(method):
         logp_N, entropy_N = method(*inputs, ids_N)
         return torch.autograd.grad(logp_N.sum() + 0.01 * entropy_N.sum(), inputs)
 
-    cases = {"log_softmax": lambda: step(eager_linear), "ours, torch": lambda: step(linear_logprob_entropy),
-             "network, no gradient": torch.no_grad()(lambda: net(inputs[0]).square().mean(-1)),
-             "cfn_score, torch": lambda: cfn_score(inputs[0].detach(), net)}
+    cases = {
+        "log_softmax": lambda: step(eager_linear),
+        "ours, torch": lambda: step(linear_logprob_entropy),
+        "network, no gradient": torch.no_grad()(lambda: net(inputs[0]).square().mean(-1)),
+        "cfn_score, torch": lambda: cfn_score(inputs[0].detach(), net),
+    }
     times = {name: [] for name in cases}
     for _ in range(100):  # in turn, so that a busy machine is busy for all
         for name, function in cases.items():
             start = time.thread_time()
             function()
             times[name].append((time.thread_time() - start) * 1e3)
-    rows = [dict(method=name, median_ms=sorted(ms)[50], least_ms=min(ms)) for name, ms in times.items()]
+    rows = [
+        dict(method=name, median_ms=sorted(ms)[50], least_ms=min(ms)) for name, ms in times.items()
+    ]
     return show("Toy size on one CPU thread, forward + backward (the network: forward).", rows)
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="python -m kernels.bench", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m kernels.bench", description=__doc__.split("\n")[0]
+    )
     parser.add_argument("--quick", action="store_true", help="one shape a kernel, under 3 minutes")
-    parser.add_argument("--toy", action="store_true", help="the torch twins at toy size on a CPU; needs no GPU")
+    parser.add_argument(
+        "--toy", action="store_true", help="the torch twins at toy size on a CPU; needs no GPU"
+    )
     parser.add_argument("--json", metavar="FILE", help="write the record there as well")
     options = parser.parse_args()
     if not options.toy and (triton is None or not torch.cuda.is_available()):
-        sys.stderr.write("kernels.bench: no CUDA device; wanted one, with Triton. --toy measures the torch twins on a CPU\n")
+        sys.stderr.write(
+            "kernels.bench: no CUDA device; wanted one, with Triton. --toy measures the torch "
+            "twins on a CPU\n"
+        )
         return 2
-    device = platform.processor() or platform.machine() if options.toy else torch.cuda.get_device_name()
-    record = dict(device=device, date=time.strftime("%Y-%m-%d"), torch=torch.__version__, python=platform.python_version(),
-                  triton=None if triton is None else triton.__version__)
+    device = (
+        platform.processor() or platform.machine() if options.toy else torch.cuda.get_device_name()
+    )
+    record = dict(
+        device=device,
+        date=time.strftime("%Y-%m-%d"),
+        torch=torch.__version__,
+        python=platform.python_version(),
+        triton=None if triton is None else triton.__version__,
+    )
     print(record)
     if options.toy:
         record["toy"] = toy_table()
@@ -316,9 +478,16 @@ def main():
         torch.manual_seed(0)
         flops, bandwidth = ceilings(options.quick)
         record |= dict(matmul_TFLOPs=flops / 1e12, copy_GBs=bandwidth / 1e9)
-        print(f"ceilings of this run: matmul {flops / 1e12:.0f} TFLOP/s bf16, copy {bandwidth / 1e9:.0f} GB/s")
-        record |= dict(linear=linear_table(flops, options.quick), logits=logits_table(bandwidth, options.quick),
-                       score=score_table(flops, bandwidth, options.quick), memory=memory_table())
+        print(
+            f"ceilings of this run: matmul {flops / 1e12:.0f} TFLOP/s bf16, copy "
+            f"{bandwidth / 1e9:.0f} GB/s"
+        )
+        record |= dict(
+            linear=linear_table(flops, options.quick),
+            logits=logits_table(bandwidth, options.quick),
+            score=score_table(flops, bandwidth, options.quick),
+            memory=memory_table(),
+        )
     if options.json:
         with open(options.json, "w") as file:
             json.dump(record, file, indent=1)

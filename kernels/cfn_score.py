@@ -1,23 +1,29 @@
-"""How rarely was each state visited: 1/n of hidden states under a Coin Flipping Network (cfn.py), in one pass over them.
+"""How rarely was each state visited: 1/n of hidden states under a Coin Flipping Network (cfn.py),
+in one pass over them.
 
-The network is  flips = head(x) + (prior(x) - mean_C) s_C  with  x = (hidden - mean_D) scale_D; head and prior are D -> H -> C.
-All but its two ReLUs is linear, so the whole of it folds into one network D -> 2H -> C:
+The network is  flips = head(x) + (prior(x) - mean_C) s_C  with  x = (hidden - mean_D) scale_D; head
+and prior are D -> H -> C. All but its two ReLUs is linear, so the whole of it folds into one
+network D -> 2H -> C:
 
     z_nh   = sum_d hidden_nd first_hd + bias_h        first = [head W1; prior W1] scale_D,    bias = b1 - first mean_D
     f_nc   = sum_h relu(z_nh) second_ch + shift_c     second = [head W2, prior W2 s],         shift = b2 + (prior b2 - mean) s
     invn_n = mean_c f_nc^2                            "the average of n fair coins has variance 1/n"
 
-Folding costs O(H D), once a call; the kernel then reads hidden once and writes N numbers. For bf16 and fp16 hidden states the
-products take half operands and sum in fp32. `first` is rounded *before* bias is made of it, so that the rounding error is one
-of (hidden - mean) first, however far a dimension's mean lies from 0 (a language model has such dimensions).
+Folding costs O(H D), once a call; the kernel then reads hidden once and writes N numbers. For bf16
+and fp16 hidden states the products take half operands and sum in fp32. `first` is rounded *before*
+bias is made of it, so that the rounding error is one of (hidden - mean) first, however far a
+dimension's mean lies from 0 (a language model has such dimensions).
 
 Axes: N states, D hidden width, H units of head and prior together, C coins.
 """
+
 import torch
 
 from kernels import choose, triton
 
-ROWS = 4096  # states at a time in the torch twin, so that nothing of size N x H, nor an fp32 copy of N x D, is ever made
+# states at a time in the torch twin, so that nothing of size N x H, nor an fp32 copy of N x D, is
+# ever made
+ROWS = 4096
 
 
 @torch.no_grad()
@@ -31,29 +37,48 @@ def cfn_score_reference(hidden_ND, net):
 @torch.autocast("cuda", enabled=False)
 @torch.autocast("cpu", enabled=False)
 def fold(net, dtype, multiple_D, multiple_H, multiple_C):
-    """net -> first (H, D) and second (C, H) in dtype, bias_H and shift_C in fp32, each axis padded with zeros to a multiple.
+    """net -> first (H, D) and second (C, H) in dtype, bias_H and shift_C in fp32, each axis padded
+    with zeros to a multiple.
 
     A net without hidden layer is first (C, D), shift_C; second and bias are then None.
     """
+
     def pad(a, *multiples):
-        sizes = [size for n, m in zip(reversed(a.shape), reversed(multiples)) for size in (0, -n % m)]
+        sizes = [
+            size for n, m in zip(reversed(a.shape), reversed(multiples)) for size in (0, -n % m)
+        ]
         return torch.nn.functional.pad(a, sizes).contiguous()
 
     def bias(linear):
-        return torch.zeros(linear.out_features, device=linear.weight.device) if linear.bias is None else linear.bias.float()
+        return (
+            torch.zeros(linear.out_features, device=linear.weight.device)
+            if linear.bias is None
+            else linear.bias.float()
+        )
 
-    mean_D = torch.zeros_like(net.mean_D) if dtype == torch.float32 else net.mean_D  # fp32: the kernel takes it off
+    mean_D = (
+        torch.zeros_like(net.mean_D) if dtype == torch.float32 else net.mean_D
+    )  # fp32: the kernel takes it off
     s_C, head, prior = net.prior_scale_C.float(), net.head, net.prior
     last_CH = [head[-1].weight.float(), prior[-1].weight.float() * s_C[:, None]]
     shift_C = bias(head[-1]) + (bias(prior[-1]) - net.prior_mean_C) * s_C
     if len(head) == 1:
         first_CD = pad(((last_CH[0] + last_CH[1]) * net.scale_D).to(dtype), multiple_C, multiple_D)
-        return first_CD, None, None, pad(shift_C, multiple_C) - first_CD[:, :len(mean_D)].float() @ mean_D
+        return (
+            first_CD,
+            None,
+            None,
+            pad(shift_C, multiple_C) - first_CD[:, : len(mean_D)].float() @ mean_D,
+        )
     first_HD = (torch.cat([head[0].weight, prior[0].weight]).float() * net.scale_D).to(dtype)
     bias_H = torch.cat([bias(head[0]), bias(prior[0])]) - first_HD.float() @ mean_D
     second_CH = torch.cat(last_CH, 1).to(dtype)
-    return (pad(first_HD, multiple_H, multiple_D), pad(bias_H, multiple_H), pad(second_CH, multiple_C, multiple_H),
-            pad(shift_C, multiple_C))
+    return (
+        pad(first_HD, multiple_H, multiple_D),
+        pad(bias_H, multiple_H),
+        pad(second_CH, multiple_C, multiple_H),
+        pad(shift_C, multiple_C),
+    )
 
 
 if triton is None:
@@ -62,17 +87,41 @@ else:
     tl = triton.language
 
     @triton.jit
-    def score_kernel(hidden, stride, mean, first, bias, second, shift, invn, N, D, D_padded, coins,
-                     H: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, BH: tl.constexpr, BC: tl.constexpr,
-                     LAYERS: tl.constexpr, CENTRE: tl.constexpr, UPCAST: tl.constexpr):
-        """BN states: z in registers, BH units at a time, over D in steps of BD; then relu, the second product, the square.
+    def score_kernel(
+        hidden,
+        stride,
+        mean,
+        first,
+        bias,
+        second,
+        shift,
+        invn,
+        N,
+        D,
+        D_padded,
+        coins,
+        H: tl.constexpr,
+        BN: tl.constexpr,
+        BD: tl.constexpr,
+        BH: tl.constexpr,
+        BC: tl.constexpr,
+        LAYERS: tl.constexpr,
+        CENTRE: tl.constexpr,
+        UPCAST: tl.constexpr,
+    ):
+        """BN states: z in registers, BH units at a time, over D in steps of BD; then relu, the
+        second product, the square.
 
-        CENTRE: fp32, where the mean is taken off here, before it can swamp the rest; three tf32 products make one of fp32.
-        UPCAST: for Triton's interpreter, whose dot of two bf16 operands is wrong.
+        CENTRE: fp32, where the mean is taken off here, before it can swamp the rest; three tf32
+        products make one of fp32. UPCAST: for Triton's interpreter, whose dot of two bf16 operands
+        is wrong.
         """
         PRECISION: tl.constexpr = "tf32x3" if CENTRE else "ieee"
         n = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)
-        live, n = n < N, tl.minimum(n, N - 1)  # rows beyond the last compute it again, and store nothing
+        live, n = (
+            n < N,
+            tl.minimum(n, N - 1),
+        )  # rows beyond the last compute it again, and store nothing
         h, c, d = tl.arange(0, BH), tl.arange(0, BC), tl.arange(0, BD)
         f = tl.zeros([BN, BC], tl.float32)
         for h0 in range(0, H, BH):
@@ -91,7 +140,9 @@ else:
                 f += z
             else:
                 z += tl.load(bias + h0 + h)[None, :]
-                z = tl.where(z < 0, 0.0, z).to(first.dtype.element_ty)  # unlike maximum(z, 0), keeps a NaN
+                z = tl.where(z < 0, 0.0, z).to(
+                    first.dtype.element_ty
+                )  # unlike maximum(z, 0), keeps a NaN
                 w2 = tl.load(second + c[None, :] * H + (h0 + h)[:, None])
                 if UPCAST:
                     z, w2 = z.to(tl.float32), w2.to(tl.float32)
@@ -117,25 +168,55 @@ def launch_shape(dtype, H, C):
 def cfn_score_triton(hidden_ND, net):
     hidden_ND = hidden_ND if hidden_ND.stride(1) == 1 else hidden_ND.contiguous()
     (N, D), C, two = hidden_ND.shape, net.head[-1].out_features, len(net.head) > 1
-    (BN, BD, BH, BC), options = launch_shape(hidden_ND.dtype, 2 * net.head[0].out_features if two else 0, C)
+    (BN, BD, BH, BC), options = launch_shape(
+        hidden_ND.dtype, 2 * net.head[0].out_features if two else 0, C
+    )
     first, bias, second, shift = fold(net, hidden_ND.dtype, BD, BH, BC)
     invn_N = torch.empty(N, device=hidden_ND.device)
     if N:
         score_kernel[-(-N // BN),](
-            hidden_ND, hidden_ND.stride(0), net.mean_D, first, bias, second, shift, invn_N, N, D, first.shape[1], C,
-            H=len(first), BN=BN, BD=BD, BH=BH, BC=BC, LAYERS=1 + two, CENTRE=hidden_ND.dtype == torch.float32,
-            UPCAST=not hidden_ND.is_cuda, **options)
+            hidden_ND,
+            hidden_ND.stride(0),
+            net.mean_D,
+            first,
+            bias,
+            second,
+            shift,
+            invn_N,
+            N,
+            D,
+            first.shape[1],
+            C,
+            H=len(first),
+            BN=BN,
+            BD=BD,
+            BH=BH,
+            BC=BC,
+            LAYERS=1 + two,
+            CENTRE=hidden_ND.dtype == torch.float32,
+            UPCAST=not hidden_ND.is_cuda,
+            **options,
+        )
     return invn_N
 
 
 def cfn_score(hidden_ND, net, backend=None):
-    """1/n of each hidden state under net, a cfn.CoinFlipNet. (N, D) fp32, bf16 or fp16 -> invn_N fp32, without gradient.
+    """1/n of each hidden state under net, a cfn.CoinFlipNet. (N, D) fp32, bf16 or fp16 -> invn_N
+    fp32, without gradient.
 
-    backend: None = "triton" on a CUDA tensor where Triton is installed, otherwise "torch"; either can be asked for.
-    Raises ValueError on a shape or a number of coins (Triton: above 128) that does not fit, TypeError on a dtype.
+    backend: None = "triton" on a CUDA tensor where Triton is installed, otherwise "torch"; either
+    can be asked for. Raises ValueError on a shape or a number of coins (Triton: above 128) that
+    does not fit, TypeError on a dtype.
     """
     if hidden_ND.dim() != 2 or hidden_ND.shape[1] != len(net.mean_D):
-        raise ValueError(f"got hidden {tuple(hidden_ND.shape)}; wanted (N, {len(net.mean_D)}), the network's width")
+        raise ValueError(
+            f"got hidden {tuple(hidden_ND.shape)}; wanted (N, {len(net.mean_D)}), the "
+            "network's width"
+        )
     if hidden_ND.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise TypeError(f"got {hidden_ND.dtype}; wanted float32, bfloat16 or float16")
-    return (cfn_score_triton if choose(backend, hidden_ND, score_kernel) == "triton" else cfn_score_reference)(hidden_ND, net)
+    return (
+        cfn_score_triton
+        if choose(backend, hidden_ND, score_kernel) == "triton"
+        else cfn_score_reference
+    )(hidden_ND, net)

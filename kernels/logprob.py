@@ -1,4 +1,5 @@
-"""Log-probability and entropy of tokens, from logits or straight from hidden states, without ever building all logits.
+"""Log-probability and entropy of tokens, from logits or straight from hidden states, without ever
+building all logits.
 
     d_nj       = (x_nj - max_j x_nj) / T_n                 x = logits, or hidden @ weight.T a tile at a time; fp32 always
     S_n, U_n   = sum_j exp(d_nj),  sum_j exp(d_nj) d_nj    p_nj = exp(d_nj) / S_n
@@ -6,36 +7,51 @@
     entropy_n  = log S_n - U_n / S_n                       = -sum_j p_nj log p_nj, a sum of two numbers >= 0
     dx_nj      = ((onehot_nj - p_nj) dlogp_n - p_nj (log p_nj + entropy_n) dentropy_n) / T_n
 
-S and U are carried over tiles of the vocabulary ("online softmax"): where a tile raises the maximum by r units of T,
-S -> S e^-r and U -> e^-r (U - r S). The backward pass computes a tile of logits again, turns it into dx, and multiplies.
+S and U are carried over tiles of the vocabulary ("online softmax"): where a tile raises the maximum
+by r units of T, S -> S e^-r and U -> e^-r (U - r S). The backward pass computes a tile of logits
+again, turns it into dx, and multiplies.
 
 Axes: N tokens, V vocabulary (v: a tile of it), D hidden width.
 """
+
 import torch
 
 from kernels import choose, triton
 
 TILE_BYTES = 88 * 2**20  # the fp32 logits alive at any time: one tile of this size ...
-TILE_COLUMNS = 2048      # ... or of this width, if that is more: a narrower one spends its time adding to dhidden
-LOWEST = -1e30           # the maximum of nothing: finite, so that a tile of nothing but -inf makes no NaN
+TILE_COLUMNS = (
+    2048  # ... or of this width, if that is more: a narrower one spends its time adding to dhidden
+)
+LOWEST = -1e30  # the maximum of nothing: finite, so that a tile of nothing but -inf makes no NaN
 
 
-# ---- One tile of logits, in plain torch ------------------------------------------------------------------------------
+# ---- One tile of logits, in plain torch
+# ----
+
 
 @torch.autocast("cuda", enabled=False)  # it would round the products of vecdot to bf16
 @torch.autocast("cpu", enabled=False)
 def scan_torch(x_Nv, ids_N, first, inverse_t_N, state, last):
-    """Take one more tile into each row's (max, S, U, target logit); after the last: (max, log S, entropy, logp).
+    """Take one more tile into each row's (max, S, U, target logit); after the last: (max, log S,
+    entropy, logp).
 
-    first: the tile's first column in the vocabulary. state: None before the first tile. An id that no tile held: NaN, all.
+    first: the tile's first column in the vocabulary. state: None before the first tile. An id that
+    no tile held: NaN, all.
     """
     x_Nv, local_N = x_Nv.float(), ids_N - first
-    inside_N, column_N1 = (local_N >= 0) & (local_N < x_Nv.shape[1]), local_N.clamp(0, x_Nv.shape[1] - 1)[:, None]
+    inside_N, column_N1 = (
+        (local_N >= 0) & (local_N < x_Nv.shape[1]),
+        local_N.clamp(0, x_Nv.shape[1] - 1)[:, None],
+    )
     max_N = x_Nv.amax(1).clamp_(min=LOWEST)
-    d_Nv = (x_Nv - max_N[:, None]).mul_(inverse_t_N[:, None]).clamp_(min=LOWEST)  # not -inf: 0 * -inf below
+    d_Nv = (
+        (x_Nv - max_N[:, None]).mul_(inverse_t_N[:, None]).clamp_(min=LOWEST)
+    )  # not -inf: 0 * -inf below
     e_Nv = d_Nv.exp()
     s_N, u_N = e_Nv.sum(1), torch.linalg.vecdot(e_Nv, d_Nv)
-    target_N = x_Nv.gather(1, column_N1)[:, 0].where(inside_N, torch.nan if state is None else state[3])
+    target_N = x_Nv.gather(1, column_N1)[:, 0].where(
+        inside_N, torch.nan if state is None else state[3]
+    )
     if state is not None:
         top_N = torch.maximum(state[0], max_N)
         old_N, new_N = (state[0] - top_N) * inverse_t_N, (max_N - top_N) * inverse_t_N
@@ -49,9 +65,14 @@ def scan_torch(x_Nv, ids_N, first, inverse_t_N, state, last):
 
 
 def gradient_torch(x_Nv, ids_N, first, rows, dtype, reuse=False):
-    """One tile of logits -> the same tile of dx, in fp32 until it is rounded to dtype at the very end (the 1 - p as well)."""
+    """One tile of logits -> the same tile of dx, in fp32 until it is rounded to dtype at the very
+    end (the 1 - p as well).
+    """
     local_N, (inverse_t_N, max_N, log_s_N, entropy_N, dlogp_N, dentropy_N) = ids_N - first, rows
-    inside_N, column_N1 = (local_N >= 0) & (local_N < x_Nv.shape[1]), local_N.clamp(0, x_Nv.shape[1] - 1)[:, None]
+    inside_N, column_N1 = (
+        (local_N >= 0) & (local_N < x_Nv.shape[1]),
+        local_N.clamp(0, x_Nv.shape[1] - 1)[:, None],
+    )
     dlogp_N = dlogp_N * inverse_t_N
     d_Nv = (x_Nv.float() - max_N[:, None]).clamp_(min=LOWEST)
     logp_Nv = torch.addcmul(-log_s_N[:, None], d_Nv, inverse_t_N[:, None], out=d_Nv)
@@ -60,11 +81,16 @@ def gradient_torch(x_Nv, ids_N, first, rows, dtype, reuse=False):
         dx_Nv = p_Nv.mul_(-dlogp_N[:, None])
     else:
         scale_N = -dentropy_N * inverse_t_N
-        dx_Nv = p_Nv.mul_(torch.addcmul((entropy_N * scale_N - dlogp_N)[:, None], logp_Nv, scale_N[:, None], out=logp_Nv))
+        dx_Nv = p_Nv.mul_(
+            torch.addcmul(
+                (entropy_N * scale_N - dlogp_N)[:, None], logp_Nv, scale_N[:, None], out=logp_Nv
+            )
+        )
     return dx_Nv.scatter_add_(1, column_N1, dlogp_N.where(inside_N, 0.0)[:, None]).to(dtype)
 
 
-# ---- One tile of logits, in Triton -----------------------------------------------------------------------------------
+# ---- One tile of logits, in Triton
+# ----
 
 if triton is None:
     scan_kernel = gradient_kernel = None
@@ -72,11 +98,31 @@ else:
     tl = triton.language
 
     @triton.jit
-    def scan_kernel(x, x_stride, ids, first, inverse_t, max_, s_, u_, target_, N, width,
-                    R: tl.constexpr, B: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr):
-        """scan_torch for R rows, B columns at a time. S and U are carried a lane each and summed over the lanes at the end."""
+    def scan_kernel(
+        x,
+        x_stride,
+        ids,
+        first,
+        inverse_t,
+        max_,
+        s_,
+        u_,
+        target_,
+        N,
+        width,
+        R: tl.constexpr,
+        B: tl.constexpr,
+        FIRST: tl.constexpr,
+        LAST: tl.constexpr,
+    ):
+        """scan_torch for R rows, B columns at a time. S and U are carried a lane each and summed
+        over the lanes at the end.
+        """
         n = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)  # 64 bits: N x V passes 2^31
-        live, n = n < N, tl.minimum(n, N - 1)                    # rows beyond the last compute it again, and store nothing
+        live, n = (
+            n < N,
+            tl.minimum(n, N - 1),
+        )  # rows beyond the last compute it again, and store nothing
         inverse_t = tl.load(inverse_t + n)
         lane = tl.arange(0, B)[None, :]
         if FIRST:
@@ -109,35 +155,67 @@ else:
         tl.store(target_ + n, target, live)
 
     @triton.jit
-    def gradient_kernel(x, x_stride, out, out_stride, ids, first, inverse_t, max_, log_s, entropy, dlogp, dentropy, N, width,
-                        R: tl.constexpr, B: tl.constexpr, OVERLAP: tl.constexpr):
+    def gradient_kernel(
+        x,
+        x_stride,
+        out,
+        out_stride,
+        ids,
+        first,
+        inverse_t,
+        max_,
+        log_s,
+        entropy,
+        dlogp,
+        dentropy,
+        N,
+        width,
+        R: tl.constexpr,
+        B: tl.constexpr,
+        OVERLAP: tl.constexpr,
+    ):
         """gradient_torch for R rows, B columns at a time, left to right.
 
-        OVERLAP: out is the memory of x itself with elements half as wide. Columns v.. are written at half their offset, where
-        all has been read but for the block in hand: hence the barrier.
+        OVERLAP: out is the memory of x itself with elements half as wide. Columns v.. are written
+        at half their offset, where all has been read but for the block in hand: hence the barrier.
         """
         n = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
         live, n = n[:, None] < N, tl.minimum(n, N - 1)
         lane = tl.arange(0, B)[None, :]
         inverse_t, local = tl.load(inverse_t + n)[:, None], tl.load(ids + n)[:, None] - first
-        top, log_s, entropy = tl.load(max_ + n)[:, None], tl.load(log_s + n)[:, None], tl.load(entropy + n)[:, None]
-        dlogp, dentropy = tl.load(dlogp + n)[:, None] * inverse_t, tl.load(dentropy + n)[:, None] * inverse_t
+        top, log_s, entropy = (
+            tl.load(max_ + n)[:, None],
+            tl.load(log_s + n)[:, None],
+            tl.load(entropy + n)[:, None],
+        )
+        dlogp, dentropy = (
+            tl.load(dlogp + n)[:, None] * inverse_t,
+            tl.load(dentropy + n)[:, None] * inverse_t,
+        )
         for v in range(0, width, B):
             inside = v + lane < width
-            logp = (tl.load(x + n[:, None] * x_stride + (v + lane), inside, 0.0).to(tl.float32) - top) * inverse_t - log_s
+            logp = (
+                tl.load(x + n[:, None] * x_stride + (v + lane), inside, 0.0).to(tl.float32) - top
+            ) * inverse_t - log_s
             p = tl.exp(logp)
             dx = dlogp * (tl.where(v + lane == local, 1.0, 0.0) - p)
             dx -= dentropy * p * tl.where(logp == float("-inf"), 0.0, logp + entropy)
             if OVERLAP:
                 tl.debug_barrier()
-            tl.store(out + n[:, None] * out_stride + (v + lane), dx.to(out.dtype.element_ty), inside & live)
+            tl.store(
+                out + n[:, None] * out_stride + (v + lane),
+                dx.to(out.dtype.element_ty),
+                inside & live,
+            )
 
 
 OPTIONS = dict(num_warps=4, enable_fp_fusion=True)
 
 
 def launch_shape(width):
-    """(R rows, B columns) of a program: 2048 elements at a time, 16 a thread. The interpreter pays by the program: 2^16."""
+    """(R rows, B columns) of a program: 2048 elements at a time, 16 a thread. The interpreter pays
+    by the program: 2^16.
+    """
     B = min(triton.next_power_of_2(width), 2048)
     return (2048 if isinstance(scan_kernel, triton.JITFunction) else 2**16) // B, B
 
@@ -146,47 +224,90 @@ def scan_triton(x_Nv, ids_N, first, inverse_t_N, state, last):
     (N, width), (R, B) = x_Nv.shape, launch_shape(x_Nv.shape[1])
     out = state or tuple(torch.empty_like(inverse_t_N) for _ in range(4))
     if N:
-        scan_kernel[-(-N // R),](x_Nv, x_Nv.stride(0), ids_N, first, inverse_t_N, *out, N, width,
-                                 R=R, B=B, FIRST=state is None, LAST=last, **OPTIONS)
+        scan_kernel[-(-N // R),](
+            x_Nv,
+            x_Nv.stride(0),
+            ids_N,
+            first,
+            inverse_t_N,
+            *out,
+            N,
+            width,
+            R=R,
+            B=B,
+            FIRST=state is None,
+            LAST=last,
+            **OPTIONS,
+        )
     return out
 
 
 def gradient_triton(x_Nv, ids_N, first, rows, dtype, reuse=False):
     """reuse: the tile may be overwritten; dx then takes (the first half of each row of) its memory."""
     (N, width), (R, B) = x_Nv.shape, launch_shape(x_Nv.shape[1])
-    dx_Nv = x_Nv.view(dtype)[:, :width] if reuse else torch.empty(N, width, dtype=dtype, device=x_Nv.device)
+    dx_Nv = (
+        x_Nv.view(dtype)[:, :width]
+        if reuse
+        else torch.empty(N, width, dtype=dtype, device=x_Nv.device)
+    )
     *rows, dlogp_N, dentropy_N = rows
     dentropy_N = torch.zeros_like(dlogp_N) if dentropy_N is None else dentropy_N
     if N:
-        gradient_kernel[-(-N // R),](x_Nv, x_Nv.stride(0), dx_Nv, dx_Nv.stride(0), ids_N, first, *rows,
-                                     dlogp_N.contiguous(), dentropy_N.contiguous(), N, width,
-                                     R=R, B=B, OVERLAP=reuse and dtype != x_Nv.dtype, **OPTIONS)
+        gradient_kernel[-(-N // R),](
+            x_Nv,
+            x_Nv.stride(0),
+            dx_Nv,
+            dx_Nv.stride(0),
+            ids_N,
+            first,
+            *rows,
+            dlogp_N.contiguous(),
+            dentropy_N.contiguous(),
+            N,
+            width,
+            R=R,
+            B=B,
+            OVERLAP=reuse and dtype != x_Nv.dtype,
+            **OPTIONS,
+        )
     return dx_Nv
 
 
-# ---- Tiles -----------------------------------------------------------------------------------------------------------
+# ---- Tiles
+# ----
+
 
 def tile_width(N, V):
-    """Columns of a tile of N rows: what TILE_BYTES allows or TILE_COLUMNS; V split evenly and rounded up to 128."""
+    """Columns of a tile of N rows: what TILE_BYTES allows or TILE_COLUMNS; V split evenly and
+    rounded up to 128.
+    """
     most = max(TILE_BYTES // (4 * max(N, 1)) // 128 * 128, TILE_COLUMNS)
     pieces = -(-V // most)
     return min(V, -(-V // pieces // 128) * 128)
 
 
 def matmul_(out, a, b, accumulate=False):
-    """out (+)= a @ b: summed in fp32 whatever the inputs are, and rounded once, to out's dtype. Autocast leaves it alone."""
+    """out (+)= a @ b: summed in fp32 whatever the inputs are, and rounded once, to out's dtype.
+    Autocast leaves it alone.
+    """
     if a.dtype == out.dtype:
         return torch.addmm(out, a, b, out=out) if accumulate else torch.mm(a, b, out=out)
     if out.device.type != "cuda":  # torch on a CPU has no half @ half -> fp32
-        return torch.addmm(out, a.float(), b.float(), out=out) if accumulate else torch.mm(a.float(), b.float(), out=out)
+        return (
+            torch.addmm(out, a.float(), b.float(), out=out)
+            if accumulate
+            else torch.mm(a.float(), b.float(), out=out)
+        )
     if accumulate:  # an fp32 addend to half products: torch 2.10 and later
         return torch.addmm(out, a, b, out_dtype=torch.float32, out=out)
     return torch.mm(a, b, out_dtype=torch.float32, out=out)
 
 
 class _Linear(torch.autograd.Function):
-    """Forward: tile by tile of the vocabulary, one matrix product and one scan. Backward: split over the vocabulary with all
-    tokens kept, so each slice of dweight is one product, written once; only dhidden accumulates, in fp32."""
+    """Forward: tile by tile of the vocabulary, one matrix product and one scan. Backward: split
+    over the vocabulary with all tokens kept, so each slice of dweight is one product, written once;
+    only dhidden accumulates, in fp32.
+    """
 
     @staticmethod
     def forward(ctx, hidden_ND, weight_VD, ids_N, inverse_t_N, scan, gradient):
@@ -194,12 +315,20 @@ class _Linear(torch.autograd.Function):
         width, state = tile_width(N, V), None
         buffer = hidden_ND.new_empty(N * width, dtype=torch.float32)
         for v in range(0, V, width):
-            w_vD = weight_VD[v:v + width]
-            x_Nv = matmul_(buffer[:N * len(w_vD)].view(N, len(w_vD)), hidden_ND, w_vD.T)
+            w_vD = weight_VD[v : v + width]
+            x_Nv = matmul_(buffer[: N * len(w_vD)].view(N, len(w_vD)), hidden_ND, w_vD.T)
             state = scan(x_Nv, ids_N, v, inverse_t_N, state, v + width >= V)
         max_N, log_s_N, entropy_N, logp_N = state
-        ctx.save_for_backward(hidden_ND, weight_VD, ids_N, inverse_t_N, max_N, log_s_N, entropy_N,
-                              x_Nv if width == V else None)  # where all logits are one tile, keep it
+        ctx.save_for_backward(
+            hidden_ND,
+            weight_VD,
+            ids_N,
+            inverse_t_N,
+            max_N,
+            log_s_N,
+            entropy_N,
+            x_Nv if width == V else None,
+        )  # where all logits are one tile, keep it
         ctx.gradient = gradient
         ctx.set_materialize_grads(False)
         return logp_N, entropy_N
@@ -210,30 +339,47 @@ class _Linear(torch.autograd.Function):
         hidden_ND, weight_VD, ids_N, *rows, kept_Nv = ctx.saved_tensors
         N, V = len(hidden_ND), len(weight_VD)
         rows += [torch.zeros_like(rows[0]) if dlogp_N is None else dlogp_N, dentropy_N]
-        dhidden_ND = torch.empty_like(hidden_ND, dtype=torch.float32) if ctx.needs_input_grad[0] else None
+        dhidden_ND = (
+            torch.empty_like(hidden_ND, dtype=torch.float32) if ctx.needs_input_grad[0] else None
+        )
         dweight_VD = torch.empty_like(weight_VD) if ctx.needs_input_grad[1] else None
         width = tile_width(N, V)
         buffer = hidden_ND.new_empty(N * width, dtype=torch.float32) if kept_Nv is None else None
         for v in range(0, V, width):
-            w_vD, x_Nv = weight_VD[v:v + width], kept_Nv
+            w_vD, x_Nv = weight_VD[v : v + width], kept_Nv
             if x_Nv is None:
-                x_Nv = matmul_(buffer[:N * len(w_vD)].view(N, len(w_vD)), hidden_ND, w_vD.T)
+                x_Nv = matmul_(buffer[: N * len(w_vD)].view(N, len(w_vD)), hidden_ND, w_vD.T)
             dx_Nv = ctx.gradient(x_Nv, ids_N, v, rows, weight_VD.dtype, reuse=kept_Nv is None)
             if dweight_VD is not None:
-                matmul_(dweight_VD[v:v + width], dx_Nv.T, hidden_ND)
+                matmul_(dweight_VD[v : v + width], dx_Nv.T, hidden_ND)
             if dhidden_ND is not None:
                 matmul_(dhidden_ND, dx_Nv, w_vD, accumulate=v > 0)
-        return None if dhidden_ND is None else dhidden_ND.to(hidden_ND.dtype), dweight_VD, None, None, None, None
+        return (
+            None if dhidden_ND is None else dhidden_ND.to(hidden_ND.dtype),
+            dweight_VD,
+            None,
+            None,
+            None,
+            None,
+        )
 
 
 class _Logits(torch.autograd.Function):
-    """The same on logits that exist, `block` rows at a time; the one large tensor made is their gradient."""
+    """The same on logits that exist, `block` rows at a time; the one large tensor made is their
+    gradient.
+    """
 
     @staticmethod
     def forward(ctx, logits_NV, ids_N, inverse_t_N, scan, gradient, block):
-        parts = [scan(x_nV, ids_n, 0, inverse_t_n, None, True)
-                 for x_nV, ids_n, inverse_t_n in zip(*(a.split(block) for a in (logits_NV, ids_N, inverse_t_N)))]
-        max_N, log_s_N, entropy_N, logp_N = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts))
+        parts = [
+            scan(x_nV, ids_n, 0, inverse_t_n, None, True)
+            for x_nV, ids_n, inverse_t_n in zip(
+                *(a.split(block) for a in (logits_NV, ids_N, inverse_t_N))
+            )
+        ]
+        max_N, log_s_N, entropy_N, logp_N = (
+            parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts))
+        )
         ctx.save_for_backward(logits_NV, ids_N, inverse_t_N, max_N, log_s_N, entropy_N)
         ctx.gradient, ctx.block = gradient, block
         ctx.set_materialize_grads(False)
@@ -245,47 +391,81 @@ class _Logits(torch.autograd.Function):
         logits_NV, ids_N, *rows = ctx.saved_tensors
         rows += [torch.zeros_like(rows[0]) if dlogp_N is None else dlogp_N, dentropy_N]
         if len(logits_NV) <= ctx.block:
-            return ctx.gradient(logits_NV, ids_N, 0, rows, logits_NV.dtype), None, None, None, None, None
+            return (
+                ctx.gradient(logits_NV, ids_N, 0, rows, logits_NV.dtype),
+                None,
+                None,
+                None,
+                None,
+                None,
+            )
         dx_NV = torch.empty(logits_NV.shape, dtype=logits_NV.dtype, device=logits_NV.device)
         for i in range(0, len(logits_NV), ctx.block):
             n = slice(i, i + ctx.block)
-            dx_NV[n] = ctx.gradient(logits_NV[n], ids_N[n], 0, [r if r is None else r[n] for r in rows], logits_NV.dtype)
+            dx_NV[n] = ctx.gradient(
+                logits_NV[n], ids_N[n], 0, [r if r is None else r[n] for r in rows], logits_NV.dtype
+            )
         return dx_NV, None, None, None, None, None
 
 
-# ---- What others call ------------------------------------------------------------------------------------------------
+# ---- What others call
+# ----
+
 
 def linear_logprob_entropy(hidden_ND, weight_VD, ids_N, temperature=1.0, backend=None):
-    """log p(id | hidden) and the entropy of p = softmax(hidden @ weight.T / temperature): logp_N <= 0, entropy_N >= 0, in nats.
+    """log p(id | hidden) and the entropy of p = softmax(hidden @ weight.T / temperature): logp_N <=
+    0, entropy_N >= 0, in nats.
 
-    hidden_ND and weight_VD: fp32, bf16 or fp16, both the same; ids_N int64. temperature > 0: a number, or fp32 (N,).
-    Returns fp32, differentiable with respect to hidden and weight. Pass only the rows that count: no mask enters.
-    backend: None = "triton" on a CUDA tensor where Triton is installed, otherwise "torch"; either can be asked for.
-    Memory beside inputs and gradients: one tile of logits, and in the backward pass 4 N D bytes (dhidden in fp32).
-    Raises ValueError or TypeError on shapes, dtypes and a sharded weight; an id outside 0..V-1 is an IndexError on a CPU and
-    NaN on a GPU, where looking would stall it.
+    hidden_ND and weight_VD: fp32, bf16 or fp16, both the same; ids_N int64. temperature > 0: a
+    number, or fp32 (N,). Returns fp32, differentiable with respect to hidden and weight. Pass only
+    the rows that count: no mask enters. backend: None = "triton" on a CUDA tensor where Triton is
+    installed, otherwise "torch"; either can be asked for. Memory beside inputs and gradients: one
+    tile of logits, and in the backward pass 4 N D bytes (dhidden in fp32). Raises ValueError or
+    TypeError on shapes, dtypes and a sharded weight; an id outside 0..V-1 is an IndexError on a CPU
+    and NaN on a GPU, where looking would stall it.
     """
     if hasattr(weight_VD, "full_tensor"):
-        raise TypeError("weight_VD is a sharded DTensor; wanted a whole one: call inside the sharded module's forward, or "
-                        "pass weight.full_tensor(grad_placements=[Partial()]), which sums its gradient over the ranks")
+        raise TypeError(
+            "weight_VD is a sharded DTensor; wanted a whole one: call inside the sharded "
+            "module's forward, or "
+            "pass weight.full_tensor(grad_placements=[Partial()]), which sums its gradient "
+            "over the ranks"
+        )
     if hidden_ND.dim() != 2 or weight_VD.dim() != 2 or hidden_ND.shape[1] != weight_VD.shape[1]:
-        raise ValueError(f"got hidden {tuple(hidden_ND.shape)}, weight {tuple(weight_VD.shape)}; wanted (N, D) and (V, D)")
+        raise ValueError(
+            f"got hidden {tuple(hidden_ND.shape)}, weight {tuple(weight_VD.shape)}; wanted (N, "
+            "D) and (V, D)"
+        )
     if hidden_ND.dtype != weight_VD.dtype:
-        raise TypeError(f"got hidden {hidden_ND.dtype}, weight {weight_VD.dtype}; wanted the same: cast one of them")
+        raise TypeError(
+            f"got hidden {hidden_ND.dtype}, weight {weight_VD.dtype}; wanted the same: cast "
+            "one of them"
+        )
     inverse_t_N = _check(hidden_ND, len(weight_VD), ids_N, temperature)
     if choose(backend, hidden_ND, scan_kernel) == "triton":
-        return _Linear.apply(hidden_ND, weight_VD, ids_N.contiguous(), inverse_t_N, scan_triton, gradient_triton)
+        return _Linear.apply(
+            hidden_ND, weight_VD, ids_N.contiguous(), inverse_t_N, scan_triton, gradient_triton
+        )
     return _Linear.apply(hidden_ND, weight_VD, ids_N, inverse_t_N, scan_torch, gradient_torch)
 
 
 def logprob_entropy(logits_NV, ids_N, temperature=1.0, backend=None):
-    """The same from logits_NV (fp32, bf16 or fp16, any -inf columns): logp_N, entropy_N, fp32, differentiable."""
+    """The same from logits_NV (fp32, bf16 or fp16, any -inf columns): logp_N, entropy_N, fp32,
+    differentiable.
+    """
     if logits_NV.dim() != 2:
         raise ValueError(f"got logits {tuple(logits_NV.shape)}; wanted (N, V)")
     inverse_t_N = _check(logits_NV, logits_NV.shape[1], ids_N, temperature)
     if choose(backend, logits_NV, scan_kernel) == "triton":
         logits_NV = logits_NV if logits_NV.stride(1) == 1 else logits_NV.contiguous()
-        return _Logits.apply(logits_NV, ids_N.contiguous(), inverse_t_N, scan_triton, gradient_triton, max(len(logits_NV), 1))
+        return _Logits.apply(
+            logits_NV,
+            ids_N.contiguous(),
+            inverse_t_N,
+            scan_triton,
+            gradient_triton,
+            max(len(logits_NV), 1),
+        )
     block = max(1, TILE_BYTES // (4 * logits_NV.shape[1]))  # rows whose fp32 copies fill a tile
     return _Logits.apply(logits_NV, ids_N, inverse_t_N, scan_torch, gradient_torch, block)
 
@@ -306,16 +486,23 @@ def _check(x, V, ids_N, temperature):
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise TypeError(f"got {x.dtype}; wanted float32, bfloat16 or float16")
     if ids_N.shape != (N,) or ids_N.dtype != torch.int64 or V < 1:
-        raise ValueError(f"got ids {tuple(ids_N.shape)} {ids_N.dtype}, vocabulary {V}; wanted ({N},) int64, at least 1")
+        raise ValueError(
+            f"got ids {tuple(ids_N.shape)} {ids_N.dtype}, vocabulary {V}; wanted ({N},) int64, "
+            "at least 1"
+        )
     if N and x.device.type == "cpu":
         low, high = (int(i) for i in ids_N.aminmax())
         if low < 0 or high >= V:
-            raise IndexError(f"got ids in {low}..{high}; wanted 0..{V - 1}: leave masked tokens out")
+            raise IndexError(
+                f"got ids in {low}..{high}; wanted 0..{V - 1}: leave masked tokens out"
+            )
     if not isinstance(temperature, torch.Tensor):
         if not temperature > 0:
             raise ValueError(f"got temperature {temperature}; wanted > 0")
         return torch.full((N,), 1 / temperature, device=x.device)
     if temperature.shape not in ((), (N,)) or temperature.requires_grad:
-        raise ValueError(f"got temperature {tuple(temperature.shape)}; wanted a number or ({N},), without gradient")
+        raise ValueError(
+            f"got temperature {tuple(temperature.shape)}; wanted a number or ({N},), without "
+            "gradient"
+        )
     return temperature.to(x.device, torch.float32).reciprocal().expand(N).contiguous()
-

@@ -1,17 +1,20 @@
 """A pool of worker processes that grade what a model wrote, and that can be killed.
 
-A model's answer is hostile input: a power tower keeps sympy busy for ever, a cross join fills the memory, and no alarm inside
-the same process stops a C loop that holds the interpreter's lock. So every answer is graded in a worker process, the parent
-holds the watch, and what overruns its deadline gets SIGKILL. Only that one answer is lost.
+A model's answer is hostile input: a power tower keeps sympy busy for ever, a cross join fills the
+memory, and no alarm inside the same process stops a C loop that holds the interpreter's lock. So
+every answer is graded in a worker process, the parent holds the watch, and what overruns its
+deadline gets SIGKILL. Only that one answer is lost.
 
-Here: the pool, the parent's side.   Not here: the workers' side (worker.py); what is right (tasks/math.py, tasks/sql.py).
+Here: the pool, the parent's side.   Not here: the workers' side (worker.py); what is right
+(tasks/math.py, tasks/sql.py).
 
-A job is (function, *arguments); the function is importable by name and returns a Grade. Workers are forks, made in
-milliseconds, of a *zygote*: a fresh interpreter of one thread that has imported the functions' modules and the libraries they
-ask for, warm, and does nothing else. So no CUDA context and no torch threads come along, and a killed worker costs no second
-start.
-Protocol: down a worker's socket a length and a pickled list of jobs; back up one JSON line an event.
+A job is (function, *arguments); the function is importable by name and returns a Grade. Workers are
+forks, made in milliseconds, of a *zygote*: a fresh interpreter of one thread that has imported the
+functions' modules and the libraries they ask for, warm, and does nothing else. So no CUDA context
+and no torch threads come along, and a killed worker costs no second start. Protocol: down a
+worker's socket a length and a pickled list of jobs; back up one JSON line an event.
 """
+
 import json
 import os
 import pickle
@@ -26,28 +29,34 @@ from concurrent.futures import CancelledError, Future
 from typing import NamedTuple
 
 OUTCOMES = ("right", "wrong", "unparsable", "timeout", "unsafe", "error")
-START_UP = 60.0      # seconds a worker may take to start (its zygote may be importing); not counted against an answer
-CHUNK = 32           # jobs sent at once: a round trip costs about as much as grading ten easy answers
-OUT_OF_MEMORY = 77   # exit status of a worker that ran into its memory limit
+# seconds a worker may take to start (its zygote may be importing); not counted against an answer
+START_UP = 60.0
+CHUNK = 32  # jobs sent at once: a round trip costs about as much as grading ten easy answers
+OUT_OF_MEMORY = 77  # exit status of a worker that ran into its memory limit
 
 
 class Grade(NamedTuple):
-    """outcome: right; wrong; unparsable (no answer found); timeout (overran time, memory or result size); unsafe (refused
-    before it ran); error (the grader itself failed: Pool.last_error has the traceback)."""
+    """outcome: right; wrong; unparsable (no answer found); timeout (overran time, memory or result
+    size); unsafe (refused before it ran); error (the grader itself failed: Pool.last_error has the
+    traceback).
+    """
+
     reward: float
     outcome: str
 
 
 class Pool:
-    """`workers` processes, started when first needed; `deadline` seconds of wall clock a job; `memory` bytes of address space
-    a worker. Usable from any thread (calls queue up) and as a context manager."""
+    """`workers` processes, started when first needed; `deadline` seconds of wall clock a job;
+    `memory` bytes of address space a worker. Usable from any thread (calls queue up) and as a
+    context manager.
+    """
 
     def __init__(self, workers=2, deadline=5.0, memory=2 << 30):
         self.size, self.deadline, self.memory = max(1, int(workers)), float(deadline), int(memory)
-        self.last_error = None                   # text of the last traceback of a grader, for the log
+        self.last_error = None  # text of the last traceback of a grader, for the log
         self._workers, self._lock, self._zygote = [], threading.Lock(), None
-        self._libraries = {}                     # what the zygote imports before it forks, in order
-        self._era = 0                            # how often the pool was closed
+        self._libraries = {}  # what the zygote imports before it forks, in order
+        self._era = 0  # how often the pool was closed
 
     def __enter__(self):
         return self
@@ -56,10 +65,12 @@ class Pool:
         self.close()
 
     def close(self):
-        """Kill every worker; grading that other threads began ends with CancelledError. The pool may be used again."""
+        """Kill every worker; grading that other threads began ends with CancelledError. The pool
+        may be used again.
+        """
         self._era += 1
         if zygote := self._zygote:
-            zygote.process.kill()                # wakes the thread that listens to it
+            zygote.process.kill()  # wakes the thread that listens to it
         with self._lock:
             self._clear()
 
@@ -75,7 +86,9 @@ class Pool:
         return self._begin(list(jobs), self._era)
 
     def start(self, jobs):
-        """grade(jobs) in the background -> a Future whose result() is the grades, or raises what grade() raised."""
+        """grade(jobs) in the background -> a Future whose result() is the grades, or raises what
+        grade() raised.
+        """
         future, jobs, era = Future(), list(jobs), self._era
 
         def work():
@@ -83,6 +96,7 @@ class Pool:
                 future.set_result(self._begin(jobs, era))
             except BaseException as error:
                 future.set_exception(error)
+
         threading.Thread(target=work, daemon=True).start()
         return future
 
@@ -93,9 +107,13 @@ class Pool:
                 if self._era != era:
                     raise CancelledError("the pool was closed while it graded")
                 return grades
-            except BaseException as error:       # Ctrl-C, say: nobody will read the replies of the jobs now running
+            except (
+                BaseException
+            ) as error:  # Ctrl-C, say: nobody will read the replies of the jobs now running
                 self._clear()
-                if self._era != era and isinstance(error, Exception):            # the zygote ended because close() killed it
+                if self._era != era and isinstance(
+                    error, Exception
+                ):  # the zygote ended because close() killed it
                     raise CancelledError("the pool was closed while it graded") from error
                 raise
 
@@ -117,36 +135,58 @@ class Pool:
         return grades
 
     def _load(self, *name):
-        """The zygote imports a module (and calls a function of it), so that the workers to come have it."""
+        """The zygote imports a module (and calls a function of it), so that the workers to come
+        have it.
+        """
         if name not in self._libraries:
             self._libraries[name] = None
             self._zygote.tell("load", *name)
 
     def _hand_out(self, jobs, todo):
-        """Chunks to idle workers. One late with its answer does not count: another goes on with the rest."""
+        """Chunks to idle workers. One late with its answer does not count: another goes on with the
+        rest.
+        """
         busy = [worker for worker in self._workers if worker.chunk]
         limit = self.size + sum(worker.used() > 0.5 for worker in busy)
         missing = min(limit, len(busy) + len(todo)) - len(self._workers)
         self._workers += [_Worker(self._zygote) for _ in range(missing)]
-        for worker in [worker for worker in self._workers if worker.ready and not worker.chunk][: max(0, limit - len(busy))]:
+        for worker in [worker for worker in self._workers if worker.ready and not worker.chunk][
+            : max(0, limit - len(busy))
+        ]:
             if todo:
-                count = min(CHUNK, -(-len(todo) // (2 * self.size)))      # smaller towards the end, so that all end together
+                count = min(
+                    CHUNK, -(-len(todo) // (2 * self.size))
+                )  # smaller towards the end, so that all end together
                 chunk = deque(todo.popleft() for _ in range(count))
-                if not worker.send(chunk, [jobs[i] for i in chunk]):      # it died while idle: nothing of it was graded
+                if not worker.send(
+                    chunk, [jobs[i] for i in chunk]
+                ):  # it died while idle: nothing of it was graded
                     todo.extendleft(reversed(chunk))
                     self._drop(worker)
 
     def _wait(self):
-        """Workers with something to read, at the latest when the next deadline (or half of it) is over."""
+        """Workers with something to read, at the latest when the next deadline (or half of it) is
+        over.
+        """
         busy = [worker for worker in self._workers if worker.chunk or not worker.ready]
-        times = [(mark - worker.used()) * worker.limit for worker in busy for mark in (0.5, 1.0) if worker.used() <= mark]
+        times = [
+            (mark - worker.used()) * worker.limit
+            for worker in busy
+            for mark in (0.5, 1.0)
+            if worker.used() <= mark
+        ]
         with selectors.DefaultSelector() as selector:
             for worker in self._workers:
                 selector.register(worker.socket, selectors.EVENT_READ, worker)
-            selector.register(self._zygote.socket, selectors.EVENT_READ)     # it only speaks up when it ends
+            selector.register(
+                self._zygote.socket, selectors.EVENT_READ
+            )  # it only speaks up when it ends
             found = [key.data for key, _ in selector.select(max(0, min(times, default=0)))]
         if None in found:
-            raise RuntimeError(f"the process that starts grading workers ended, with exit status {self._zygote.process.wait()}")
+            raise RuntimeError(
+                "the process that starts grading workers ended, with exit status "
+                f"{self._zygote.process.wait()}"
+            )
         return found
 
     def _read(self, worker, grades, todo):
@@ -156,7 +196,7 @@ class Pool:
         for kind, *rest in messages or []:
             if kind == "ready":
                 worker.ready = True
-            elif kind == "load":                 # it leaves; a new one, which has the library, will do its jobs
+            elif kind == "load":  # it leaves; a new one, which has the library, will do its jobs
                 for name in rest:
                     self._load(*name)
                 todo.extendleft(reversed(worker.chunk))
@@ -173,11 +213,16 @@ class Pool:
         """Bury a worker, grade the one job it was at, put the rest of its chunk back in front."""
         status = self._drop(worker)
         if not worker.ready:
-            raise RuntimeError(f"a grading worker did not start within {START_UP:.0f} s; its exit status is {status}")
+            raise RuntimeError(
+                f"a grading worker did not start within {START_UP:.0f} s; its exit status is "
+                f"{status}"
+            )
         if worker.chunk:
             lost = "timeout" if late or status == OUT_OF_MEMORY else "error"
             if lost == "error":
-                self.last_error = f"a grading worker ended with exit status {status} in the middle of a job"
+                self.last_error = (
+                    f"a grading worker ended with exit status {status} in the middle of a job"
+                )
             grades[worker.chunk.popleft()] = Grade(0.0, lost)
             todo.extendleft(reversed(worker.chunk))
 
@@ -192,19 +237,37 @@ class _Zygote:
     def __init__(self, memory, libraries):
         lifeline, self.lifeline = os.pipe()
         self.socket, other = socket.socketpair(type=socket.SOCK_SEQPACKET)
-        environment = {k: os.environ[k] for k in ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "TMPDIR") if k in os.environ}
-        environment |= {"PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path), "OMP_NUM_THREADS": "1"}
+        environment = {
+            k: os.environ[k]
+            for k in ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "TMPDIR")
+            if k in os.environ
+        }
+        environment |= {
+            "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path),
+            "OMP_NUM_THREADS": "1",
+        }
         self.process = subprocess.Popen(
-            [sys.executable, "-BPc", "from nanomerci.worker import zygote; zygote()", *map(str, (other.fileno(), lifeline, memory))],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=[other.fileno(), lifeline], env=environment,
-            process_group=0)                     # a process group of its own: Ctrl-C is for the parent
+            [
+                sys.executable,
+                "-BPc",
+                "from nanomerci.worker import zygote; zygote()",
+                *map(str, (other.fileno(), lifeline, memory)),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            pass_fds=[other.fileno(), lifeline],
+            env=environment,
+            process_group=0,
+        )  # a process group of its own: Ctrl-C is for the parent
         os.close(lifeline)
         other.close()
         for name in libraries:
             self.tell("load", *name)
 
     def tell(self, *command, files=()):
-        socket.send_fds(self.socket, [json.dumps(command).encode()], [file.fileno() for file in files])
+        socket.send_fds(
+            self.socket, [json.dumps(command).encode()], [file.fileno() for file in files]
+        )
 
     def kill(self):
         """It and all its workers."""
@@ -219,7 +282,9 @@ class _Worker:
 
     def __init__(self, zygote):
         self.zygote, (self.socket, other) = zygote, socket.socketpair()
-        zygote.tell("fork", self.socket.fileno(), files=[other])         # a number that is no other worker's while this one lives
+        zygote.tell(
+            "fork", self.socket.fileno(), files=[other]
+        )  # a number that is no other worker's while this one lives
         other.close()
         self.ready, self.chunk, self._rest = False, deque(), b""
         self.watch(START_UP)
@@ -240,14 +305,14 @@ class _Worker:
         except ConnectionError:
             return False
         self.chunk = chunk
-        self.watch(START_UP)                     # until its "go": it may have to import the function
+        self.watch(START_UP)  # until its "go": it may have to import the function
         return True
 
     def receive(self):
         """The messages that have arrived; None at the end of the stream."""
         try:
             data = self.socket.recv(1 << 16)
-        except ConnectionError:                  # it ended before it had read everything
+        except ConnectionError:  # it ended before it had read everything
             data = b""
         *lines, self._rest = (self._rest + data).split(b"\n")
         return [json.loads(line) for line in lines] if data else None

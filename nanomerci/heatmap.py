@@ -1,14 +1,17 @@
-"""The picture of count-based exploration: a response coloured by 1/n, and the bonus microscope under it.
+"""The picture of count-based exploration: a response coloured by 1/n, and the bonus microscope
+under it.
 
     python sample.py MODEL_OR_RUN "prompt" -n 4 --heatmap out.html        (or out.png; in the terminal: --color)
 
-Which counter: a run with a CFN has one, and its 1/n says how rarely training came through here. Any other model has none, so
-one is made on the spot from further samples of that model to the same prompt; its 1/n says how unusual this way is among the
-answers the model would give anyway. The page says which. Answers are marked right or wrong where that is known (a problem of
-the run's task, or --gold); elsewhere the reader can set the marks by hand, and the advantages follow.
+Which counter: a run with a CFN has one, and its 1/n says how rarely training came through here. Any
+other model has none, so one is made on the spot from further samples of that model to the same
+prompt; its 1/n says how unusual this way is among the answers the model would give anyway. The page
+says which. Answers are marked right or wrong where that is known (a problem of the run's task, or
+--gold); elsewhere the reader can set the marks by hand, and the advantages follow.
 
 Axes: n samples a prompt, B = n rows, T token positions, N tokens, D hidden width.
 """
+
 import textwrap
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -26,13 +29,20 @@ from nanomerci.model import eos_ids, load, look_at, token_logp
 from nanomerci.rollout import noise_mask, pieces
 from sample import generate
 
-LOW, MIDDLE, HIGH = (67, 132, 196), (247, 247, 247), (202, 54, 48)  # blue, white, red, as in page/common.js
+LOW, MIDDLE, HIGH = (
+    (67, 132, 196),
+    (247, 247, 247),
+    (202, 54, 48),
+)  # blue, white, red, as in page/common.js
 OPTIONS = ("top", "run", "gamma", "alpha", "noise_filter")
 
 
 @dataclass(frozen=True)
 class Run:
-    """Where a model came from, if from a run of ours: its options and checkpoint. `problems` maps prompts to problems."""
+    """Where a model came from, if from a run of ours: its options and checkpoint. `problems` maps
+    prompts to problems.
+    """
+
     folder: Path
     checkpoint: Path
     options: Config
@@ -54,21 +64,44 @@ class Run:
             return policy, None
         path = self.checkpoint / "state.pt"
         try:
-            weights = torch.load(path, map_location=device, weights_only=True, mmap=True)["counter"]["net"]  # mmap: and no more
-            net = cfn.CoinFlipNet(policy.config.hidden_size, c.coins, c.cfn_hidden, c.cfn_prior).to(device)
+            weights = torch.load(path, map_location=device, weights_only=True, mmap=True)[
+                "counter"
+            ]["net"]  # mmap: and no more
+            net = cfn.CoinFlipNet(policy.config.hidden_size, c.coins, c.cfn_hidden, c.cfn_prior).to(
+                device
+            )
             net.load_state_dict(weights)
         except (OSError, RuntimeError, KeyError, EOFError) as error:
-            raise UserError(f"{path}: its counter cannot be read ({type(error).__name__}: {str(error)[:120]!r})") from None
+            raise UserError(
+                f"{path}: its counter cannot be read ({type(error).__name__}: {str(error)[:120]!r})"
+            ) from None
         first = self.folder / "checkpoints/step_000000/model"
-        return load(first, device, policy.dtype)[0] if c.cfn_trunk == "frozen" and first.exists() else policy, net
+        return load(first, device, policy.dtype)[
+            0
+        ] if c.cfn_trunk == "frozen" and first.exists() else policy, net
 
 
-def count_now(model, tokenizer, ids, samples, *, max_new_tokens, temperature, run_seed=0, progress=None):
-    """A counter for a model that has none, from `samples` of its own answers to the prompt `ids`. -> CoinFlipNet."""
-    roll = generate(model, [ids], samples, max_new_tokens=max_new_tokens, eos_id=eos_ids(model, tokenizer),
-                    temperature=temperature or 1.0, seed=seed("count now", run_seed), progress=progress)  # fmt: skip
-    address_BT = address("count now", torch.arange(samples, device=model.device)[:, None],
-                         torch.arange(roll.tokens_BT.shape[1], device=model.device))  # fmt: skip
+def count_now(
+    model, tokenizer, ids, samples, *, max_new_tokens, temperature, run_seed=0, progress=None
+):
+    """A counter for a model that has none, from `samples` of its own answers to the prompt `ids`.
+    -> CoinFlipNet.
+    """
+    roll = generate(
+        model,
+        [ids],
+        samples,
+        max_new_tokens=max_new_tokens,
+        eos_id=eos_ids(model, tokenizer),
+        temperature=temperature or 1.0,
+        seed=seed("count now", run_seed),
+        progress=progress,
+    )
+    address_BT = address(
+        "count now",
+        torch.arange(samples, device=model.device)[:, None],
+        torch.arange(roll.tokens_BT.shape[1], device=model.device),
+    )
     hidden_ND, address_N = look_at(model, roll, address_BT)[2]
     counter = cfn.Counter(model.config.hidden_size, device=model.device)
     counter.pretrain(hidden_ND, address_N, passes=max(3, 20000 // max(len(address_N), 1)))
@@ -77,35 +110,66 @@ def count_now(model, tokenizer, ids, samples, *, max_new_tokens, temperature, ru
 
 @torch.no_grad()
 def examine(model, tokenizer, roll, *, trunk, net, noise_B, temperature=1.0):
-    """Everything the pictures show of the samples of one prompt, as plain data: a dict a response, with a value a token.
+    """Everything the pictures show of the samples of one prompt, as plain data: a dict a response,
+    with a value a token.
 
-    noise_B: character spans a response that the third filter drops. 1/n is kept to 9 digits, so that the page computes with
-    the very float32 numbers Python has; log-prob and entropy are those at `temperature`, in nats.
+    noise_B: character spans a response that the third filter drops. 1/n is kept to 9 digits, so
+    that the page computes with the very float32 numbers Python has; log-prob and entropy are those
+    at `temperature`, in nats.
     """
-    invn_BT = look_at(trunk, roll, torch.zeros_like(roll.tokens_BT), score=partial(cfn_score, net=net))[0]
+    invn_BT = look_at(
+        trunk, roll, torch.zeros_like(roll.tokens_BT), score=partial(cfn_score, net=net)
+    )[0]
     logp_BT, entropy_BT = token_logp(model, roll.tokens_BT, roll.mask_BT, temperature or 1.0)
     noise_BT = noise_mask(tokenizer, roll, noise_B)
     out = []
     for row, ids in enumerate(roll.responses()):
         at = roll.mask_BT[row] > 0
-        exact, short = ([float(f"{x:.{d}g}") for x in values] for d, values in (
-            (9, invn_BT[row, at].tolist()), (4, [*logp_BT[row, at].tolist(), *entropy_BT[row, at].tolist()])))  # fmt: skip
-        out.append({"tokens": pieces(tokenizer, ids), "invn": exact, "logp": short[: len(ids)], "entropy": short[len(ids):],
-                    "noise": noise_BT[row, at].tolist()})  # fmt: skip
+        exact, short = (
+            [float(f"{x:.{d}g}") for x in values]
+            for d, values in (
+                (9, invn_BT[row, at].tolist()),
+                (4, [*logp_BT[row, at].tolist(), *entropy_BT[row, at].tolist()]),
+            )
+        )
+        out.append(
+            {
+                "tokens": pieces(tokenizer, ids),
+                "invn": exact,
+                "logp": short[: len(ids)],
+                "entropy": short[len(ids) :],
+                "noise": noise_BT[row, at].tolist(),
+            }
+        )
     return out
 
 
 def group(model, tokenizer, roll, prompt, ids, run, grades, noise_B, longest, a):
-    """The samples of one prompt -> what draw() wants of them. ids: the prompt's tokens; a: the arguments of sample.py."""
+    """The samples of one prompt -> what draw() wants of them. ids: the prompt's tokens; a: the
+    arguments of sample.py.
+    """
     trunk, net = run.counter(model, model.device) if run else (model, None)
     note = f"1/n: the counter of {run.folder.name}, {run.checkpoint.name}." if net else ""
     if net is None:
         with bar(a.count, "count: further samples", "answer") as progress:
-            net = count_now(model, tokenizer, ids, a.count, max_new_tokens=longest, temperature=a.temperature, run_seed=a.seed,
-                            progress=progress.update)  # fmt: skip
-        note = (f"1/n: this model has no counter of its own, so one was made now, from {a.count} further samples of it to this "
-                "prompt: red is unusual among its own answers.")  # fmt: skip
-    samples = examine(model, tokenizer, roll, trunk=trunk, net=net, noise_B=noise_B, temperature=a.temperature)
+            net = count_now(
+                model,
+                tokenizer,
+                ids,
+                a.count,
+                max_new_tokens=longest,
+                temperature=a.temperature,
+                run_seed=a.seed,
+                progress=progress.update,
+            )
+        note = (
+            f"1/n: this model has no counter of its own, so one was made now, from {a.count} "
+            "further samples of it to this "
+            "prompt: red is unusual among its own answers."
+        )
+    samples = examine(
+        model, tokenizer, roll, trunk=trunk, net=net, noise_B=noise_B, temperature=a.temperature
+    )
     marks = [{"outcome": g and g.outcome, "reward": g and g.reward} for g in grades]
     return {"prompt": prompt, "note": note, "samples": [s | m for s, m in zip(samples, marks)]}
 
@@ -116,17 +180,23 @@ def options(run):
 
 
 def draw(path, title, groups, start):
-    """Write groups [{prompt, note, samples: [{tokens, invn, ..., outcome, reward}]}] as .html or .png. start: options()."""
+    """Write groups [{prompt, note, samples: [{tokens, invn, ..., outcome, reward}]}] as .html or
+    .png. start: options().
+    """
     path = Path(path)
     if path.suffix == ".html":
-        plots.write(path, plots.page("heat", title, {"title": title, "options": start, "groups": groups}))
+        plots.write(
+            path, plots.page("heat", title, {"title": title, "options": start, "groups": groups})
+        )
     else:
         picture(path, groups)
 
 
 # ---- where there is no browser
 def scale(groups):
-    """Positions 0..1 of 1/n on a logarithmic scale from the 2nd to the 98th percentile of all tokens. -> (low, high, place)."""
+    """Positions 0..1 of 1/n on a logarithmic scale from the 2nd to the 98th percentile of all
+    tokens. -> (low, high, place).
+    """
     values = sorted(x for g in groups for s in g["samples"] for x in s["invn"] if x > 0) or [1.0]
     low, high = (values[round(q * (len(values) - 1))] for q in (0.02, 0.98))
     log = lambda x: float(torch.tensor(x).clamp(min=low, max=high).log())
@@ -134,7 +204,9 @@ def scale(groups):
 
 
 def colour(place):
-    """0..1 -> (r, g, b) 0..255 from blue over white to red, and black or white, whichever reads better on it."""
+    """0..1 -> (r, g, b) 0..255 from blue over white to red, and black or white, whichever reads
+    better on it.
+    """
     end, far = (LOW if place < 0.5 else HIGH), abs(2 * place - 1)
     rgb = tuple(round(m + (e - m) * far) for m, e in zip(MIDDLE, end))
     light = sum(share * (v / 255) ** 2.2 for share, v in zip((0.2126, 0.7152, 0.0722), rgb))
@@ -142,13 +214,24 @@ def colour(place):
 
 
 def visible(text, keep="\n\t"):
-    """Model output made harmless for a terminal: control characters, and those that turn text around, are shown, not obeyed."""
+    """Model output made harmless for a terminal: control characters, and those that turn text
+    around, are shown, not obeyed.
+    """
+
     def show(c):
         code = ord(c)
-        if c in keep or not (code < 32 or 127 <= code < 160 or 0x200B <= code <= 0x200F or 0x2028 <= code <= 0x202E
-                             or 0x2060 <= code <= 0x206F or code == 0xFEFF or 0xD800 <= code <= 0xDFFF):  # fmt: skip
+        if c in keep or not (
+            code < 32
+            or 127 <= code < 160
+            or 0x200B <= code <= 0x200F
+            or 0x2028 <= code <= 0x202E
+            or 0x2060 <= code <= 0x206F
+            or code == 0xFEFF
+            or 0xD800 <= code <= 0xDFFF
+        ):
             return c
         return chr(0x2400 + code) if code < 32 else f"\u27e8{code:04x}\u27e9"
+
     return "".join(map(show, text))
 
 
@@ -158,7 +241,9 @@ def ansi(sample, place):
     for word, invn in zip(sample["tokens"], sample["invn"]):
         back, front = colour(place(invn))
         start, end = "\x1b[48;2;{};{};{}m\x1b[38;2;{};{};{}m".format(*back, *front), "\x1b[0m"
-        out.append("\n".join(f"{start}{part}{end}" if part else "" for part in visible(word).split("\n")))
+        out.append(
+            "\n".join(f"{start}{part}{end}" if part else "" for part in visible(word).split("\n"))
+        )
     return "".join(out)
 
 
@@ -178,7 +263,10 @@ def picture(path, groups, columns=2, width=58):
 
     low, high, place = scale(groups)
     font = get_font(findfont("DejaVu Sans Mono"))
-    plain = lambda word: "".join(c if c == "\n" or font.get_char_index(ord(c)) else "\u25a1" for c in visible(word, keep="\n"))
+    plain = lambda word: "".join(
+        c if c == "\n" or font.get_char_index(ord(c)) else "\u25a1"
+        for c in visible(word, keep="\n")
+    )
     cells, y = [], 0.0  # (column, line, text, background, colour), in characters
     unit = lambda rgb: tuple(v / 255 for v in rgb)
     for group in groups:
@@ -190,7 +278,10 @@ def picture(path, groups, columns=2, width=58):
             heights = []
             for k, sample in enumerate(group["samples"][first : first + columns]):
                 left, x, line = k * (width + 2), 0, 1.2
-                outcome, sign = sample["outcome"], "\u2713" if sample["outcome"] == "right" else "\u2717"
+                outcome, sign = (
+                    sample["outcome"],
+                    "\u2713" if sample["outcome"] == "right" else "\u2717",
+                )
                 mark = f"{sign} {outcome}" if outcome else f"sample {first + k + 1}"
                 cells.append((left, y, mark, None, (0.35, 0.35, 0.35)))
                 for word, invn in zip(sample["tokens"], sample["invn"]):
@@ -215,12 +306,27 @@ def picture(path, groups, columns=2, width=58):
     for x, line, words, back, front in cells:
         if back:
             axes.add_patch(Rectangle((x, line - 0.62), len(words), 1.2, color=back, linewidth=0))
-        axes.text(x, line, words, color=front, family="DejaVu Sans Mono", size=em * 72 / 0.602, va="center", parse_math=False)
+        axes.text(
+            x,
+            line,
+            words,
+            color=front,
+            family="DejaVu Sans Mono",
+            size=em * 72 / 0.602,
+            va="center",
+            parse_math=False,
+        )
     bar = figure.add_axes((0.3 / wide, 0.3 / tall, 0.3, 0.12 / tall))
     ramp = LinearSegmentedColormap.from_list("novelty", [unit(LOW), unit(MIDDLE), unit(HIGH)])
     high = high if high > low else low * 1.01
-    ticks = [low, (low * high) ** 0.5, high]  # matplotlib's own, on a range below a decade, run into each other
-    marks = figure.colorbar(ScalarMappable(LogNorm(low, high), ramp), cax=bar, orientation="horizontal", ticks=ticks)
+    ticks = [
+        low,
+        (low * high) ** 0.5,
+        high,
+    ]  # matplotlib's own, on a range below a decade, run into each other
+    marks = figure.colorbar(
+        ScalarMappable(LogNorm(low, high), ramp), cax=bar, orientation="horizontal", ticks=ticks
+    )
     marks.ax.xaxis.set_minor_locator(NullLocator())
     marks.set_ticklabels([f"{tick:.2g}" for tick in ticks])
     bar.set_title("1/n: blue = often been here, red = new ground", fontsize=8, loc="left")

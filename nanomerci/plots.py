@@ -1,9 +1,12 @@
-"""A run, to look at: curves as PNG files and report.html, one page that needs neither network nor server.
+"""A run, to look at: curves as PNG files and report.html, one page that needs neither network nor
+server.
 
-The page is data (a JSON block) and the plain scripts of nanomerci/page/, which draw it in the browser. Everything a model wrote
-is hostile text: in the JSON block no character of it can end the block or start a tag (embed), and the scripts put it on the
-page as text, never as markup. A policy in the page's head forbids it to load anything from anywhere.
+The page is data (a JSON block) and the plain scripts of nanomerci/page/, which draw it in the
+browser. Everything a model wrote is hostile text: in the JSON block no character of it can end the
+block or start a tag (embed), and the scripts put it on the page as text, never as markup. A policy
+in the page's head forbids it to load anything from anywhere.
 """
+
 import dataclasses
 import json
 import math
@@ -15,31 +18,53 @@ from pathlib import Path
 from nanomerci import config
 
 PAGE = Path(__file__).parent / "page"
-STEPS, ANSWER, SAMPLES = 500, 4000, 2_500_000  # shown at most: steps a curve, characters an answer, bytes of samples in all
-BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"  # told apart also by colour-blind readers (Okabe and Ito)
+STEPS, ANSWER, SAMPLES = (
+    500,
+    4000,
+    2_500_000,
+)  # shown at most: steps a curve, characters an answer, bytes of samples in all
+BLUE, ORANGE, GREEN = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+)  # told apart also by colour-blind readers (Okabe and Ito)
 CURVES = {  # file: (title, {metric: (label, colour)})
     "reward.png": ("mean reward of the step's samples", {"reward/mean": ("reward", BLUE)}),
     "entropy.png": ("entropy of the policy, nats a token", {"entropy": ("entropy", BLUE)}),
     "length.png": ("response length, tokens", {"length/mean": ("mean length", BLUE)}),
-    "bonus.png": ("1/n of visited states, and the bonus B of a response",
-                  {"cfn/invn": ("mean 1/n", BLUE), "merci/bonus": ("mean B", ORANGE)}),
-}  # fmt: skip
-LOOK = {"axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False, "font.size": 9}
+    "bonus.png": (
+        "1/n of visited states, and the bonus B of a response",
+        {"cfn/invn": ("mean 1/n", BLUE), "merci/bonus": ("mean B", ORANGE)},
+    ),
+}
+LOOK = {
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "font.size": 9,
+}
 
 
 def report(run, pictures=True):
-    """Write report.html and, with pictures, the curves into the run folder, from the files that the log has written so far.
-    Files are replaced whole, so a browser never sees half of one. A metric that is not there yet is left out."""
+    """Write report.html and, with pictures, the curves into the run folder, from the files that the
+    log has written so far. Files are replaced whole, so a browser never sees half of one. A metric
+    that is not there yet is left out.
+    """
     run = Path(run)
     rows = read_lines(run / "metrics.jsonl")
     options = config.read(run / "config.yaml") if (run / "config.yaml").exists() else {}
     if pictures:
         curves(run, rows)
-    write(run / "report.html", page("report", f"nanoMERCI: {run.name}", describe(run, rows, options)))
+    write(
+        run / "report.html", page("report", f"nanoMERCI: {run.name}", describe(run, rows, options))
+    )
 
 
 def read_lines(path):
-    """A .jsonl file -> list of dicts. A file that is missing, or a line that is half written, is no error."""
+    """A .jsonl file -> list of dicts. A file that is missing, or a line that is half written, is no
+    error.
+    """
     rows = []
     if path.exists():
         with open(path, errors="replace") as file:
@@ -56,7 +81,9 @@ def read_lines(path):
 def write(path, content):
     """Text or bytes into a file, whole or not at all."""
     scratch = path.with_name(f".{path.name}.partial")
-    scratch.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "replace"))
+    scratch.write_bytes(
+        content if isinstance(content, bytes) else content.encode("utf-8", "replace")
+    )
     os.replace(scratch, path)
 
 
@@ -64,13 +91,25 @@ def write(path, content):
 def page(kind, title, data):
     """One HTML file: style, data, scripts; kind: report, heat or compare."""
     read = lambda name: (PAGE / name).read_text()
-    script = "\n".join(map(read, ("merci.js", "common.js", *(("chart.js",) if kind != "heat" else ()), f"{kind}.js")))
-    return read("page.html").replace("{style}", read("style.css")).replace("{script}", script).replace(
-        "{title}", title.replace("&", "&amp;").replace("<", "&lt;")).replace("{data}", embed(data))  # fmt: skip
+    script = "\n".join(
+        map(
+            read,
+            ("merci.js", "common.js", *(("chart.js",) if kind != "heat" else ()), f"{kind}.js"),
+        )
+    )
+    return (
+        read("page.html")
+        .replace("{style}", read("style.css"))
+        .replace("{script}", script)
+        .replace("{title}", title.replace("&", "&amp;").replace("<", "&lt;"))
+        .replace("{data}", embed(data))
+    )
 
 
 def embed(data):
-    """Data -> JSON that may stand in a <script> block: no <, >, & in it, nothing but ASCII; NaN and infinities are null."""
+    """Data -> JSON that may stand in a <script> block: no <, >, & in it, nothing but ASCII; NaN and
+    infinities are null.
+    """
     text = json.dumps(finite(data), allow_nan=False, separators=(",", ":"))
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
@@ -85,19 +124,37 @@ def finite(x):
 
 def describe(run, rows, options):
     """Everything the report shows, as plain data."""
-    stepped, evals = [r for r in rows if r["step"]], [r for r in rows if any(k.startswith("eval/mean@") for k in r)]
+    stepped, evals = (
+        [r for r in rows if r["step"]],
+        [r for r in rows if any(k.startswith("eval/mean@") for k in r)],
+    )
     shown = thin(stepped, STEPS)
-    names = sorted({k for r in shown for k, v in r.items() if k != "step" and not k.startswith("eval/") and is_number(v)})
+    names = sorted(
+        {
+            k
+            for r in shown
+            for k, v in r.items()
+            if k != "step" and not k.startswith("eval/") and is_number(v)
+        }
+    )
     return {
-        "run": run.name, "options": options, "commands": commands(run, options),
-        "written": time.strftime("%Y-%m-%d %H:%M:%S"), "at": time.time(),
-        "last": rows[-1]["step"] if rows else 0, "steps": options.get("steps"), "thinned": len(stepped) - len(shown),
+        "run": run.name,
+        "options": options,
+        "commands": commands(run, options),
+        "written": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "at": time.time(),
+        "last": rows[-1]["step"] if rows else 0,
+        "steps": options.get("steps"),
+        "thinned": len(stepped) - len(shown),
         "step": [r["step"] for r in shown],
         "series": {name: [digits(r.get(name)) for r in shown] for name in names},
-        "evals": [{k: digits(v) for k, v in r.items() if k == "step" or k.startswith("eval/")} for r in thin(evals, STEPS)],
+        "evals": [
+            {k: digits(v) for k, v in r.items() if k == "step" or k.startswith("eval/")}
+            for r in thin(evals, STEPS)
+        ],
         "calibration": newest_calibration(run / "calibration.jsonl"),
         "samples": samples(read_lines(run / "samples.jsonl")),
-    }  # fmt: skip
+    }
 
 
 def newest_calibration(path):
@@ -114,7 +171,9 @@ def digits(value):
     """Five significant ones: a page is looked at, the exact numbers are in metrics.jsonl."""
     if isinstance(value, list):
         return [digits(v) for v in value]
-    return float(f"{value:.5g}") if isinstance(value, float) else value if is_number(value) else None
+    return (
+        float(f"{value:.5g}") if isinstance(value, float) else value if is_number(value) else None
+    )
 
 
 def thin(rows, most):
@@ -127,31 +186,54 @@ def thin(rows, most):
 
 
 def samples(records):
-    """Groups for the sample browser, within a budget of bytes: long answers are cut, then steps are left out evenly."""
+    """Groups for the sample browser, within a budget of bytes: long answers are cut, then steps are
+    left out evenly.
+    """
+
     def cut(text):
         text = str(text)
-        return text if len(text) <= ANSWER else f"{text[:ANSWER]}\n[... {len(text) - ANSWER} more characters in samples.jsonl]"
+        return (
+            text
+            if len(text) <= ANSWER
+            else f"{text[:ANSWER]}\n[... {len(text) - ANSWER} more characters in samples.jsonl]"
+        )
 
     groups = []
     for record in records:
-        group = record | {"prompt": cut(record.get("prompt", "")), "answers": [cut(a) for a in record.get("answers", [])]}
-        if any(len(ids) > ANSWER // 4 for ids in group.get("tokens", [])):  # too many for a heat map in a report
+        group = record | {
+            "prompt": cut(record.get("prompt", "")),
+            "answers": [cut(a) for a in record.get("answers", [])],
+        }
+        if any(
+            len(ids) > ANSWER // 4 for ids in group.get("tokens", [])
+        ):  # too many for a heat map in a report
             group = {k: v for k, v in group.items() if k not in ("tokens", "invn")}
         groups.append(group)
     size = sum(len(embed(g)) for g in groups)
     while size > SAMPLES and len(groups) > 1:
-        groups = thin(groups, max(1, min(len(groups) - 1, int(len(groups) * SAMPLES / size))) if len(groups) > 2 else 1)
+        groups = thin(
+            groups,
+            max(1, min(len(groups) - 1, int(len(groups) * SAMPLES / size)))
+            if len(groups) > 2
+            else 1,
+        )
         size = sum(len(embed(g)) for g in groups)
     return groups if size <= SAMPLES else []
 
 
 def commands(run, options):
-    """Commands that make the same run: from its config.yaml, and from the recipe that is nearest to it."""
+    """Commands that make the same run: from its config.yaml, and from the recipe that is nearest to
+    it.
+    """
     again = f"python train.py {shlex.quote(str(run / 'config.yaml'))} --out {shlex.quote(f'{run}-again')}"
     differing = {}
     for recipe in config.recipes():
-        base = dataclasses.asdict(config.resolved(config.Config(**config.read(config.RECIPES / f"{recipe}.yaml"))))
-        differing[recipe] = {k: v for k, v in options.items() if base[k] != v and k not in ("out", "resume")}
+        base = dataclasses.asdict(
+            config.resolved(config.Config(**config.read(config.RECIPES / f"{recipe}.yaml")))
+        )
+        differing[recipe] = {
+            k: v for k, v in options.items() if base[k] != v and k not in ("out", "resume")
+        }
     recipe = min(differing, key=lambda r: (len(differing[r]), r))
     words = [recipe, *(word for k, v in differing[recipe].items() for word in (f"--{k}", str(v)))]
     return [again, "python train.py " + " ".join(map(shlex.quote, words))]
@@ -163,7 +245,10 @@ def curves(run, rows):
 
     with rc_context(LOOK):
         for name, (title, metrics) in CURVES.items():
-            lines = {metric: [(r["step"], r[metric]) for r in rows if is_number(r.get(metric))] for metric in metrics}
+            lines = {
+                metric: [(r["step"], r[metric]) for r in rows if is_number(r.get(metric))]
+                for metric in metrics
+            }
             if any(lines.values()):
                 figure, axes = canvas(title, "step")
                 for metric, points in lines.items():
@@ -183,7 +268,9 @@ def canvas(title, x_label):
     from matplotlib.figure import Figure  # not pyplot: no window, nothing global
 
     figure = Figure(figsize=(5, 3))
-    axes = figure.add_axes((0.12, 0.15, 0.85, 0.74))  # placed by hand: a computed layout takes as long as all the rest
+    axes = figure.add_axes(
+        (0.12, 0.15, 0.85, 0.74)
+    )  # placed by hand: a computed layout takes as long as all the rest
     axes.set_title(title, fontsize=9, loc="left")
     axes.set_xlabel(x_label)
     return figure, axes
@@ -200,7 +287,14 @@ def save(figure, path):
 def eval_names(row):
     """Metrics with an interval: mean@K, then pass@k by k, then greedy."""
     names = [k.removesuffix("_ci") for k in row if k.startswith("eval/") and k.endswith("_ci")]
-    return sorted(names, key=lambda n: (not n.startswith("eval/mean"), "@" not in n, int(n.split("@")[1]) if "@" in n else 0))
+    return sorted(
+        names,
+        key=lambda n: (
+            not n.startswith("eval/mean"),
+            "@" not in n,
+            int(n.split("@")[1]) if "@" in n else 0,
+        ),
+    )
 
 
 def over_steps(path, evals):
@@ -217,15 +311,27 @@ def over_steps(path, evals):
 
 
 def before_after(path, before, after):
-    """pass@k over k of the first and the last evaluation; mean@K stands at k = 1, of which it is the unbiased estimate."""
+    """pass@k over k of the first and the last evaluation; mean@K stands at k = 1, of which it is
+    the unbiased estimate.
+    """
     figure, axes = canvas("pass@k on held-out problems, 95 % intervals", "k")
     for row, colour, shift in ((before, BLUE, 0.98), (after, ORANGE, 1.02)):
         names = [n for n in eval_names(row) if "@" in n]
         k = [1 if n.startswith("eval/mean") else int(n.split("@")[1]) for n in names]
         y = [row[n] for n in names]
-        below, above = zip(*((row[n] - row[f"{n}_ci"][0], row[f"{n}_ci"][1] - row[n]) for n in names))
-        axes.errorbar([x * shift for x in k], y, yerr=[[max(0, b) for b in below], [max(0, a) for a in above]], color=colour,
-                      marker="o", markersize=3, capsize=2, label=f"step {row['step']}")  # fmt: skip
+        below, above = zip(
+            *((row[n] - row[f"{n}_ci"][0], row[f"{n}_ci"][1] - row[n]) for n in names)
+        )
+        axes.errorbar(
+            [x * shift for x in k],
+            y,
+            yerr=[[max(0, b) for b in below], [max(0, a) for a in above]],
+            color=colour,
+            marker="o",
+            markersize=3,
+            capsize=2,
+            label=f"step {row['step']}",
+        )
         axes.set_xscale("log", base=2)
         axes.set_xticks(k, [str(x) for x in k])
     axes.legend(frameon=False)

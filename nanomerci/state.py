@@ -9,6 +9,7 @@ A checkpoint is a folder checkpoints/step_000040/:
 It is written aside, synced and renamed, so a folder under its final name is complete. There is no random state to save: random
 numbers are functions of their address (nanomerci/address.py).
 """
+
 import json
 import os
 import shutil
@@ -29,16 +30,28 @@ OWN = ("replay",)  # what of the bonus's state each rank has for itself; the res
 
 
 def store(c, run, step, policy, actor, tokenizer, optimizer, explorer, cursor, held):
-    """Everything a run is, as checkpoint `step`. cursor: prompts sampled so far; held: groups that wait for the next step."""
+    """Everything a run is, as checkpoint `step`. cursor: prompts sampled so far; held: groups that
+    wait for the next step.
+    """
     bonus, sharded = explorer.state_dict(), c.shard == "fsdp"
-    own = {"bonus": {name: bonus.pop(name) for name in OWN if name in bonus}, "held": held[0].state() if held else {}}
-    shared = {"step": step, "cursor": cursor, "counter": bonus, "optimizer": {} if sharded else optimizer.state_dict()}
+    own = {
+        "bonus": {name: bonus.pop(name) for name in OWN if name in bonus},
+        "held": held[0].state() if held else {},
+    }
+    shared = {
+        "step": step,
+        "cursor": cursor,
+        "counter": bonus,
+        "optimizer": {} if sharded else optimizer.state_dict(),
+    }
     shards = partial(dist.save_shards, model=policy, optimizer=optimizer) if sharded else None
     save(run, step, actor, tokenizer, shared, c.keep, own, shards)
 
 
 def resume(run, device, policy, actor, optimizer, explorer, pick):
-    """The newest checkpoint back into what is given. -> its step, cursor, held. pick: numbers -> problems of the stream."""
+    """The newest checkpoint back into what is given. -> its step, cursor, held. pick: numbers ->
+    problems of the stream.
+    """
     checkpoint = newest(run)
     shared, own, share = load(checkpoint, device)
     if (checkpoint / "shards").exists():  # of a sharded run, on however few ranks
@@ -56,7 +69,9 @@ def resume(run, device, policy, actor, optimizer, explorer, pick):
 
 
 def writable(folder, what, remedy):
-    """Refuse a folder in which (or in the nearest parent there is) no file can be made. Leaves nothing behind."""
+    """Refuse a folder in which (or in the nearest parent there is) no file can be made. Leaves
+    nothing behind.
+    """
     try:
         place = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
         with tempfile.TemporaryFile(dir=place):
@@ -69,10 +84,14 @@ def claim(run):
     """A new run never overwrites what is there, unless that died before its first step."""
     writable(run, "--out", "choose another")
     if complete(run):
-        raise UserError(f"--out {run}: already holds a run; go on with --resume {run}, or choose another --out")
+        raise UserError(
+            f"--out {run}: already holds a run; go on with --resume {run}, or choose another --out"
+        )
     begun = run / "metrics.jsonl"
     if (run / "config.yaml").exists() and begun.exists() and begun.read_text().count("\n") > 1:
-        raise UserError(f"--out {run}: holds a run without a checkpoint; remove it, or choose another --out")
+        raise UserError(
+            f"--out {run}: holds a run without a checkpoint; remove it, or choose another --out"
+        )
     dist.barrier()  # all have looked, now one may write
 
 
@@ -89,9 +108,11 @@ def newest(run):
 
 
 def save(run, step, model, tokenizer, state, keep, own=None, shards=None):
-    """Write checkpoint `step`, all ranks together; then forget all but the newest `keep` (and step 0, the run's frozen trunk).
+    """Write checkpoint `step`, all ranks together; then forget all but the newest `keep` (and step
+    0, the run's frozen trunk).
 
-    state: what all ranks share; own: what this one has. shards: called with a folder, in which every rank writes its slice.
+    state: what all ranks share; own: what this one has. shards: called with a folder, in which
+    every rank writes its slice.
     """
     folder = Path(run) / "checkpoints"
     final, scratch = folder / f"step_{step:06d}", folder / f".step_{step:06d}.partial"
@@ -103,7 +124,11 @@ def save(run, step, model, tokenizer, state, keep, own=None, shards=None):
         problem = []
         try:
             write()
-        except (OSError, RuntimeError, SafetensorError) as error:  # what a full disk provokes in the three libraries that write here
+        except (
+            OSError,
+            RuntimeError,
+            SafetensorError,
+        ) as error:  # what a full disk provokes in the three libraries that write here
             if dist.lost(error):
                 raise
             problem = [reason(error)]
@@ -111,9 +136,15 @@ def save(run, step, model, tokenizer, state, keep, own=None, shards=None):
             if dist.rank == 0:
                 shutil.rmtree(scratch, ignore_errors=True)
             whole, free = complete(run), shutil.disk_usage(folder.parent).free
-            raise UserError(f"{final}: could not be written ({problem[0]}; {free / 1e9:.1f} GB free). "
-                            + (f"The checkpoint before it, {whole[-1].name}, is whole: make room, then go on with --resume {run}"
-                               if whole else "There is none before it: make room and start again"))  # fmt: skip
+            raise UserError(
+                f"{final}: could not be written ({problem[0]}; {free / 1e9:.1f} GB free). "
+                + (
+                    f"The checkpoint before it, {whole[-1].name}, is whole: make room, then go "
+                    f"on with --resume {run}"
+                    if whole
+                    else "There is none before it: make room and start again"
+                )
+            )
 
     def begin():
         if dist.rank == 0:
@@ -139,12 +170,16 @@ def save(run, step, model, tokenizer, state, keep, own=None, shards=None):
     together(write)
     if shards:
         together(lambda: shards(scratch / "shards"))
-    sums = dist.gather([(name, checksum(scratch / name)) for name in files(scratch)[dist.rank :: dist.world]])
+    sums = dist.gather(
+        [(name, checksum(scratch / name)) for name in files(scratch)[dist.rank :: dist.world]]
+    )
     together(seal)
     if dist.rank == 0:
         for old in complete(run)[:-keep]:
             if old.name != "step_000000":
-                os.rename(old, old.with_name(f".{old.name}.old"))  # never a half-deleted folder under a final name
+                os.rename(
+                    old, old.with_name(f".{old.name}.old")
+                )  # never a half-deleted folder under a final name
         for waste in folder.glob(".step_*"):
             shutil.rmtree(waste, ignore_errors=True)
     dist.barrier()
@@ -152,10 +187,12 @@ def save(run, step, model, tokenizer, state, keep, own=None, shards=None):
 
 
 def load(checkpoint, device):
-    """-> what all ranks share; a list of what ranks had, and the slice of all that (joined) which is this rank's now.
+    """-> what all ranks share; a list of what ranks had, and the slice of all that (joined) which
+    is this rank's now.
 
     With as many ranks as before, each gets its own back; otherwise everything is dealt out anew.
     """
+
     def read(name):
         return torch.load(checkpoint / name, map_location=device, weights_only=True)
 
@@ -168,27 +205,36 @@ def load(checkpoint, device):
 
 
 def join(parts, share):
-    """What ranks had -> one of the same form: dicts by key, of tensors this rank's share of the first axis, and what is the same in
-    all, such as numbers, as it is."""
+    """What ranks had -> one of the same form: dicts by key, of tensors this rank's share of the
+    first axis, and what is the same in all, such as numbers, as it is.
+    """
     if isinstance(parts[0], dict):
         return {key: join([part[key] for part in parts], share) for key in parts[0]}
     return torch.cat(parts)[share] if isinstance(parts[0], torch.Tensor) else parts[0]
 
 
 def verify(run):
-    """Compare all files of the newest checkpoint and of the first, which holds the trunk, with their checksums; each rank some."""
+    """Compare all files of the newest checkpoint and of the first, which holds the trunk, with
+    their checksums; each rank some.
+    """
     for checkpoint in {newest(run): 0, complete(run)[0]: 0}:
         with whole(checkpoint):
             sums = json.loads((checkpoint / "checksums.json").read_text())
             mine = sorted(sums)[dist.rank :: dist.world]
-            wrong = [name for name in mine if not (checkpoint / name).exists() or checksum(checkpoint / name) != sums[name]]
+            wrong = [
+                name
+                for name in mine
+                if not (checkpoint / name).exists() or checksum(checkpoint / name) != sums[name]
+            ]
         if wrong := dist.gather(wrong):
             raise UserError(corrupt(checkpoint, f"{wrong[0]} is not what was written"))
 
 
 @contextmanager
 def whole(checkpoint):
-    """Whatever reading a checkpoint raises becomes one line that names it and offers the one before."""
+    """Whatever reading a checkpoint raises becomes one line that names it and offers the one
+    before.
+    """
     try:
         yield
     except UserError:
@@ -198,9 +244,14 @@ def whole(checkpoint):
 
 
 def corrupt(checkpoint, why):
-    before = [found.name for found in complete(checkpoint.parent.parent) if found.name < checkpoint.name]
+    before = [
+        found.name for found in complete(checkpoint.parent.parent) if found.name < checkpoint.name
+    ]
     return f"{checkpoint}: the checkpoint is corrupt ({why}); " + (
-        f"delete that folder to go on from {before[-1]}" if before else "there is none before it: start the run again")
+        f"delete that folder to go on from {before[-1]}"
+        if before
+        else "there is none before it: start the run again"
+    )
 
 
 def reason(error):
@@ -208,7 +259,11 @@ def reason(error):
 
 
 def files(folder):
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.name != "checksums.json")
+    return sorted(
+        str(path.relative_to(folder))
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "checksums.json"
+    )
 
 
 def checksum(path):
@@ -228,7 +283,9 @@ def sync(path):
 
 
 def truncate(path, step):
-    """Drop the lines a killed run wrote after the checkpoint it resumes from (and a half-written last line)."""
+    """Drop the lines a killed run wrote after the checkpoint it resumes from (and a half-written
+    last line).
+    """
     if path.exists():
         kept = []
         for line in path.read_text().splitlines():

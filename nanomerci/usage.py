@@ -1,4 +1,7 @@
-"""What train.py says of itself: --help in the sections of config.py, --list. No torch is needed for it, so it comes at once."""
+"""What train.py says of itself: --help in the sections of config.py, --list. No torch is needed for
+it, so it comes at once.
+"""
+
 import ast
 import dataclasses
 import inspect
@@ -35,15 +38,20 @@ def help(recipe, defaults):
     types = {f.name: f.type for f in dataclasses.fields(config.Config)}
     plain = {bool: "True|False", str: "TEXT", int: "INT", float: "FLOAT"}
     kind = lambda type: plain.get(type) or "|".join(type.__args__)
-    lines = ["usage: python train.py [RECIPE] [--option value ...]", "",
-             f"RECIPE: {', '.join(config.recipes())}, or a YAML file; --list says what each is for.",
-             f"The defaults below are those of {recipe}."]  # fmt: skip
+    lines = [
+        "usage: python train.py [RECIPE] [--option value ...]",
+        "",
+        f"RECIPE: {', '.join(config.recipes())}, or a YAML file; --list says what each is for.",
+        f"The defaults below are those of {recipe}.",
+    ]
     for title, options in sections():
         lines += ["", title]
         for name, meaning in options:
             value = getattr(defaults, name)
             shown = '""' if value == "" else value
-            lines.append(wrapped(f"  --{name} {kind(types[name])}", f"{meaning} (default {shown})", 34))
+            lines.append(
+                wrapped(f"  --{name} {kind(types[name])}", f"{meaning} (default {shown})", 34)
+            )
     return "\n".join(lines)
 
 
@@ -62,5 +70,9 @@ def listing():
             lines.append(wrapped(f"  {name}", about, 26))
     lines.append(wrapped("  math, sql", meaning["train_data"], 26))
     for option in ("bonus", "algo"):
-        lines += ["", f"--{option} {'|'.join(config.Config.__dataclass_fields__[option].type.__args__)}", wrapped("", meaning[option], 26)]
+        lines += [
+            "",
+            f"--{option} {'|'.join(config.Config.__dataclass_fields__[option].type.__args__)}",
+            wrapped("", meaning[option], 26),
+        ]
     return "\n".join(lines)

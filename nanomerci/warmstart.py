@@ -1,7 +1,10 @@
-"""What RL starts from: a pretrained policy, or a tiny one and its schooling on answers the task makes up, so that it can talk.
+"""What RL starts from: a pretrained policy, or a tiny one and its schooling on answers the task
+makes up, so that it can talk.
 
-The schooled one is cached between runs under a hash of what makes it: the demonstrations, the numbers of its training, the seed.
+The schooled one is cached between runs under a hash of what makes it: the demonstrations, the
+numbers of its training, the seed.
 """
+
 import hashlib
 import math
 import os
@@ -29,37 +32,71 @@ def cache_folder():
 
 
 def load_models(c, run, task, device):
-    """-> policy (of the newest checkpoint when resuming), trunk (the initial policy, frozen), tokenizer."""
+    """-> policy (of the newest checkpoint when resuming), trunk (the initial policy, frozen),
+    tokenizer.
+    """
     if c.kernels == "triton" and device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
-        raise UserError("--kernels triton: wants a GPU (or, to check values, TRITON_INTERPRET=1); on a CPU use --kernels torch")
+        raise UserError(
+            "--kernels triton: wants a GPU (or, to check values, TRITON_INTERPRET=1); on a CPU "
+            "use --kernels torch"
+        )
     first = run / "checkpoints/step_000000/model"
     if c.model == "tiny" and not first.exists():
         if not hasattr(task, "demonstration"):
-            raise UserError(f"--model tiny: --task {c.task} has no demonstrations to warm it up with; give a pretrained --model")
+            raise UserError(
+                f"--model tiny: --task {c.task} has no demonstrations to warm it up with; give "
+                "a pretrained --model"
+            )
         initial, tokenizer = tiny_policy(task, c.warm_seed)
     else:
         initial, tokenizer = load(first if first.exists() else c.model, device)
     policy = load(newest(run) / "model", device)[0] if c.resume else initial
     if c.context:
         policy.config.max_position_embeddings = c.context
-    longest, left = tasks.fit(task, lambda p: len(encode(tokenizer, p.prompt)), c.max_prompt, c.eval_problems)
+    longest, left = tasks.fit(
+        task, lambda p: len(encode(tokenizer, p.prompt)), c.max_prompt, c.eval_problems
+    )
     if left:
         say(f"--max_prompt {c.max_prompt}: {left} problems have longer prompts and are left out")
     if longest + c.max_new_tokens > context(policy):
-        raise UserError(f"--max_new_tokens {c.max_new_tokens}: with the longest prompt ({longest} tokens) that exceeds the "
-                               f"model's context of {context(policy)}")  # fmt: skip
-    return policy.to(device), frozen_copy(initial, device, getattr(torch, c.dtype)) if own_trunk(c) else policy, tokenizer
+        raise UserError(
+            f"--max_new_tokens {c.max_new_tokens}: with the longest prompt ({longest} tokens) "
+            "that exceeds the "
+            f"model's context of {context(policy)}"
+        )
+    return (
+        policy.to(device),
+        frozen_copy(initial, device, getattr(torch, c.dtype)) if own_trunk(c) else policy,
+        tokenizer,
+    )
 
 
 def tiny_policy(task, seed=0):
-    """-> model, tokenizer: a tiny model that answers the task's questions the way its demonstrations do."""
+    """-> model, tokenizer: a tiny model that answers the task's questions the way its
+    demonstrations do.
+    """
     rng, model, tokenizer = random.Random(seed), *tiny(task.words, seed=seed)
-    shown = [task.demonstration(rng) for _ in range(16 * BATCH)]  # the first of those it will learn; a changed task changes them
-    made_of = STEPS, BATCH, LR, seed, len(task.train), model.config.to_json_string(), tokenizer.get_vocab(), shown
+    shown = [
+        task.demonstration(rng) for _ in range(16 * BATCH)
+    ]  # the first of those it will learn; a changed task changes them
+    made_of = (
+        STEPS,
+        BATCH,
+        LR,
+        seed,
+        len(task.train),
+        model.config.to_json_string(),
+        tokenizer.get_vocab(),
+        shown,
+    )
     key = hashlib.sha256(repr(made_of).encode()).hexdigest()[:12]
     folder = cache_folder() / f"warmstart-{type(task).__name__}-{key}"
     if not folder.exists():
-        writable(folder.parent, "the cache", "set NANOMERCI_CACHE to a folder with room that you may write to")
+        writable(
+            folder.parent,
+            "the cache",
+            "set NANOMERCI_CACHE to a folder with room that you may write to",
+        )
         school(model, tokenizer, task, seed)
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +107,10 @@ def tiny_policy(task, seed=0):
                     os.rename(scratch, folder)
                     os.mkdir(scratch)
         except (OSError, SafetensorError) as error:
-            raise UserError(f"the cache {folder.parent}: cannot be written ({reason(error)}); make room, or set NANOMERCI_CACHE") from error
+            raise UserError(
+                f"the cache {folder.parent}: cannot be written ({reason(error)}); make room, "
+                "or set NANOMERCI_CACHE"
+            ) from error
     return load(folder)
 
 
@@ -81,10 +121,14 @@ def school(model, tokenizer, task, seed):
     bar = tqdm(range(STEPS), desc="warm start (once, then cached)", unit="step", dynamic_ncols=True)
     for step in bar:
         for group in optimizer.param_groups:
-            group["lr"] = LR * min((step + 1) / 50, 0.05 + 0.475 * (1 + math.cos(math.pi * step / STEPS)))
+            group["lr"] = LR * min(
+                (step + 1) / 50, 0.05 + 0.475 * (1 + math.cos(math.pi * step / STEPS))
+            )
         pairs = [task.demonstration(rng) for _ in range(BATCH)]
         prompts = [encode(tokenizer, question) for question, _ in pairs]
-        answers = [tokenizer(text, add_special_tokens=False)["input_ids"] + [eos] for _, text in pairs]
+        answers = [
+            tokenizer(text, add_special_tokens=False)["input_ids"] + [eos] for _, text in pairs
+        ]
         tokens_BT = pad([p + a for p, a in zip(prompts, answers)])
         column_T = torch.arange(tokens_BT.shape[1])
         start_B1, length_B1 = (torch.tensor(list(map(len, x)))[:, None] for x in (prompts, answers))

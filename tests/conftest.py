@@ -1,4 +1,5 @@
 """One thread: the suite shares its cores, and sums come out in one order."""
+
 import os
 import signal
 import sys
@@ -13,7 +14,9 @@ import torch
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 torch.set_num_threads(1)
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts the suite in the background has it ignored
+signal.signal(
+    signal.SIGINT, signal.default_int_handler
+)  # a shell that starts the suite in the background has it ignored
 
 
 @pytest.fixture(scope="session")
@@ -23,9 +26,21 @@ def small():
 
     def make(family, layers=2, seed=0):
         torch.manual_seed(seed)
-        shape = dict(vocab_size=31, hidden_size=32, intermediate_size=48, num_hidden_layers=layers, num_attention_heads=4,
-                     num_key_value_heads=2, head_dim=8, max_position_embeddings=64, eos_token_id=1, pad_token_id=0)  # fmt: skip
-        config = {"llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}[family](**shape, initializer_range=0.3)
+        shape = dict(
+            vocab_size=31,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=8,
+            max_position_embeddings=64,
+            eos_token_id=1,
+            pad_token_id=0,
+        )
+        config = {"llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}[family](
+            **shape, initializer_range=0.3
+        )
         return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
 
     return make
@@ -33,7 +48,9 @@ def small():
 
 @pytest.fixture(scope="session")
 def small_model(tmp_path_factory):
-    """make(words) -> a Hugging Face folder with a random model over them and its tokenizer; the same words, the same folder."""
+    """make(words) -> a Hugging Face folder with a random model over them and its tokenizer; the
+    same words, the same folder.
+    """
     from nanomerci.model import tiny
 
     made = {}

@@ -1,4 +1,5 @@
 """A task a random model can sometimes do: use the word 'a' exactly once. Grades in microseconds."""
+
 from dataclasses import dataclass
 
 from nanomerci.grading import Grade
@@ -17,7 +18,9 @@ def grade(text):
 
 
 class Once:
-    train = [Problem(f"train/{i}", " ".join(WORDS[(i >> k) % 8] for k in (0, 1, 2))) for i in range(40)]
+    train = [
+        Problem(f"train/{i}", " ".join(WORDS[(i >> k) % 8] for k in (0, 1, 2))) for i in range(40)
+    ]
     test = [Problem(f"test/{i}", f"{WORDS[i]} {WORDS[i]}") for i in range(8)]
 
     def job(self, problem, text):

@@ -1,4 +1,7 @@
-"""Real processes that train on the task of once.py: one a rank, forked off a server that has loaded torch already."""
+"""Real processes that train on the task of once.py: one a rank, forked off a server that has loaded
+torch already.
+"""
+
 import json
 import multiprocessing
 import os
@@ -11,11 +14,32 @@ from pathlib import Path
 from once import WORDS
 
 TESTS = Path(__file__).parent
-SETTINGS = dict(steps=4, prompts=4, group=4, minibatches=2, lr=1e-3, max_new_tokens=8, run=1, cfn_hidden=16, eval_problems=4, eval_k=4,
-                eval_every=2, save_every=2, keep=9, threads=1, graders=1, gamma_decay=60, alpha=0.8, patience=60, device="cpu",
-                report=False)  # fmt: skip
+SETTINGS = dict(
+    steps=4,
+    prompts=4,
+    group=4,
+    minibatches=2,
+    lr=1e-3,
+    max_new_tokens=8,
+    run=1,
+    cfn_hidden=16,
+    eval_problems=4,
+    eval_k=4,
+    eval_every=2,
+    save_every=2,
+    keep=9,
+    threads=1,
+    graders=1,
+    gamma_decay=60,
+    alpha=0.8,
+    patience=60,
+    device="cpu",
+    report=False,
+)
 server = multiprocessing.get_context("forkserver")
-server.set_forkserver_preload(["train", "once", "torch.distributed.fsdp", "torch.distributed.checkpoint.state_dict"])
+server.set_forkserver_preload(
+    ["train", "once", "torch.distributed.fsdp", "torch.distributed.checkpoint.state_dict"]
+)
 
 
 def small_model(folder):
@@ -28,21 +52,32 @@ def small_model(folder):
 
 
 def start(world, argv, log, environment=(), what="main"):
-    """`world` processes of train.py (or of another function below) -> the processes; what they say goes to log.0, log.1 ..."""
+    """`world` processes of train.py (or of another function below) -> the processes; what they say
+    goes to log.0, log.1 ...
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     found = [str(TESTS.parent), str(TESTS)]
     sys.path[:] = found + [p for p in sys.path if p not in found]
-    processes = [server.Process(target=one_rank, args=(rank, world, port, argv, f"{log}.{rank}", dict(environment), what))
-                 for rank in range(world)]  # fmt: skip
+    processes = [
+        server.Process(
+            target=one_rank,
+            args=(rank, world, port, argv, f"{log}.{rank}", dict(environment), what),
+        )
+        for rank in range(world)
+    ]
     for process in processes:
         process.start()
     return processes
 
 
 def command(folder, **options):
-    options = options if "resume" in options and options["resume"] != "auto" else SETTINGS | {"out": folder} | options
+    options = (
+        options
+        if "resume" in options and options["resume"] != "auto"
+        else SETTINGS | {"out": folder} | options
+    )
     return ["train.py"] + [f"--{k}={v}" for k, v in options.items()]
 
 
@@ -66,7 +101,10 @@ def run(world, folder, environment=(), **options):
 def metrics(folder):
     """Without the times, which differ."""
     rows = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if not k.startswith(("time/", "tokens_per_s"))} for row in rows]
+    return [
+        {k: v for k, v in row.items() if not k.startswith(("time/", "tokens_per_s"))}
+        for row in rows
+    ]
 
 
 def weights(folder, step):
@@ -77,7 +115,11 @@ def weights(folder, step):
 
 def groups(folder):
     """What a run with GROUPS=folder learned from, whichever rank had it."""
-    rows = [json.loads(line) for file in Path(folder).iterdir() for line in file.read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for file in Path(folder).iterdir()
+        for line in file.read_text().splitlines()
+    ]
     return sorted((int(row["where"].split()[1]), row["number"], row["text"]) for row in rows)
 
 
@@ -87,7 +129,9 @@ def farthest(a, b):
         assert a.keys() == b.keys()
         return max((a[k].double() - b[k].double()).abs().max().item() for k in a if a[k].numel())
     assert [row.keys() for row in a] == [row.keys() for row in b]
-    flat = lambda rows: [x for row in rows for v in row.values() for x in (v if isinstance(v, list) else [v])]
+    flat = lambda rows: [
+        x for row in rows for v in row.values() for x in (v if isinstance(v, list) else [v])
+    ]
     return max(abs(x - y) for x, y in zip(flat(a), flat(b), strict=True))
 
 
@@ -96,7 +140,13 @@ def one_rank(rank, world, port, argv, log, environment, what):
     with open(log, "w", buffering=1) as out:
         os.dup2(out.fileno(), 1)
         os.dup2(out.fileno(), 2)
-    os.environ.update(environment, RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    os.environ.update(
+        environment,
+        RANK=str(rank),
+        WORLD_SIZE=str(world),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
     sys.argv = argv
     from nanomerci import dist
 
@@ -105,9 +155,11 @@ def one_rank(rank, world, port, argv, log, environment, what):
 
 
 def main():
-    """train.py on the task of once.py. The environment may ask for more. GROUPS: folder to write every group to that was learned
-    from. POISON=RANK:STEP: that rank's gradient is not finite there. SLOW: seconds by which each step is longer. FULL=STEP: from
-    that step on no file can grow beyond 60 kB. PHASE: file in which rank 0 says what it is at."""
+    """train.py on the task of once.py. The environment may ask for more. GROUPS: folder to write
+    every group to that was learned from. POISON=RANK:STEP: that rank's gradient is not finite
+    there. SLOW: seconds by which each step is longer. FULL=STEP: from that step on no file can grow
+    beyond 60 kB. PHASE: file in which rank 0 says what it is at.
+    """
     from once import Once
 
     import train
@@ -125,13 +177,22 @@ def main():
             with open(f"{os.environ['GROUPS']}/{dist.rank}.jsonl", "a") as file:
                 for p, number in enumerate(batch.number_P.tolist()):
                     rows = slice(p * batch.group, (p + 1) * batch.group)
-                    group = {"where": where, "number": number, "text": batch.text_B[rows], "advantage": merged[rows].tolist()}
+                    group = {
+                        "where": where,
+                        "number": number,
+                        "text": batch.text_B[rows],
+                        "advantage": merged[rows].tolist(),
+                    }
                     file.write(json.dumps(group) + "\n")
         return update(c, policy, actor, optimizer, rate, batch, first, merged, precision, where)
 
     def poisoned(*arguments):
         logp, entropy = token_logp(*arguments)
-        here = now and os.environ.get("POISON") == f"{dist.rank}:{now[0].split()[1]}" and logp.requires_grad
+        here = (
+            now
+            and os.environ.get("POISON") == f"{dist.rank}:{now[0].split()[1]}"
+            and logp.requires_grad
+        )
         return (logp * float("nan") if here else logp), entropy
 
     def said(name, function):
@@ -141,13 +202,20 @@ def main():
                 return function(*arguments, **options)
             finally:
                 phase.write_text("between")
+
         return call
 
     train.update, train.token_logp = watched, poisoned
     if "PHASE" in os.environ and dist.rank == 0:
         phase = Path(os.environ["PHASE"])
         train.generate, train.update, train.state.save = (
-            said(name, f) for name, f in (("sample", train.generate), ("update", watched), ("save", train.state.save)))
+            said(name, f)
+            for name, f in (
+                ("sample", train.generate),
+                ("update", watched),
+                ("save", train.state.save),
+            )
+        )
     config.run_command(train.main)
 
 
@@ -163,7 +231,9 @@ def stale():
     optimizer = torch.optim.AdamW(policy.parameters(), lr=0.1)
     ids = torch.tensor([[4, 5, 6]])
     before = actor(ids).logits
-    dist.call(policy, lambda model, ids: model(ids).logits.float().logsumexp(-1).sum(), ids).backward()
+    dist.call(
+        policy, lambda model, ids: model(ids).logits.float().logsumexp(-1).sum(), ids
+    ).backward()
     dist.step(optimizer, 1.0, "step 1")
     try:
         actor(ids)
@@ -172,7 +242,12 @@ def stale():
         print(error)
     dist.refresh(actor)
     after = dist.call(policy, lambda model, ids: model(ids).logits, ids)
-    print("moved", not torch.equal(actor(ids).logits, before), "same", torch.equal(actor(ids).logits, after))
+    print(
+        "moved",
+        not torch.equal(actor(ids).logits, before),
+        "same",
+        torch.equal(actor(ids).logits, after),
+    )
     dist.finish()
 
 

@@ -1,7 +1,10 @@
-"""Our mathematics grader against math-verify on generated pairs: where they differ, why, and how often.
+"""Our mathematics grader against math-verify on generated pairs: where they differ, why, and how
+often.
 
-Every disagreement must fall under one of EXPLAINED, by the kind of pair that made it and by who says "equal"; a new one fails
-the test. `pytest -s tests/test_agreement.py` prints the table."""
+Every disagreement must fall under one of EXPLAINED, by the kind of pair that made it and by who
+says "equal"; a new one fails the test. `pytest -s tests/test_agreement.py` prints the table.
+"""
+
 import random
 from collections import Counter
 from fractions import Fraction
@@ -15,8 +18,17 @@ from nanomerci.tasks import math
 def math_verify(gold, answer):
     """A job: math-verify as its own documentation uses it, on boxed answers."""
     from math_verify import parse, verify
-    return Grade(float(verify(parse(f"${gold}$", parsing_timeout=None), parse(f"$\\boxed{{{answer}}}$", parsing_timeout=None),
-                              timeout_seconds=None)), "right")  # fmt: skip
+
+    return Grade(
+        float(
+            verify(
+                parse(f"${gold}$", parsing_timeout=None),
+                parse(f"$\\boxed{{{answer}}}$", parsing_timeout=None),
+                timeout_seconds=None,
+            )
+        ),
+        "right",
+    )
 
 
 def pairs(seed=0):
@@ -59,9 +71,16 @@ def pairs(seed=0):
         yield "list and tuple", f"{a},{b + 100}", f"({a},{b + 100})"
         yield "interval", f"({a},{a + b}]", f"({a},{a + b}]"
         yield "interval", f"({a},{a + b}]", f"[{a},{a + b}]"
-        yield "matrix", f"\\begin{{pmatrix}}{a}&{b}\\\\{c}&{d}\\end{{pmatrix}}", \
-            f"\\begin{{pmatrix}} {a} & {b} \\\\ {c} & {d} \\end{{pmatrix}}"
-        yield "matrix", f"\\begin{{pmatrix}}{a}\\\\{b}\\end{{pmatrix}}", f"\\begin{{pmatrix}}{a}\\\\{b + 1}\\end{{pmatrix}}"
+        yield (
+            "matrix",
+            f"\\begin{{pmatrix}}{a}&{b}\\\\{c}&{d}\\end{{pmatrix}}",
+            f"\\begin{{pmatrix}} {a} & {b} \\\\ {c} & {d} \\end{{pmatrix}}",
+        )
+        yield (
+            "matrix",
+            f"\\begin{{pmatrix}}{a}\\\\{b}\\end{{pmatrix}}",
+            f"\\begin{{pmatrix}}{a}\\\\{b + 1}\\end{{pmatrix}}",
+        )
         yield "text", "\\text{Monday}", rng.choice(["Monday", "\\text{monday}", "\\text{Friday}"])
         yield "hedge", f"{a}", f"{a} \\text{{ or }} {b + 100}"
         yield "prose", f"{a}", f"{a} \\text{{, or anything else}}"
@@ -82,12 +101,26 @@ def pairs(seed=0):
 
 EXPLAINED = {  # (kind of pair, who says "equal"): why we keep our answer
     ("small", "they"): "math-verify rounds to 6 places, so that all tiny numbers are equal",
-    ("prose", "they"): "math-verify drops what stands in \\text behind a number, also when it takes the answer back",
-    ("letters", "they"): "math-verify knows so many units that it takes ab for one; 51ab is a product",
+    (
+        "prose",
+        "they",
+    ): "math-verify drops what stands in \\text behind a number, also when it takes the answer "
+    "back",
+    (
+        "letters",
+        "they",
+    ): "math-verify knows so many units that it takes ab for one; 51ab is a product",
     ("case of a letter", "they"): "n and N are different names in mathematics",
-    ("function name", "we"): "a left side other than one letter is how the question called it; the right sides are compared",
+    (
+        "function name",
+        "we",
+    ): "a left side other than one letter is how the question called it; the right sides are "
+    "compared",
     ("repeating", "we"): "math-verify does not read a repeating decimal",
-    ("list and tuple", "we"): "the gold values in their order are right in brackets too; math-verify wants the same type",
+    (
+        "list and tuple",
+        "we",
+    ): "the gold values in their order are right in brackets too; math-verify wants the same type",
 }
 
 
@@ -97,16 +130,27 @@ def differences():
     with Pool(workers=2, deadline=30.0) as pool:
         ours = pool.grade([(math.grade, gold, f"\\boxed{{{answer}}}") for _, gold, answer in made])
         theirs = pool.grade([(math_verify, gold, answer) for _, gold, answer in made])
-        assert {grade.outcome for grade in ours} <= {"right",
-        "wrong"} and {grade.outcome for grade in theirs} == {"right"}, pool.last_error
-    return made, [(*pair, "we" if a.reward else "they") for pair, a, b in zip(made, ours, theirs) if a.reward != b.reward]
+        assert {grade.outcome for grade in ours} <= {"right", "wrong"} and {
+            grade.outcome for grade in theirs
+        } == {"right"}, pool.last_error
+    return made, [
+        (*pair, "we" if a.reward else "they")
+        for pair, a, b in zip(made, ours, theirs)
+        if a.reward != b.reward
+    ]
 
 
 def test_every_disagreement_is_explained(differences):
     made, differ = differences
-    print(f"\n{len(made)} pairs, {len(set(made))} distinct, agreement {1 - len(differ) / len(made):.1%}")
+    print(
+        f"\n{len(made)} pairs, {len(set(made))} distinct, agreement "
+        f"{1 - len(differ) / len(made):.1%}"
+    )
     for (kind, who), count in sorted(Counter((kind, who) for kind, *_, who in differ).items()):
-        print(f"{count:5d}  {kind:15s} only {who} say equal: {EXPLAINED.get((kind, who), 'UNEXPLAINED')}   e.g. "
-              + next(f"{g} | {a}" for k, g, a, w in differ if (k, w) == (kind, who)))
+        print(
+            f"{count:5d}  {kind:15s} only {who} say equal: "
+            f"{EXPLAINED.get((kind, who), 'UNEXPLAINED')}   e.g. "
+            + next(f"{g} | {a}" for k, g, a, w in differ if (k, w) == (kind, who))
+        )
     assert len(set(made)) >= 500
     assert [one for one in differ if (one[0], one[3]) not in EXPLAINED] == []

@@ -1,4 +1,5 @@
 """The counter against what is known about coins: the average of n fair coins has variance 1/n."""
+
 import math
 
 import pytest
@@ -12,7 +13,9 @@ from nanomerci.address import address, uniform
 def test_the_average_of_n_coins_estimates_one_over_n(n):
     coins = 4096
     flips_1C = cfn.draw_coins(address("test", torch.arange(n)), coins).mean(0, keepdim=True)
-    tolerance = 4 * math.sqrt(2 * (n - 1) / (n * coins)) + 1e-6  # four standard deviations of the ideal estimator
+    tolerance = (
+        4 * math.sqrt(2 * (n - 1) / (n * coins)) + 1e-6
+    )  # four standard deviations of the ideal estimator
     assert abs(cfn.inverse_count(flips_1C).item() * n - 1) <= tolerance
 
 
@@ -28,7 +31,9 @@ def test_coins_are_fair_independent_and_fixed_by_their_address():
 
 
 def converge(net, hidden_SD, state_N, coins_NC):
-    optimizer = torch.optim.LBFGS(net.head.parameters(), max_iter=200, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS(
+        net.head.parameters(), max_iter=200, tolerance_grad=1e-9, line_search_fn="strong_wolfe"
+    )
 
     def closure():
         optimizer.zero_grad()
@@ -48,7 +53,12 @@ def test_a_table_reads_one_over_n_and_near_one_where_it_never_was():
     net.calibrate(torch.eye(states), features=False)
     before_S = cfn.inverse_count(net(torch.eye(states)))
     assert (before_S.mean() - 1).abs() < 0.25  # optimism before any training
-    converge(net, torch.eye(states), state_N, cfn.draw_coins(address("table", torch.arange(len(state_N))), coins))
+    converge(
+        net,
+        torch.eye(states),
+        state_N,
+        cfn.draw_coins(address("table", torch.arange(len(state_N))), coins),
+    )
     read_S = cfn.inverse_count(net(torch.eye(states)))
     for n, read in zip(visits, read_S.tolist()):
         assert abs(read * n - 1) <= 4 * math.sqrt(2 * (n - 1) / (n * coins)) + 2e-3, (n, read)
@@ -86,10 +96,13 @@ def test_calibration_sums_over_ranks():
     hidden_ND = torch.randn(100, 8)
     whole = cfn.CoinFlipNet(8)
     whole.calibrate(hidden_ND)
-    # two ranks with equal halves: every sum is twice the mean of the halves' sums; the halves mirrored make the halves equal
+    # two ranks with equal halves: every sum is twice the mean of the halves' sums; the halves
+    # mirrored make the halves equal
     half = cfn.CoinFlipNet(8)
     half.calibrate(hidden_ND, all_sum=lambda x: x * 2)
-    assert torch.allclose(half.mean_D, whole.mean_D) and torch.allclose(half.prior_scale_C, whole.prior_scale_C)
+    assert torch.allclose(half.mean_D, whole.mean_D) and torch.allclose(
+        half.prior_scale_C, whole.prior_scale_C
+    )
 
 
 def test_replay_is_a_fair_sample_whatever_the_order():
@@ -101,7 +114,9 @@ def test_replay_is_a_fair_sample_whatever_the_order():
         many.add(hidden_ND[i : i + 500], address_N[i : i + 500], i + 500)
     assert torch.equal(one.address_N, many.address_N)
     assert abs(len(one.address_N) - 1000) < 5 * math.sqrt(1000)
-    assert abs(one.hidden_ND.mean() - 10_000) < 5 * 5774 / math.sqrt(1000)  # as many from the first half as from the last
+    assert abs(one.hidden_ND.mean() - 10_000) < 5 * 5774 / math.sqrt(
+        1000
+    )  # as many from the first half as from the last
     drawn, _ = one.draw(100, stamp=3)
     assert abs(len(drawn) - 100) < 5 * math.sqrt(100)
     assert not torch.equal(drawn, one.draw(100, stamp=4)[0])
@@ -122,12 +137,16 @@ def test_uniform_numbers_are_uniform_and_below_one():
     u_N = uniform(address("uniform", torch.arange(200_000)))
     assert 0 <= u_N.min() and u_N.max() < 1
     observed = torch.histc(u_N, 100, 0, 1)
-    assert ((observed - 2000).square() / 2000).sum() < 99 + 5 * math.sqrt(2 * 99)  # chi-square, 99 degrees of freedom
+    assert ((observed - 2000).square() / 2000).sum() < 99 + 5 * math.sqrt(
+        2 * 99
+    )  # chi-square, 99 degrees of freedom
     assert torch.corrcoef(torch.stack([u_N[:-1], u_N[1:]]))[0, 1].abs() < 5 / math.sqrt(200_000)
 
 
 def test_addresses_match_the_published_splitmix64():
-    """Vigna's splitmix64 from seed 1234567 yields these first outputs (reference values of the Java/C implementations)."""
+    """Vigna's splitmix64 from seed 1234567 yields these first outputs (reference values of the
+    Java/C implementations).
+    """
     from nanomerci.address import GOLDEN, mix
 
     state, out = 1234567, []
@@ -139,12 +158,20 @@ def test_addresses_match_the_published_splitmix64():
 
 
 def ridge_heads(visits_ND, look_MD, ridge, coins, prior_var=0.0):
-    """A linear CFN solved by least squares with decay towards a random prior, coin by coin. -> inverse counts of look_MD."""
+    """A linear CFN solved by least squares with decay towards a random prior, coin by coin. ->
+    inverse counts of look_MD.
+    """
     rng = torch.Generator().manual_seed(5)
     coins_NC = cfn.draw_coins(address("ridge", torch.arange(len(visits_ND))), coins).double()
-    prior_DC = math.sqrt(prior_var) * torch.randn(visits_ND.shape[1], coins, generator=rng, dtype=torch.float64)
+    prior_DC = math.sqrt(prior_var) * torch.randn(
+        visits_ND.shape[1], coins, generator=rng, dtype=torch.float64
+    )
     A_DD = visits_ND.T @ visits_ND + ridge * torch.eye(visits_ND.shape[1], dtype=torch.float64)
-    return (look_MD @ torch.linalg.solve(A_DD, visits_ND.T @ coins_NC + ridge * prior_DC)).square().mean(1)
+    return (
+        (look_MD @ torch.linalg.solve(A_DD, visits_ND.T @ coins_NC + ridge * prior_DC))
+        .square()
+        .mean(1)
+    )
 
 
 @pytest.mark.parametrize("prior_var", [0.0, 1 / 3])
@@ -153,27 +180,45 @@ def test_a_linear_head_is_in_expectation_over_coins_the_ridge_estimator(prior_va
     visits_ND, look_MD, coins = torch.randn(200, 8).double(), torch.randn(30, 8).double(), 40_000
     want_M = cfn.expected_inverse_count(look_MD, visits_ND.T @ visits_ND, 3.0, prior_var)
     got_M = ridge_heads(visits_ND, look_MD, 3.0, coins, prior_var)
-    assert (got_M / want_M - 1).abs().max() < 5 * math.sqrt(2 / coins)  # a mean of squares of nearly normal numbers
+    assert (got_M / want_M - 1).abs().max() < 5 * math.sqrt(
+        2 / coins
+    )  # a mean of squares of nearly normal numbers
     if prior_var:
         A_DD = visits_ND.T @ visits_ND + 3 * torch.eye(8).double()
-        torch.testing.assert_close(want_M, (look_MD * torch.linalg.solve(A_DD, look_MD.T).T).sum(1))  # the elliptical bonus
+        torch.testing.assert_close(
+            want_M, (look_MD * torch.linalg.solve(A_DD, look_MD.T).T).sum(1)
+        )  # the elliptical bonus
 
 
 def test_the_network_with_many_coins_comes_to_the_closed_form():
-    """cfn.py's own net, head and loss, trained to the end by LBFGS, beside the formula: the linear head has no decay, so ridge = 0."""
+    """cfn.py's own net, head and loss, trained to the end by LBFGS, beside the formula: the linear
+    head has no decay, so ridge = 0.
+    """
     torch.manual_seed(0)
     visits_ND, coins = torch.randn(120, 6), 8192
     net = cfn.CoinFlipNet(6, coins=coins, hidden=0, prior=False)
-    converge(net, visits_ND, torch.arange(120), cfn.draw_coins(address("ridge", torch.arange(120)), coins))
-    want_N = cfn.expected_inverse_count(visits_ND.double(), (visits_ND.T @ visits_ND).double(), 0.0).float()
+    converge(
+        net,
+        visits_ND,
+        torch.arange(120),
+        cfn.draw_coins(address("ridge", torch.arange(120)), coins),
+    )
+    want_N = cfn.expected_inverse_count(
+        visits_ND.double(), (visits_ND.T @ visits_ND).double(), 0.0
+    ).float()
     assert (cfn.inverse_count(net(visits_ND)) / want_N - 1).abs().max() < 5 * math.sqrt(2 / coins)
 
 
 def test_a_linear_counter_hands_out_no_more_novelty_than_it_has_features():
     torch.manual_seed(0)
-    states_SD = torch.randn(500, 24).double()  # 500 different states, each visited twice: the true 1/n add up to 500
+    states_SD = torch.randn(
+        500, 24
+    ).double()  # 500 different states, each visited twice: the true 1/n add up to 500
     visits_ND = states_SD.repeat(2, 1)
     read_N = cfn.expected_inverse_count(visits_ND, visits_ND.T @ visits_ND, 0.0)
     assert abs(read_N.sum() - 24) < 1e-6
     one_hot_ND = torch.eye(500).double().repeat(2, 1)
-    assert abs(cfn.expected_inverse_count(one_hot_ND, one_hot_ND.T @ one_hot_ND, 0.0).sum() - 500) < 1e-6
+    assert (
+        abs(cfn.expected_inverse_count(one_hot_ND, one_hot_ND.T @ one_hot_ND, 0.0).sum() - 500)
+        < 1e-6
+    )

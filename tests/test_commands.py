@@ -1,4 +1,7 @@
-"""Every command the README shows: run as it stands, with options that make it small, or where it needs weights or data, parsed."""
+"""Every command the README shows: run as it stands, with options that make it small, or where it
+needs weights or data, parsed.
+"""
+
 import dataclasses
 import functools
 import importlib
@@ -13,14 +16,21 @@ import train
 from nanomerci import ask, config, tasks, warmstart
 
 README = (ROOT / "README.md").read_text()
-SMALL = shlex.split("--steps 2 --prompts 4 --group 4 --minibatches 2 --max_new_tokens 8 --eval_problems 4 --eval_k 2 --eval_every 0 "
-                    "--save_every 0 --cfn_pretrain 1 --threads 1 --graders 1 --report False")  # fmt: skip
+SMALL = shlex.split(
+    "--steps 2 --prompts 4 --group 4 --minibatches 2 --max_new_tokens 8 --eval_problems 4 "
+    "--eval_k 2 --eval_every 0 "
+    "--save_every 0 --cfn_pretrain 1 --threads 1 --graders 1 --report False"
+)
 LOADED, load_once = config.Config(), functools.cache(tasks.load)
-AWAY = re.compile(r"smollm2|qwen|llama|DATA|DIR|MODEL")  # weights or data that are not here; tests of their own run them
+AWAY = re.compile(
+    r"smollm2|qwen|llama|DATA|DIR|MODEL"
+)  # weights or data that are not here; tests of their own run them
 
 
 def commands():
-    """What stands in the README's fenced blocks, a command a line; what it is for follows after three spaces."""
+    """What stands in the README's fenced blocks, a command a line; what it is for follows after
+    three spaces.
+    """
     for language, block in re.findall(r"^```(\w*)\n(.*?)^```$", README, re.M | re.S):
         for line in block.splitlines() if language in ("", "bash") else ():
             for command in line.split("   ")[0].split(" && "):
@@ -43,7 +53,9 @@ def prepare(patch, folder):
     patch.chdir(folder)
     patch.setenv("NANOMERCI_CACHE", str(folder / "cache"))
     patch.setattr(warmstart, "STEPS", 2)  # a minute's schooling is not what is tested here
-    patch.setattr(tasks, "load", lambda c, cache: load_once(dataclasses.replace(LOADED, task=c.task), cache))
+    patch.setattr(
+        tasks, "load", lambda c, cache: load_once(dataclasses.replace(LOADED, task=c.task), cache)
+    )
 
 
 @pytest.mark.parametrize("command", dict.fromkeys(commands()))
@@ -82,13 +94,22 @@ def train_with(words, command, workplace, monkeypatch, capsys):
         with pytest.raises(SystemExit) as stop:
             config.parse(words)
         assert not stop.value.code and len(capsys.readouterr().out) > 500
-    elif AWAY.search(command) or "torchrun" in command or not words:  # tests/test_ranks.py; the workplace itself
+    elif (
+        AWAY.search(command) or "torchrun" in command or not words
+    ):  # tests/test_ranks.py; the workplace itself
         config.parse([word for word in words if word != "--dry_run"])
     else:
         if "--logger" in words:
-            pytest.importorskip(words[words.index("--logger") + 1], reason="this logger is optional and not installed")
+            pytest.importorskip(
+                words[words.index("--logger") + 1],
+                reason="this logger is optional and not installed",
+            )
         if not {"--out", "--resume"} & {*words}:
-            small = [*small, "--out", f"runs/{len([*workplace.glob('runs/*')])}"]  # not over a run that is there
+            small = [
+                *small,
+                "--out",
+                f"runs/{len([*workplace.glob('runs/*')])}",
+            ]  # not over a run that is there
         monkeypatch.setattr(sys, "argv", ["train.py", *words, *small])
         train.main()
         assert "held-out problems" in capsys.readouterr().out
@@ -107,5 +128,14 @@ def check_installation(words):
 
 def test_there_are_commands_of_every_kind():
     text = "\n".join(commands())
-    for part in ("train.py", "train.py --resume", "sample.py runs/", "--eval", "--dry_run", "torchrun", "-m nanomerci.", "pip install"):
+    for part in (
+        "train.py",
+        "train.py --resume",
+        "sample.py runs/",
+        "--eval",
+        "--dry_run",
+        "torchrun",
+        "-m nanomerci.",
+        "pip install",
+    ):
         assert part in text

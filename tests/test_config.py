@@ -1,4 +1,7 @@
-"""Everything a user can get wrong is one line on stderr and status 2, with the remedy; nothing is touched."""
+"""Everything a user can get wrong is one line on stderr and status 2, with the remedy; nothing is
+touched.
+"""
+
 import json
 import resource
 import shutil
@@ -33,40 +36,58 @@ def command(monkeypatch, capsys):
 
 
 def test_as_a_real_process_too(tmp_path):
-    done = subprocess.run([sys.executable, ROOT / "train.py", "--grup", "4"], capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, ROOT / "train.py", "--grup", "4"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: unknown option --grup; did you mean --group? See --help\n"
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["--grup", "4"], "unknown option --grup; did you mean --group?"),
-    (["toy_sqll"], "unknown recipe toy_sqll; did you mean toy_sql?"),
-    (["--lr", "fast"], "--lr"),
-    (["--algo", "ppo"], "--algo"),
-    (["--group", "1"], "--group 1: a group of one has no standard deviation"),
-    (["--minibatches", "3"], "--minibatches 3: does not divide --prompts 32"),
-    (["--top_p", "0.9"], "--top_p 0.9: the trainer's log-probs cover the full vocabulary"),
-    (["--top_k", "20"], "--top_k 20: the trainer's log-probs cover the full vocabulary"),
-    (["--alpha", "1.5"], "--alpha 1.5"),
-    (["--kl", "-1"], "--kl -1"),
-    (["--gamma", "inf"], "--gamma inf"),
-    (["--save_every", "-1"], "--save_every -1"),
-    (["--cfn_passes", "0"], "--cfn_passes 0"),
-    (["--kl", "0.1", "--cfn_trunk", "policy"], "--kl needs the frozen trunk"),
-    (["--kernels", "triton", "--device", "cpu"], "--kernels triton: wants a GPU"),
-    (["--temperature", "0"], "--temperature 0"), (["--temperature", "1e-300"], "wanted 0.001 to 1000"),
-    (["--lr", "nan"], "--lr nan"), (["--lr", "inf"], "--lr inf: wanted at most 1000"), (["--beta2", "nan"], "--beta2 nan"),
-    (["--deadline", "inf"], "--deadline inf: wanted at most"), (["--threads", str(10**9)], "--threads 1000000000: wanted at most 1024"),
-    (["--steps", str(10**20)], "is too large; wanted less than 2^31"), (["--slots", "0"], "--slots 0: wanted at least 1"),
-    (["--context", "-1"], "--context -1: wanted 0 or more"), (["--max_prompt", "-5"], "--max_prompt -5"), (["--run", "0"], "--run 0"),
-    (["--model", "a\0b"], "cannot be loaded"), (["--model", ""], "no weights there"),
-    (["--task", "toy_sq"], "--task toy_sq: unknown; did you mean toy_sql?"),
-    (["--device", "tpu"], "--device tpu"),
-    (["--resume", "nowhere"], "nowhere/config.yaml"),
-    (["--task", "arithmetic"], "--model tiny: --task arithmetic has no demonstrations"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--grup", "4"], "unknown option --grup; did you mean --group?"),
+        (["toy_sqll"], "unknown recipe toy_sqll; did you mean toy_sql?"),
+        (["--lr", "fast"], "--lr"),
+        (["--algo", "ppo"], "--algo"),
+        (["--group", "1"], "--group 1: a group of one has no standard deviation"),
+        (["--minibatches", "3"], "--minibatches 3: does not divide --prompts 32"),
+        (["--top_p", "0.9"], "--top_p 0.9: the trainer's log-probs cover the full vocabulary"),
+        (["--top_k", "20"], "--top_k 20: the trainer's log-probs cover the full vocabulary"),
+        (["--alpha", "1.5"], "--alpha 1.5"),
+        (["--kl", "-1"], "--kl -1"),
+        (["--gamma", "inf"], "--gamma inf"),
+        (["--save_every", "-1"], "--save_every -1"),
+        (["--cfn_passes", "0"], "--cfn_passes 0"),
+        (["--kl", "0.1", "--cfn_trunk", "policy"], "--kl needs the frozen trunk"),
+        (["--kernels", "triton", "--device", "cpu"], "--kernels triton: wants a GPU"),
+        (["--temperature", "0"], "--temperature 0"),
+        (["--temperature", "1e-300"], "wanted 0.001 to 1000"),
+        (["--lr", "nan"], "--lr nan"),
+        (["--lr", "inf"], "--lr inf: wanted at most 1000"),
+        (["--beta2", "nan"], "--beta2 nan"),
+        (["--deadline", "inf"], "--deadline inf: wanted at most"),
+        (["--threads", str(10**9)], "--threads 1000000000: wanted at most 1024"),
+        (["--steps", str(10**20)], "is too large; wanted less than 2^31"),
+        (["--slots", "0"], "--slots 0: wanted at least 1"),
+        (["--context", "-1"], "--context -1: wanted 0 or more"),
+        (["--max_prompt", "-5"], "--max_prompt -5"),
+        (["--run", "0"], "--run 0"),
+        (["--model", "a\0b"], "cannot be loaded"),
+        (["--model", ""], "no weights there"),
+        (["--task", "toy_sq"], "--task toy_sq: unknown; did you mean toy_sql?"),
+        (["--device", "tpu"], "--device tpu"),
+        (["--resume", "nowhere"], "nowhere/config.yaml"),
+        (["--task", "arithmetic"], "--model tiny: --task arithmetic has no demonstrations"),
+    ],
+)
 def test_bad_input_is_one_line_and_status_2(arguments, message, tmp_path, command):
-    status, error = command(*arguments, *(() if "--resume" in arguments else ("--out", tmp_path / "run")))
+    status, error = command(
+        *arguments, *(() if "--resume" in arguments else ("--out", tmp_path / "run"))
+    )
     assert status == 2 and message in error
     assert len(error.splitlines()) == 1 and error.startswith("error: ")
     assert not (tmp_path / "run").exists()
@@ -80,7 +101,9 @@ def printed(capsys, *words):
 
 
 def test_help_has_every_option_with_meaning_and_default_in_its_section(capsys):
-    """As a reader sees it: the sections of the source in their order, and in each its options in theirs."""
+    """As a reader sees it: the sections of the source in their order, and in each its options in
+    theirs.
+    """
     text = printed(capsys, "toy_sql", "--help")
     source = Path(config.__file__).read_text().split("class Config:")[1].split("    @property")[0]
     defaults = Config(**config.read(config.RECIPES / "toy_sql.yaml"))
@@ -93,13 +116,24 @@ def test_help_has_every_option_with_meaning_and_default_in_its_section(capsys):
             name, meaning = field.strip().split(":")[0], " ".join(field.split('"""')[1].split())
             value = getattr(defaults, name)
             head, rest = part.split(f"--{name} ", 1)[1].split(" ", 1)
-            assert rest.startswith(f"{meaning} (default {value if value != '' else chr(34) * 2})"), name
-            assert all(choice in head.split("|") for choice in getattr(Config.__dataclass_fields__[name].type, "__args__", ())), name
+            assert rest.startswith(
+                f"{meaning} (default {value if value != '' else chr(34) * 2})"
+            ), name
+            assert all(
+                choice in head.split("|")
+                for choice in getattr(Config.__dataclass_fields__[name].type, "__args__", ())
+            ), name
 
 
 def test_list_has_recipes_tasks_and_bonuses(capsys):
     text = printed(capsys, "--list")
-    for name in (*config.recipes(), *tasks.BUILT_IN, *Config.__dataclass_fields__["bonus"].type.__args__, "math, sql", "reasoning_gym:"):
+    for name in (
+        *config.recipes(),
+        *tasks.BUILT_IN,
+        *Config.__dataclass_fields__["bonus"].type.__args__,
+        "math, sql",
+        "reasoning_gym:",
+    ):
         assert name in text
     assert "A real pretrained model" in text  # the recipe's first comment
 
@@ -108,8 +142,17 @@ def test_the_shell_completes_options_and_values(capsys, tmp_path):
     """The script that tyro makes, in a real bash."""
     (tmp_path / "script").write_text(printed(capsys, "--tyro-print-completion", "bash"))
     ask = "source ./script; COMP_WORDS=(train.py %s); COMP_CWORD=%d; _tyro_train_py; echo ${COMPREPLY[*]}"
-    for words, completed in (("--gam", "--gamma --gamma_decay"), ("--algo ''", "grpo dapo dr_grpo"), ("toy_sql --sav", "--save_every")):
-        done = subprocess.run(["bash", "-c", ask % (words, len(words.split()))], cwd=tmp_path, capture_output=True, text=True)
+    for words, completed in (
+        ("--gam", "--gamma --gamma_decay"),
+        ("--algo ''", "grpo dapo dr_grpo"),
+        ("toy_sql --sav", "--save_every"),
+    ):
+        done = subprocess.run(
+            ["bash", "-c", ask % (words, len(words.split()))],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
         assert (done.stdout, done.stderr) == (completed + "\n", "")
 
 
@@ -122,11 +165,23 @@ def test_what_needs_no_torch_does_without():
             runpy.run_path(sys.argv[0], run_name="__main__")
         finally:
             assert "torch" not in sys.modules, "torch was loaded\\n" """
-    for status, *words in ((0, "train.py", "--help"), (0, "train.py", "--list"), (2, "train.py", "--lr", "fast"), (0, "sample.py", "-h"),
-                           (2, "sample.py", "x", "-n", "0"), (2, "train.py", "--logger", "wandb", "--alpha", "2")):  # fmt: skip
-        done = subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True)
+    for status, *words in (
+        (0, "train.py", "--help"),
+        (0, "train.py", "--list"),
+        (2, "train.py", "--lr", "fast"),
+        (0, "sample.py", "-h"),
+        (2, "sample.py", "x", "-n", "0"),
+        (2, "train.py", "--logger", "wandb", "--alpha", "2"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True
+        )
         assert done.returncode == status, done.stderr
-        assert (done.stdout[:6] == "usage:" or done.stdout[:7] == "Recipes") if status == 0 else done.stderr.count("\n") == 1
+        assert (
+            (done.stdout[:6] == "usage:" or done.stdout[:7] == "Recipes")
+            if status == 0
+            else done.stderr.count("\n") == 1
+        )
 
 
 def test_every_option_has_a_docstring():
@@ -150,11 +205,23 @@ def test_command_line_beats_recipe_beats_default(tmp_path):
     assert (c.group, c.lr, c.algo, c.coins, c.out) == (6, 1e-4, "dapo", 20, "runs/mine-seed3")
 
 
-@pytest.mark.parametrize("text, message", [
-    ("grup: 4", "unknown option grup; did you mean group?"), ("group: many", "'many' is not a int"), ("[1, 2]", "mapping"),
-    ("a: b: c", "cannot be read as YAML"), ("algo: ppo", "is not a grpo|dapo|dr_grpo"), ("lr: fast", "is not a float"),
-    ("lr: true", "True is not a float"), ("lr: 1" + "0" * 400, "is not a float"), ("group:\t4\n\tlr: 3", "cannot be read as YAML"),
-    ("seed: 2020-01-01", "is not a int"), ("lr:", "None is not a float"), ("b: !!python/object/apply:os.abort []", "be read")])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("grup: 4", "unknown option grup; did you mean group?"),
+        ("group: many", "'many' is not a int"),
+        ("[1, 2]", "mapping"),
+        ("a: b: c", "cannot be read as YAML"),
+        ("algo: ppo", "is not a grpo|dapo|dr_grpo"),
+        ("lr: fast", "is not a float"),
+        ("lr: true", "True is not a float"),
+        ("lr: 1" + "0" * 400, "is not a float"),
+        ("group:\t4\n\tlr: 3", "cannot be read as YAML"),
+        ("seed: 2020-01-01", "is not a int"),
+        ("lr:", "None is not a float"),
+        ("b: !!python/object/apply:os.abort []", "be read"),
+    ],
+)
 def test_a_bad_recipe_is_refused(text, message, tmp_path):
     (tmp_path / "bad.yaml").write_text(text)
     with pytest.raises(UserError, match=message.replace("|", r"\|")):
@@ -186,13 +253,22 @@ def test_a_prompt_longer_than_the_context_is_refused(tmp_path, command):
     model, tokenizer = tiny(WORDS, width=16, layers=1, heads=2)
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-    status, error = command("--model", tmp_path / "model", "--max_new_tokens", 300, "--out", tmp_path / "run")
-    assert status == 2 and "exceeds the model's context of 256" in error and len(error.splitlines()) == 1
+    status, error = command(
+        "--model", tmp_path / "model", "--max_new_tokens", 300, "--out", tmp_path / "run"
+    )
+    assert (
+        status == 2
+        and "exceeds the model's context of 256" in error
+        and len(error.splitlines()) == 1
+    )
 
 
 def test_resume_keeps_the_run_as_it_was(tmp_path):
     config.write(parse(["--group", "4", "--seed", "5"]), tmp_path / "config.yaml")
-    assert parse(["--resume", str(tmp_path)]).group == 4 and parse(["--resume", str(tmp_path), "--steps", "9"]).steps == 9
+    assert (
+        parse(["--resume", str(tmp_path)]).group == 4
+        and parse(["--resume", str(tmp_path), "--steps", "9"]).steps == 9
+    )
     with pytest.raises(UserError, match="cannot change --lr"):
         parse(["--resume", str(tmp_path), "--lr", "1e-3"])
     whole = (tmp_path / "config.yaml").read_text()
@@ -224,10 +300,18 @@ def damage(folder, kind):
         model.save_pretrained(folder)
 
 
-@pytest.mark.parametrize("kind, message", [
-    ("cut", "cannot be loaded"), ("other shape", "cannot be loaded"), ("broken config", "cannot be loaded"),
-    ("no tokenizer", "cannot be loaded"), ("broken template", r"cannot be loaded \(TemplateSyntaxError"),
-    ("not finite", "not finite; some of its weights are damaged"), ("fewer rows", "has 12 tokens, the model only 4")])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind, message",
+    [
+        ("cut", "cannot be loaded"),
+        ("other shape", "cannot be loaded"),
+        ("broken config", "cannot be loaded"),
+        ("no tokenizer", "cannot be loaded"),
+        ("broken template", r"cannot be loaded \(TemplateSyntaxError"),
+        ("not finite", "not finite; some of its weights are damaged"),
+        ("fewer rows", "has 12 tokens, the model only 4"),
+    ],
+)
 @pytest.mark.filterwarnings("ignore")
 def test_a_damaged_model_folder_is_refused(kind, message, small_model, tmp_path):
     shutil.copytree(small_model(WORDS), tmp_path / "model")
@@ -244,31 +328,81 @@ def save(config_of, folder, tokenizer):
 
 def test_gpt2_whose_config_knows_no_grouped_heads_samples_and_trains_alike(small_model, tmp_path):
     tokenizer = load(small_model(WORDS))[1]
-    save(GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=2, n_head=2, n_positions=64, initializer_range=0.5), tmp_path, tokenizer)
+    save(
+        GPT2Config(
+            vocab_size=len(tokenizer),
+            n_embd=16,
+            n_layer=2,
+            n_head=2,
+            n_positions=64,
+            initializer_range=0.5,
+        ),
+        tmp_path,
+        tokenizer,
+    )
     model, _ = load(tmp_path)
     roll = generate(model, [[4, 5, 6], [7]], 3, max_new_tokens=5, eos_id=1)
-    assert torch.allclose(token_logp(model, roll.tokens_BT, roll.mask_BT)[0], roll.logp_BT, atol=1e-4)
+    assert torch.allclose(
+        token_logp(model, roll.tokens_BT, roll.mask_BT)[0], roll.logp_BT, atol=1e-4
+    )
 
 
-@pytest.mark.parametrize("family, shape, message", [
-    (OPTConfig, dict(ffn_dim=32, word_embed_proj_dim=16), "cannot be sampled with our key-value cache|change with our cache"),
-    (BertConfig, dict(is_decoder=True), "are not head|cannot be sampled")])  # fmt: skip
-def test_a_model_that_does_more_than_we_compute_is_refused(family, shape, message, small_model, tmp_path):
+@pytest.mark.parametrize(
+    "family, shape, message",
+    [
+        (
+            OPTConfig,
+            dict(ffn_dim=32, word_embed_proj_dim=16),
+            "cannot be sampled with our key-value cache|change with our cache",
+        ),
+        (BertConfig, dict(is_decoder=True), "are not head|cannot be sampled"),
+    ],
+)
+def test_a_model_that_does_more_than_we_compute_is_refused(
+    family, shape, message, small_model, tmp_path
+):
     tokenizer = load(small_model(WORDS))[1]
-    save(family(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, **shape), tmp_path, tokenizer)
+    save(
+        family(
+            vocab_size=len(tokenizer),
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            **shape,
+        ),
+        tmp_path,
+        tokenizer,
+    )
     with pytest.raises(UserError, match=message):
         load(tmp_path)
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_any_work(tmp_path, command, monkeypatch):
     (tmp_path / "file").write_text("mine")
-    for out in ("/proc/run", "a\0b", tmp_path / "file", tmp_path / "file/run", tmp_path / ("x" * 300)):
+    for out in (
+        "/proc/run",
+        "a\0b",
+        tmp_path / "file",
+        tmp_path / "file/run",
+        tmp_path / ("x" * 300),
+    ):
         status, error = command("--out", out)
-        assert status == 2 and f"--out {out}: cannot be written" in error and len(error.splitlines()) == 1
+        assert (
+            status == 2
+            and f"--out {out}: cannot be written" in error
+            and len(error.splitlines()) == 1
+        )
     monkeypatch.setenv("NANOMERCI_CACHE", str(tmp_path / "file/cache"))
     status, error = command("--out", tmp_path / "run")
-    assert status == 2 and "the cache" in error and "set NANOMERCI_CACHE" in error and len(error.splitlines()) == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_text() == "mine"
+    assert (
+        status == 2
+        and "the cache" in error
+        and "set NANOMERCI_CACHE" in error
+        and len(error.splitlines()) == 1
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["file"] and (
+        tmp_path / "file"
+    ).read_text() == "mine"
 
 
 def test_out_of_memory_is_one_line(capsys):
@@ -287,11 +421,13 @@ def test_a_disk_that_fills_up_while_the_cache_is_written(tmp_path, monkeypatch):
     monkeypatch.setenv("NANOMERCI_CACHE", str(tmp_path))
     monkeypatch.setattr(warmstart, "STEPS", 1)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))     # no file may grow beyond it: the nearest thing to a full disk
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (10_000, hard)
+    )  # no file may grow beyond it: the nearest thing to a full disk
     try:
         with pytest.raises(UserError, match="the cache .* cannot be written .* make room"):
             warmstart.tiny_policy(Task())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert not list(tmp_path.iterdir())                           # nothing half-written is taken for the cache next time
+    assert not list(tmp_path.iterdir())  # nothing half-written is taken for the cache next time
     assert warmstart.tiny_policy(Task())[0].config.hidden_size == 96

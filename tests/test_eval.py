@@ -1,4 +1,7 @@
-"""sample.py --eval: its numbers are those of its records, and a killed evaluation goes on to the same file."""
+"""sample.py --eval: its numbers are those of its records, and a killed evaluation goes on to the
+same file.
+"""
+
 import json
 import os
 import signal
@@ -25,14 +28,29 @@ def folder(tmp_path_factory):
     model, tokenizer = tiny(WORDS, width=32, layers=1, heads=2, seed=3)
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
-    lines = [json.dumps({"problem": f"so {i % 4} {'is ' * (i // 4)}answer", "answer": str(i % 4)}) + "\n" for i in range(12)]
+    lines = [
+        json.dumps({"problem": f"so {i % 4} {'is ' * (i // 4)}answer", "answer": str(i % 4)}) + "\n"
+        for i in range(12)
+    ]
     (folder / "mine.jsonl").write_text("".join(lines))
     return folder
 
 
 def arguments(folder, out, *more):
-    return [str(folder / "model"), "--eval", str(folder / "mine.jsonl"), "-k", "4", "--max_new_tokens", "12", "--device", "cpu",
-            "--out", str(out), *more]  # fmt: skip
+    return [
+        str(folder / "model"),
+        "--eval",
+        str(folder / "mine.jsonl"),
+        "-k",
+        "4",
+        "--max_new_tokens",
+        "12",
+        "--device",
+        "cpu",
+        "--out",
+        str(out),
+        *more,
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +62,9 @@ def pool():
 @pytest.fixture
 def command(folder, pool, monkeypatch):
     monkeypatch.setattr(evaluate, "TOGETHER", 16)  # rounds of four problems
-    monkeypatch.setattr(evaluate, "Pool", lambda **_: nullcontext(pool))  # starting workers costs a second
+    monkeypatch.setattr(
+        evaluate, "Pool", lambda **_: nullcontext(pool)
+    )  # starting workers costs a second
 
     def go(out, *more):
         monkeypatch.setattr(sys, "argv", ["sample.py", *arguments(folder, out, *more)])
@@ -60,26 +80,51 @@ def test_the_summary_is_that_of_the_records(command, tmp_path, capsys):
     right = [sum(o == "right" for o in record["outcomes"]) for record in records]
     assert 0 < sum(right) < 48  # else this test says little
     assert summary["summary"]["eval/mean@4"] == pytest.approx(sum(right) / 48)
-    assert summary["summary"]["eval/pass@4"] == summary["summary"]["eval/solved"] / 12 == pytest.approx(sum(map(bool, right)) / 12)
+    assert (
+        summary["summary"]["eval/pass@4"]
+        == summary["summary"]["eval/solved"] / 12
+        == pytest.approx(sum(map(bool, right)) / 12)
+    )
     shown = capsys.readouterr().out
-    assert f"{summary['summary']['eval/solved']} of 12 problems" in shown and "greedy" in shown and "pass@2" in shown
-    assert all(len(r["answers"]) == 4 and len(r["greedy"]) == 1 and r["prompt"].startswith("so ") for r in records)
+    assert (
+        f"{summary['summary']['eval/solved']} of 12 problems" in shown
+        and "greedy" in shown
+        and "pass@2" in shown
+    )
+    assert all(
+        len(r["answers"]) == 4 and len(r["greedy"]) == 1 and r["prompt"].startswith("so ")
+        for r in records
+    )
 
 
-@pytest.mark.parametrize("cut", ["a half line", "half a round", "before the summary", "only the settings", "nothing at all"])
+@pytest.mark.parametrize(
+    "cut",
+    ["a half line", "half a round", "before the summary", "only the settings", "nothing at all"],
+)
 def test_what_a_kill_leaves_is_gone_on_with(command, tmp_path, cut, monkeypatch):
     whole = tmp_path / "whole.jsonl"
     command(whole)
     lines = whole.read_text().splitlines(keepends=True)
     part = tmp_path / "part.jsonl"
-    part.write_text({"a half line": "".join(lines[:7]) + lines[7][:40], "half a round": "".join(lines[:11]),
-                     "before the summary": "".join(lines[:13]), "only the settings": lines[0], "nothing at all": ""}[cut])  # fmt: skip
+    part.write_text(
+        {
+            "a half line": "".join(lines[:7]) + lines[7][:40],
+            "half a round": "".join(lines[:11]),
+            "before the summary": "".join(lines[:13]),
+            "only the settings": lines[0],
+            "nothing at all": "",
+        }[cut]
+    )
     asked = []
     real = evaluate.evaluate
-    monkeypatch.setattr(evaluate, "evaluate", lambda *a, **k: asked.append(k["first"]) or real(*a, **k))
+    monkeypatch.setattr(
+        evaluate, "evaluate", lambda *a, **k: asked.append(k["first"]) or real(*a, **k)
+    )
     command(part)
     assert part.read_bytes() == whole.read_bytes()
-    assert asked == {"a half line": [4, 8], "half a round": [8], "before the summary": []}.get(cut, [0, 4, 8])
+    assert asked == {"a half line": [4, 8], "half a round": [8], "before the summary": []}.get(
+        cut, [0, 4, 8]
+    )
     command(part)  # a finished one is only read
     assert part.read_bytes() == whole.read_bytes() and not list(tmp_path.glob("*.partial"))
 
@@ -88,11 +133,18 @@ def test_a_real_kill(folder, command, tmp_path):
     whole, killed = tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
     command(whole)
     code = "import sys, torch; from nanomerci import ask, evaluate; evaluate.TOGETHER = 16; torch.set_num_threads(1); ask.main()"
-    process = subprocess.Popen([sys.executable, "-c", code, *arguments(folder, killed)], cwd=ROOT, stderr=subprocess.DEVNULL,
-                               stdout=subprocess.DEVNULL, env=os.environ | {"HF_HUB_OFFLINE": "1"})  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *arguments(folder, killed)],
+        cwd=ROOT,
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+    )
     while process.poll() is None and not (killed.exists() and killed.read_text().count("\n") > 1):
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)  # in the middle of a round, unless it was faster than we: both must do
+    process.send_signal(
+        signal.SIGKILL
+    )  # in the middle of a round, unless it was faster than we: both must do
     process.wait()
     command(killed)
     assert killed.read_bytes() == whole.read_bytes()
@@ -109,7 +161,10 @@ def test_another_evaluation_is_not_overwritten(command, tmp_path):
     out = tmp_path / "a.jsonl"
     command(out, "--limit", "4")
     before = out.read_bytes()
-    for more, was in ((["--temperature", "0.5"], "temperature 1.0, now 0.5"), (["--seed", "1"], "seed 0, now 1")):
+    for more, was in (
+        (["--temperature", "0.5"], "temperature 1.0, now 0.5"),
+        (["--seed", "1"], "seed 0, now 1"),
+    ):
         with pytest.raises(UserError, match=f"holds another evaluation .{was}"):
             command(out, "--limit", "4", *more)
     with pytest.raises(UserError, match="problems 4, now 12"):
@@ -120,14 +175,23 @@ def test_another_evaluation_is_not_overwritten(command, tmp_path):
         command(out)
 
 
-@pytest.mark.parametrize("more, message", [
-    (("--eval", "math50"), "--eval math50: unknown; did you mean math500?"), (("-k", "0"), "-k 0: wanted at least 1"),
-    (("--max_new_tokens", "300"), "exceeds the model's context of 256"),
-    (("--eval", "no/such.jsonl"), "--eval no/such.jsonl")])  # fmt: skip
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (("--eval", "math50"), "--eval math50: unknown; did you mean math500?"),
+        (("-k", "0"), "-k 0: wanted at least 1"),
+        (("--max_new_tokens", "300"), "exceeds the model's context of 256"),
+        (("--eval", "no/such.jsonl"), "--eval no/such.jsonl"),
+    ],
+)
 def test_bad_input(command, tmp_path, more, message):
     with pytest.raises(UserError) as error:
         command(tmp_path / "a.jsonl", *more)
-    assert message in str(error.value) and len(str(error.value).splitlines()) == 1 and not (tmp_path / "a.jsonl").exists()
+    assert (
+        message in str(error.value)
+        and len(str(error.value).splitlines()) == 1
+        and not (tmp_path / "a.jsonl").exists()
+    )
 
 
 def test_sets_by_name_have_the_papers_k(tmp_path):

@@ -1,4 +1,5 @@
 """The pool: order, deadlines, kills that lose one answer, limits, errors that show, no orphans."""
+
 import contextlib
 import ctypes
 import os
@@ -22,6 +23,7 @@ DEADLINE = 1.0
 
 # ---- jobs; the workers import them from here
 
+
 def echo(number):
     return Grade(float(number), "right")
 
@@ -36,7 +38,7 @@ def spin():
         pass
 
 
-def one_opcode():                                # holds the interpreter's lock: no signal handler and no thread could stop it
+def one_opcode():  # holds the interpreter's lock: no signal handler and no thread could stop it
     return Grade(float(9**9**9 % 7), "right")
 
 
@@ -79,7 +81,13 @@ def whoami():
 def modules():
     import nanomerci.tasks.math
     import nanomerci.tasks.sql  # noqa: F401
-    return Grade(float("torch" in sys.modules) + 2 * ("datasets" in sys.modules) + 4 * ("sympy" in sys.modules), "right")
+
+    return Grade(
+        float("torch" in sys.modules)
+        + 2 * ("datasets" in sys.modules)
+        + 4 * ("sympy" in sys.modules),
+        "right",
+    )
 
 
 def needs(library):
@@ -111,8 +119,18 @@ def test_importing_and_making_a_pool_starts_nothing():
         assert idle._workers == [] and idle._zygote is None
 
 
-@pytest.mark.parametrize("job, outcome", [(spin, "timeout"), (one_opcode, "timeout"), (hoard, "timeout"), (crash, "error"),
-                                          (leave, "error"), (bug, "error"), (not_a_grade, "error")])  # fmt: skip
+@pytest.mark.parametrize(
+    "job, outcome",
+    [
+        (spin, "timeout"),
+        (one_opcode, "timeout"),
+        (hoard, "timeout"),
+        (crash, "error"),
+        (leave, "error"),
+        (bug, "error"),
+        (not_a_grade, "error"),
+    ],
+)
 def test_only_the_bad_answer_is_lost(pool, job, outcome):
     grades = pool.grade([*echoes(0, 50), (job,), *echoes(50, 100)])
     assert grades.pop(50) == Grade(0.0, outcome)
@@ -121,7 +139,13 @@ def test_only_the_bad_answer_is_lost(pool, job, outcome):
 
 def test_a_whole_chunk_of_bad_answers(pool):
     grades = pool.grade([(crash,), (echo, 1), (hoard,), (echo, 2), (leave,)] * 8)
-    assert [grade.outcome for grade in grades] == ["error", "right", "timeout", "right", "error"] * 8
+    assert [grade.outcome for grade in grades] == [
+        "error",
+        "right",
+        "timeout",
+        "right",
+        "error",
+    ] * 8
 
 
 def test_deadline_is_kept(pool):
@@ -129,11 +153,13 @@ def test_deadline_is_kept(pool):
     for job in (spin, one_opcode):
         start = time.monotonic()
         assert pool.grade([(job,)]) == [Grade(0.0, "timeout")]
-        assert DEADLINE <= time.monotonic() - start < 1.2 * DEADLINE + 0.2       # 0.2 s: the start of a replacement
+        assert (
+            DEADLINE <= time.monotonic() - start < 1.2 * DEADLINE + 0.2
+        )  # 0.2 s: the start of a replacement
 
 
 def test_deadline_is_of_one_answer_not_of_a_chunk(pool):
-    grades = pool.grade([(nap, 0.15)] * 20)      # 1.5 s a worker
+    grades = pool.grade([(nap, 0.15)] * 20)  # 1.5 s a worker
     assert {grade.outcome for grade in grades} == {"right"}
 
 
@@ -149,6 +175,7 @@ def test_errors_are_shown(pool):
 
 def test_a_job_that_cannot_be_imported_is_an_error_and_the_rest_is_graded(pool):
     import types
+
     module = types.ModuleType("only_here")
     exec("def job(): pass", module.__dict__)
     sys.modules["only_here"] = module
@@ -179,18 +206,41 @@ def test_a_library_is_imported_once_and_whoever_replaces_a_worker_has_it(pool, m
     pool.grade([(echo, 1)])
     told = []
     tell = pool._zygote.tell
-    monkeypatch.setattr(pool._zygote, "tell", lambda *command, files=(): (told.append(command), tell(*command, files=files)))
-    query = (sql.grade, Script("CREATE TABLE t (a)"), "SELECT a FROM t", "```sql\nSELECT a FROM t\n```")
-    assert {grade.outcome for grade in pool.grade([(math.grade, "x+x", "\\boxed{2x}"), query])} == {"right"}
-    assert pool.grade([(spin,), (modules,), (crash,), (modules,)])[1::2] == [Grade(4.0, "right")] * 2       # sympy
+    monkeypatch.setattr(
+        pool._zygote,
+        "tell",
+        lambda *command, files=(): (told.append(command), tell(*command, files=files)),
+    )
+    query = (
+        sql.grade,
+        Script("CREATE TABLE t (a)"),
+        "SELECT a FROM t",
+        "```sql\nSELECT a FROM t\n```",
+    )
+    assert {grade.outcome for grade in pool.grade([(math.grade, "x+x", "\\boxed{2x}"), query])} == {
+        "right"
+    }
+    assert (
+        pool.grade([(spin,), (modules,), (crash,), (modules,)])[1::2] == [Grade(4.0, "right")] * 2
+    )  # sympy
     loads = [command[1:] for command in told if command[0] == "load"]
-    assert loads.count(("math_verify",)) == loads.count(("sqlglot",)) == loads.count(("nanomerci.tasks.answers", "warm")) == 1
-    assert pool.grade([(threads_of_zygote,)])[0].reward == 1                 # to fork a process of many threads is not safe
+    assert (
+        loads.count(("math_verify",))
+        == loads.count(("sqlglot",))
+        == loads.count(("nanomerci.tasks.answers", "warm"))
+        == 1
+    )
+    assert (
+        pool.grade([(threads_of_zygote,)])[0].reward == 1
+    )  # to fork a process of many threads is not safe
 
 
 def test_a_library_that_is_not_there_is_an_error_of_the_answers_that_need_it(pool):
     for _ in range(2):
-        assert [grade.outcome for grade in pool.grade([(echo, 1), (needs, "no_such_library"), (echo, 2)])] == ["right", "error", "right"]
+        assert [
+            grade.outcome
+            for grade in pool.grade([(echo, 1), (needs, "no_such_library"), (echo, 2)])
+        ] == ["right", "error", "right"]
         assert "No module named 'no_such_library'" in pool.last_error
 
 
@@ -199,6 +249,7 @@ def test_from_several_threads(pool):
 
     def work(i):
         results[i] = [grade.reward for grade in pool.grade(echoes(100 * i, 100 * i + 100))]
+
     threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
     for thread in threads:
         thread.start()
@@ -213,7 +264,7 @@ def test_workers_outlive_the_thread_that_started_them():
         thread.start()
         thread.join()
         pid = own.grade([(whoami,)])[0].reward
-        time.sleep(0.1)                          # were a signal on its way
+        time.sleep(0.1)  # were a signal on its way
         assert own.grade([(whoami,)])[0].reward == pid
 
 
@@ -244,7 +295,7 @@ def test_closing_ends_what_runs_and_what_waits_in_the_background():
     with Pool(workers=1, deadline=600.0) as own:
         own.grade([(echo, 0)])
         futures = [own.start([(spin,)]), own.start([(spin,)])]
-        time.sleep(0.3)                          # the first is at it, the second queues
+        time.sleep(0.3)  # the first is at it, the second queues
         own.close()
         for future in futures:
             with pytest.raises(CancelledError, match="closed while it graded"):
@@ -279,7 +330,7 @@ def alive(group):
     """Process ids of that group's members that are not dead yet."""
     pids = []
     for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):       # it has just gone
+        with contextlib.suppress(OSError):  # it has just gone
             state, _, of = path.read_text().rpartition(")")[2].split()[:3]
             pids += [int(path.parent.name)] * (int(of) == group and state != "Z")
     return pids
@@ -292,12 +343,14 @@ def test_no_orphans(how, busy):
     """However the parent dies, also while the workers are stuck in C, nothing is left."""
     code = PARENT.format(tests=str(Path(__file__).parent), busy=busy)
     root = str(Path(__file__).parent.parent)
-    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    pipes = dict(
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
     with subprocess.Popen([sys.executable, "-c", code], cwd=root, **pipes) as parent:
         try:
             group = int(parent.stdout.readline())
-            assert len(alive(group)) == 3        # the zygote and two workers
-            time.sleep(0.5)                      # let the jobs begin, or the parent come to rest
+            assert len(alive(group)) == 3  # the zygote and two workers
+            time.sleep(0.5)  # let the jobs begin, or the parent come to rest
             parent.send_signal(how)
             parent.wait(10)
         finally:

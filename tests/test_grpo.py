@@ -1,4 +1,5 @@
 """GRPO's and DAPO's pieces against published definitions and invariances."""
+
 import math
 
 import pytest
@@ -10,9 +11,13 @@ import grpo
 
 def test_advantage_is_the_z_score_of_the_group():
     reward_PG = torch.tensor([[1.0, 0, 0, 0], [0.5, 0.1, 0.9, 0.3]])
-    expected = (reward_PG - reward_PG.mean(1, keepdim=True)) / (reward_PG.std(1, keepdim=True) + 1e-6)  # verl, TRL: n - 1
+    expected = (reward_PG - reward_PG.mean(1, keepdim=True)) / (
+        reward_PG.std(1, keepdim=True) + 1e-6
+    )  # verl, TRL: n - 1
     assert torch.allclose(grpo.advantage(reward_PG), expected)
-    assert grpo.advantage(reward_PG)[0, 0].item() == pytest.approx(1.5, abs=1e-4)  # .75 / sqrt(.75^2 / 4 * ... ) by hand: .75/.5
+    assert grpo.advantage(reward_PG)[0, 0].item() == pytest.approx(
+        1.5, abs=1e-4
+    )  # .75 / sqrt(.75^2 / 4 * ... ) by hand: .75/.5
 
 
 @pytest.mark.parametrize("correction", [0, 1])
@@ -32,7 +37,9 @@ def test_a_group_of_equal_rewards_gets_exactly_nothing(value):
 
 
 def test_surrogate_is_ppos_by_cases():
-    """Schulman et al. 2017, figure 1: for A > 0 the gain stops at 1 + eps, for A < 0 at 1 - eps, and never on the other side."""
+    """Schulman et al. 2017, figure 1: for A > 0 the gain stops at 1 + eps, for A < 0 at 1 - eps,
+    and never on the other side.
+    """
     rho = torch.tensor([[0.5, 0.9, 1.0, 1.1, 1.5]])
     zero = torch.zeros_like(rho)
     up = -grpo.surrogate(rho.log(), zero, torch.tensor([2.0]), 0.2, 0.28)
@@ -53,7 +60,9 @@ def test_kl_is_schulmans_k3():
     assert torch.allclose(grpo.kl(p.log(), q.log()), q / p - 1 - (q / p).log())
     # unbiased: under pi = Bernoulli(.2), E[k3] is the exact KL
     pi, ref = torch.tensor([0.2, 0.8]), torch.tensor([0.4, 0.6])
-    assert (pi * grpo.kl(pi.log(), ref.log())).sum().item() == pytest.approx((pi * (pi / ref).log()).sum().item(), abs=1e-6)
+    assert (pi * grpo.kl(pi.log(), ref.log())).sum().item() == pytest.approx(
+        (pi * (pi / ref).log()).sum().item(), abs=1e-6
+    )
 
 
 def ragged():
@@ -69,7 +78,9 @@ def test_weights_sum_to_one_and_say_what_is_averaged():
     w_dapo = dapo.weights(mask_BT, dapo.units(mask_BT))
     for w in (w_grpo, w_dapo):
         assert w.sum().item() == pytest.approx(1) and (w[mask_BT == 0] == 0).all()
-    assert torch.allclose(w_grpo.sum(1), torch.tensor([1 / 3, 1 / 3, 1 / 3, 0]))  # each non-empty response the same
+    assert torch.allclose(
+        w_grpo.sum(1), torch.tensor([1 / 3, 1 / 3, 1 / 3, 0])
+    )  # each non-empty response the same
     assert w_dapo.unique().tolist() == [0, pytest.approx(1 / 9)]  # each token the same
     assert torch.equal(grpo.weights_constant(mask_BT, 3, 6).unique(), torch.tensor([0, 1 / 18]))
 
@@ -83,11 +94,15 @@ def test_weights_do_not_depend_on_how_the_batch_is_cut():
 
 
 def test_mixed_groups():
-    assert dapo.mixed(torch.tensor([[1.0, 1, 1], [0, 0, 0], [1, 0, 1], [0.2, 0.2, 0.3]])).tolist() == [False, False, True, True]
+    assert dapo.mixed(
+        torch.tensor([[1.0, 1, 1], [0, 0, 0], [1, 0, 1], [0.2, 0.2, 0.3]])
+    ).tolist() == [False, False, True, True]
 
 
 def test_overlong_penalty_is_the_papers_eq_13():
-    """Lengths in DAPO: limit 20480, buffer 4096. Below 16384 nothing, then linear, -1 at the limit and beyond."""
+    """Lengths in DAPO: limit 20480, buffer 4096. Below 16384 nothing, then linear, -1 at the limit
+    and beyond.
+    """
     length = torch.tensor([100.0, 16384, 18432, 20480, 30000])
     assert dapo.overlong_penalty(length, 20480, 4096).tolist() == [0, 0, -0.5, -1, -1]
     assert dapo.overlong_penalty(length, 20480, 4096, factor=0.5).tolist()[2] == -0.25
@@ -101,21 +116,28 @@ def test_an_absurd_log_ratio_stays_finite():
 
 
 def test_losses_are_verls_and_trls_definitions_on_shared_numbers():
-    """The reductions by the names their documentation gives them (verl loss_agg_mode, TRL loss_type), each written out here, on
-    fp64 numbers; the surrogate and the group advantage from the same definitions."""
+    """The reductions by the names their documentation gives them (verl loss_agg_mode, TRL
+    loss_type), each written out here, on fp64 numbers; the surrogate and the group advantage from
+    the same definitions.
+    """
     rng = torch.Generator().manual_seed(3)
     mask_BT = ragged()[:3]
     B, L = mask_BT.shape
     logp_BT, old_BT = (torch.randn(B, L, generator=rng, dtype=torch.float64) for _ in range(2))
     reward_PG = torch.tensor([[1.0, 0.0, 0.25]], dtype=torch.float64)
-    A = (reward_PG - reward_PG.mean()) / (reward_PG.std() + 1e-6)  # verl compute_grpo_outcome_advantage, TRL scale_rewards="group"
+    A = (reward_PG - reward_PG.mean()) / (
+        reward_PG.std() + 1e-6
+    )  # verl compute_grpo_outcome_advantage, TRL scale_rewards="group"
     rho = (logp_BT - old_BT).exp()
-    loss_BT = torch.max(-A.T * rho, -A.T * rho.clamp(1 - 0.2, 1 + 0.28))  # verl compute_policy_loss; TRL epsilon, epsilon_high
+    loss_BT = torch.max(
+        -A.T * rho, -A.T * rho.clamp(1 - 0.2, 1 + 0.28)
+    )  # verl compute_policy_loss; TRL epsilon, epsilon_high
     per_row = (loss_BT * mask_BT).sum(1)
     wanted = {
         "seq-mean-token-mean | grpo": (per_row / mask_BT.sum(1)).mean(),
         "token-mean | dapo, bnpo": per_row.sum() / mask_BT.sum(),
-        "seq-mean-token-sum-norm | dr_grpo": per_row.sum() / (B * 7),  # 7: verl's loss_scale_factor, TRL's max_completion_length
+        "seq-mean-token-sum-norm | dr_grpo": per_row.sum()
+        / (B * 7),  # 7: verl's loss_scale_factor, TRL's max_completion_length
     }
     ours_BT = grpo.surrogate(logp_BT, old_BT, grpo.advantage(reward_PG)[0], 0.2, 0.28)
     ours = {
@@ -124,4 +146,6 @@ def test_losses_are_verls_and_trls_definitions_on_shared_numbers():
         "seq-mean-token-sum-norm | dr_grpo": grpo.weights_constant(mask_BT, grpo.units(mask_BT), 7),
     }
     for name, weight_BT in ours.items():
-        assert (ours_BT * weight_BT).sum().item() == pytest.approx(wanted[name].item(), rel=1e-7), name
+        assert (ours_BT * weight_BT).sum().item() == pytest.approx(wanted[name].item(), rel=1e-7), (
+            name
+        )

@@ -1,24 +1,60 @@
-"""reasoning-gym: what may reach a scorer that calls eval, and, where the package is installed, its tasks through the pool."""
+"""reasoning-gym: what may reach a scorer that calls eval, and, where the package is installed, its
+tasks through the pool.
+"""
+
 import pytest
 
 from nanomerci.grading import Pool
 from nanomerci.tasks import gym
 
 
-@pytest.mark.parametrize("text", ["(1 + 2) * 3", "[[1, 2], [3, 4]]", "-5", "x**2 + 3*x + C", "sqrt(2) * sin(x)",
-    "Q _ _\n_ Q _", "1 2 3", "A B",
-                                  "2*exp(3*x)", "\"abc\""])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "(1 + 2) * 3",
+        "[[1, 2], [3, 4]]",
+        "-5",
+        "x**2 + 3*x + C",
+        "sqrt(2) * sin(x)",
+        "Q _ _\n_ Q _",
+        "1 2 3",
+        "A B",
+        "2*exp(3*x)",
+        '"abc"',
+    ],
+)
 def test_harmless(text):
     assert gym.harmless(text)
 
 
-@pytest.mark.parametrize("text", [
-    "open('x','w')", "__import__('os')", "().__class__", "x.y", "[f(1)]", "(lambda: 0)()", "exec('1')", "exit()",
-    "1 if f() else 2", "f'{x}'",
-    "[x for x in y]", "{1: 2}", "print", "5! + exec('1')", "x = open('x')", "\uff4f\uff50\uff45\uff4e('x')", "(open)('x')",
-    "1 " * 2000,
-    "import os", "a; open ('x')", "sqrt.__globals__", "abs(open)", "*open('x')",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "open('x','w')",
+        "__import__('os')",
+        "().__class__",
+        "x.y",
+        "[f(1)]",
+        "(lambda: 0)()",
+        "exec('1')",
+        "exit()",
+        "1 if f() else 2",
+        "f'{x}'",
+        "[x for x in y]",
+        "{1: 2}",
+        "print",
+        "5! + exec('1')",
+        "x = open('x')",
+        "\uff4f\uff50\uff45\uff4e('x')",
+        "(open)('x')",
+        "1 " * 2000,
+        "import os",
+        "a; open ('x')",
+        "sqrt.__globals__",
+        "abs(open)",
+        "*open('x')",
+    ],
+)
 def test_not_harmless(text):
     assert not gym.harmless(text)
 
@@ -30,15 +66,23 @@ def test_answer():
 
 @pytest.mark.parametrize("name", ["basic_arithmetic", "countdown", "n_queens", "spiral_matrix"])
 def test_its_scorers_run_in_the_pool(name):
-    pytest.importorskip("reasoning_gym", reason="the optional package reasoning-gym is not installed")
+    pytest.importorskip(
+        "reasoning_gym", reason="the optional package reasoning-gym is not installed"
+    )
     problems = gym.load(name, size=10)
     assert gym.load(name, size=10) == problems != gym.load(name, size=10, seed=1)
     task = gym.Task(problems)
     with Pool(workers=2, deadline=10.0) as pool:
-        right = pool.grade([task.job(problem, f"<answer>{problem.gold}</answer>") for problem in problems])
+        right = pool.grade(
+            [task.job(problem, f"<answer>{problem.gold}</answer>") for problem in problems]
+        )
         assert {grade.outcome for grade in right} == {"right"}, pool.last_error
-        wrong, hostile = pool.grade([task.job(problems[0], f"<answer>{text}</answer>") for text in ("1000003",
-        "open('pwned', 'w')")])
+        wrong, hostile = pool.grade(
+            [
+                task.job(problems[0], f"<answer>{text}</answer>")
+                for text in ("1000003", "open('pwned', 'w')")
+            ]
+        )
         assert wrong.outcome == "wrong" and hostile.reward == 0 and hostile.outcome != "right"
 
 

@@ -1,4 +1,6 @@
-"""Heat map and microscope: the numbers on the page are those of Python and of the model; sample.py as a command."""
+"""Heat map and microscope: the numbers on the page are those of Python and of the model; sample.py
+as a command.
+"""
 
 import functools
 import json
@@ -42,7 +44,14 @@ def run(tmp_path_factory):
     counter = cfn.Counter(model.config.hidden_size, coins=8, hidden=16, seed=5)
     counter.pretrain(torch.randn(64, model.config.hidden_size), torch.arange(64), 2)
     for step in (0, 2):
-        state.save(folder, step, model, tokenizer, {"step": step, "optimizer": {}, "counter": counter.state_dict()}, keep=2)
+        state.save(
+            folder,
+            step,
+            model,
+            tokenizer,
+            {"step": step, "optimizer": {}, "counter": counter.state_dict()},
+            keep=2,
+        )
         with torch.no_grad():
             model.lm_head.weight.mul_(3.0)  # the trained policy is another one than the trunk
     config.write(c, folder / "config.yaml")
@@ -51,7 +60,12 @@ def run(tmp_path_factory):
 
 def draw_answers(model, tokenizer, prompt, n, longest=12, **how):
     return sample.generate(
-        model, [encode(tokenizer, prompt)], n, max_new_tokens=longest, eos_id=eos_ids(model, tokenizer), **how
+        model,
+        [encode(tokenizer, prompt)],
+        n,
+        max_new_tokens=longest,
+        eos_id=eos_ids(model, tokenizer),
+        **how,
     )
 
 
@@ -61,7 +75,11 @@ def javascript(expression):
     code = (plots.PAGE / "merci.js").read_text()
     if node := shutil.which("node"):
         out = subprocess.run(
-            [node, "-"], input=f"{code}\nconsole.log(JSON.stringify({expression}))", capture_output=True, text=True, check=True
+            [node, "-"],
+            input=f"{code}\nconsole.log(JSON.stringify({expression}))",
+            capture_output=True,
+            text=True,
+            check=True,
         )
         return json.loads(out.stdout)
     from tests.test_browser import open_page
@@ -78,7 +96,9 @@ def make_groups():
             for g in range(G):
                 length = int(torch.randint(1, 60, ()))
                 invn = (
-                    (torch.rand(length) ** 3 * 2).mul(16).round().div(16) if g % 2 else torch.rand(length) ** 4
+                    (torch.rand(length) ** 3 * 2).mul(16).round().div(16)
+                    if g % 2
+                    else torch.rand(length) ** 4
                 )  # with ties, without
                 rows.append(
                     {
@@ -88,9 +108,19 @@ def make_groups():
                     }
                 )
             groups.append(
-                (rows, {"top": top, "run": 1 + len(groups) % 4, "gamma": 0.3 * len(groups), "alpha": 0.1 * len(groups)})
+                (
+                    rows,
+                    {
+                        "top": top,
+                        "run": 1 + len(groups) % 4,
+                        "gamma": 0.3 * len(groups),
+                        "alpha": 0.1 * len(groups),
+                    },
+                )
             )
-    alike = [{"invn": [0.5, 0.5 + g * 1e-4], "noise": [False] * 2, "reward": float(g)} for g in range(2)]  # the floor under std
+    alike = [
+        {"invn": [0.5, 0.5 + g * 1e-4], "noise": [False] * 2, "reward": float(g)} for g in range(2)
+    ]  # the floor under std
     return [*groups, (alike, {"top": 1.0, "run": 1, "gamma": 0.1, "alpha": 0.9})]
 
 
@@ -102,7 +132,11 @@ def test_the_microscope_holds_to_python():
         pads = [[0.0] * (length - len(r["invn"])) for r in rows]
         invn_BT, noise_BT, mask_BT = (
             torch.tensor([values + pad for values, pad in zip(column, pads)])
-            for column in ([r["invn"] for r in rows], [r["noise"] for r in rows], [[1.0] * len(r["invn"]) for r in rows])
+            for column in (
+                [r["invn"] for r in rows],
+                [r["noise"] for r in rows],
+                [[1.0] * len(r["invn"]) for r in rows],
+            )
         )
         noise_BT = noise_BT.bool()
         top_BT = merci.percentile(invn_BT, mask_BT, o["top"])
@@ -110,7 +144,11 @@ def test_the_microscope_holds_to_python():
         kept_BT = merci.suppress(run_BT, noise_BT)
         bonus_PG = merci.trajectory_bonus(invn_BT, kept_BT, mask_BT)[None]
         expl_PG = merci.exploration_advantage(bonus_PG)
-        before_PG = grpo.advantage(torch.tensor([[r["reward"] for r in rows]])) if len(rows) > 1 else torch.zeros(1, 1)
+        before_PG = (
+            grpo.advantage(torch.tensor([[r["reward"] for r in rows]]))
+            if len(rows) > 1
+            else torch.zeros(1, 1)
+        )
         after_PG = merci.merge(before_PG, expl_PG, o["gamma"], o["alpha"])
         for g, shown in enumerate(page):
             stage = [
@@ -119,16 +157,25 @@ def test_the_microscope_holds_to_python():
             ]
             assert shown["stage"] == stage[: len(rows[g]["invn"])]
             wanted = [x[0, g].item() for x in (bonus_PG, expl_PG, before_PG, after_PG)]
-            assert [shown[k] for k in ("bonus", "expl", "before", "after")] == pytest.approx(wanted, rel=1e-4, abs=1e-5)
+            assert [shown[k] for k in ("bonus", "expl", "before", "after")] == pytest.approx(
+                wanted, rel=1e-4, abs=1e-5
+            )
 
 
 def test_the_percentile_rounds_as_python_does():
-    tops, lengths = [0.05, 0.1, 0.15, 0.2, 0.3, 0.35, 0.55, 0.6, 0.7, 0.9, 1.0], [*range(1, 201), 1000, 4096]
+    tops, lengths = (
+        [0.05, 0.1, 0.15, 0.2, 0.3, 0.35, 0.55, 0.6, 0.7, 0.9, 1.0],
+        [*range(1, 201), 1000, 4096],
+    )
     page = javascript(
-        f"{tops}.map(top => {lengths}.map(l => merci.percentile([...Array(l).keys()], top).filter(k => k).length))"
+        f"{tops}.map(top => {lengths}.map(l => merci.percentile([...Array(l).keys()], "
+        "top).filter(k => k).length))"
     )
     for top, counts in zip(tops, page):
-        python = [int(merci.percentile(torch.arange(n).float()[None], torch.ones(1, n), top).sum()) for n in lengths]
+        python = [
+            int(merci.percentile(torch.arange(n).float()[None], torch.ones(1, n), top).sum())
+            for n in lengths
+        ]
         assert counts == python, top
 
 
@@ -146,14 +193,20 @@ def test_examine_is_the_counter_and_the_model(run):
         with torch.no_grad():
             hidden_TD = trunk(ids[None], output_hidden_states=True).hidden_states[-1][0]
             logits_TV = model(ids[None]).logits[0].log_softmax(-1)
-        assert s["invn"] == pytest.approx(cfn.inverse_count(net(hidden_TD[columns])).tolist(), rel=1e-4)
+        assert s["invn"] == pytest.approx(
+            cfn.inverse_count(net(hidden_TD[columns])).tolist(), rel=1e-4
+        )
         assert s["logp"] == pytest.approx(
             logits_TV[columns - 1].gather(1, ids[columns, None])[:, 0].tolist(), rel=2e-3, abs=1e-3
         )
-        assert s["entropy"] == pytest.approx((-logits_TV.exp() * logits_TV).sum(-1)[columns - 1].tolist(), rel=2e-3, abs=1e-3)
+        assert s["entropy"] == pytest.approx(
+            (-logits_TV.exp() * logits_TV).sum(-1)[columns - 1].tolist(), rel=2e-3, abs=1e-3
+        )
         assert (
             torch.tensor(s["invn"]).tolist()
-            == heatmap.look_at(trunk, roll, torch.zeros_like(roll.tokens_BT), score=score)[0][row, columns].tolist()
+            == heatmap.look_at(trunk, roll, torch.zeros_like(roll.tokens_BT), score=score)[0][
+                row, columns
+            ].tolist()
         )
         assert "".join(s["tokens"]) == tokenizer.decode(ids[columns])
     assert shown[0]["noise"][0] and not any(shown[0]["noise"][1:]) and not any(shown[1]["noise"])
@@ -173,10 +226,14 @@ def test_a_counter_made_now_knows_the_beaten_track(run):
     ids = encode(tokenizer, "who is oldest in 'ops' ?")
     net = heatmap.count_now(model, tokenizer, ids, 32, max_new_tokens=4, temperature=1.0)
     common = draw_answers(model, tokenizer, "who is oldest in 'ops' ?", 32, longest=1, seed=9)
-    strange = draw_answers(model, tokenizer, "where live people from 'oslo' under 50 years ?", 32, longest=4, seed=9)
+    strange = draw_answers(
+        model, tokenizer, "where live people from 'oslo' under 50 years ?", 32, longest=4, seed=9
+    )
     score = lambda hidden_ND: cfn.inverse_count(net(hidden_ND))
     invn = [
-        heatmap.look_at(model, roll, torch.zeros_like(roll.tokens_BT), score=score)[0][roll.mask_BT > 0].mean()
+        heatmap.look_at(model, roll, torch.zeros_like(roll.tokens_BT), score=score)[0][
+            roll.mask_BT > 0
+        ].mean()
         for roll in (common, strange)
     ]
     assert invn[0] < 0.5 * invn[1]
@@ -186,14 +243,21 @@ def test_pieces_of_a_byte_level_tokenizer_join_to_the_text():
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    core = Tokenizer(models.BPE({c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, []))
-    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    core = Tokenizer(
+        models.BPE({c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, [])
+    )
+    core.pre_tokenizer, core.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, clean_up_tokenization_spaces=False)
     ids = tokenizer("née 🙂 日本\n!")["input_ids"]
     words = pieces(tokenizer, ids)
     assert "".join(words) == "née 🙂 日本\n!" and len(words) == len(ids)
     assert words[0] == "n" and words[1:3] == ["", "é"]
-    broken = [b for b in ids if b != ids[-1]][:5] + ids[1:2] * 20  # a lead byte again and again never becomes a character
+    broken = [b for b in ids if b != ids[-1]][:5] + ids[
+        1:2
+    ] * 20  # a lead byte again and again never becomes a character
     assert len(pieces(tokenizer, broken)) == len(broken)
 
 
@@ -210,7 +274,10 @@ def wild_group():
     return {
         "prompt": "\n".join(WILD[:5]),
         "note": "",
-        "samples": [one | {"outcome": o, "reward": r} for o, r in (("right", 1.0), ("wrong", 0.0), (None, None))],
+        "samples": [
+            one | {"outcome": o, "reward": r}
+            for o, r in (("right", 1.0), ("wrong", 0.0), (None, None))
+        ],
     }
 
 
@@ -219,21 +286,31 @@ def test_a_picture_of_wild_text(tmp_path):
     assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
     flat = wild_group()
     flat["samples"][0] = {**flat["samples"][0], "invn": [0.0] * len(WILD)}
-    heatmap.draw(tmp_path / "b.png", "t", [flat | {"samples": flat["samples"][:1]}], heatmap.options(None))
+    heatmap.draw(
+        tmp_path / "b.png", "t", [flat | {"samples": flat["samples"][:1]}], heatmap.options(None)
+    )
 
 
 def test_a_terminal_gets_no_control_characters_of_the_model():
     painted = heatmap.ansi(wild_group()["samples"][0], lambda x: 0.5)
     bare = re.sub(r"\x1b\[(48;2;\d+;\d+;\d+|38;2;\d+;\d+;\d+|0)m", "", painted)
     assert bare == heatmap.visible("".join(WILD))
-    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e\ud800]", bare) and "␛[2J" in bare and "⟨202e⟩" in bare
+    assert (
+        not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e\ud800]", bare)
+        and "␛[2J" in bare
+        and "⟨202e⟩" in bare
+    )
     bare.encode()
 
 
 def contrast(one, other):
     """Of two (r, g, b) 0..255, as WCAG defines it; it asks for 4.5 for text."""
+
     def luminance(rgb):
-        r, g, b = (v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in (x / 255 for x in rgb))
+        r, g, b = (
+            v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4
+            for v in (x / 255 for x in rgb)
+        )
         return 0.2126 * r + 0.7152 * g + 0.0722 * b
 
     light, dark = max(map(luminance, (one, other))), min(map(luminance, (one, other)))
@@ -273,11 +350,16 @@ def test_answers_of_a_run(run, cached, monkeypatch, capsys, tmp_path):
     several = command(monkeypatch, capsys, *words)
     assert several.count("--- sample") == 3 and several == command(monkeypatch, capsys, *words)
     assert several != command(monkeypatch, capsys, *words, "--seed", 1)
-    piped = command(monkeypatch, capsys, run, "-n", 2, stdin="who is oldest ?\n\nwho earns most ?\n")
+    piped = command(
+        monkeypatch, capsys, run, "-n", 2, stdin="who is oldest ?\n\nwho earns most ?\n"
+    )
     assert re.findall("=== (.*)", piped) == ["who is oldest ?", "who earns most ?"]
     (tmp_path / "p.txt").write_text("who is oldest ?\nwho earns most ?\n")
     assert command(monkeypatch, capsys, run, "-n", 2, "--file", tmp_path / "p.txt") == piped
-    greedy = [command(monkeypatch, capsys, run, "who is oldest ?", "--temperature", 0, "--seed", s) for s in (0, 1)]
+    greedy = [
+        command(monkeypatch, capsys, run, "who is oldest ?", "--temperature", 0, "--seed", s)
+        for s in (0, 1)
+    ]
     assert greedy[0] == greedy[1]
 
 
@@ -285,7 +367,9 @@ def test_one_answer_is_typed_as_it_is_drawn(run, cached, monkeypatch, capsys):
     words = (run, "who is oldest in 'ops' ?")
     several = command(monkeypatch, capsys, *words, "-n", 2)
     typed, real = [], ask.Typewriter.type
-    monkeypatch.setattr(ask.Typewriter, "type", lambda self, text: typed.append(text) or real(self, text))
+    monkeypatch.setattr(
+        ask.Typewriter, "type", lambda self, text: typed.append(text) or real(self, text)
+    )
     assert several.split("\n")[1] == command(monkeypatch, capsys, *words).split("\n")[0]
     assert len([text for text in typed if text]) > 5
 
@@ -299,20 +383,44 @@ def test_a_model_that_writes_escape_codes(monkeypatch, capsys, tmp_path):
 
 def test_the_company_does_not_change_a_sample(run, cached, monkeypatch, capsys):
     alone = command(monkeypatch, capsys, run, "who is oldest ?", "-n", 2).split("\n")
-    many = command(monkeypatch, capsys, run, "-n", 2, stdin="who is oldest ?\n" + "who earns most ?\n" * 40)
+    many = command(
+        monkeypatch, capsys, run, "-n", 2, stdin="who is oldest ?\n" + "who earns most ?\n" * 40
+    )
     assert many.split("\n")[2 : 1 + len(alone)] == alone[:-1]
-    same = command(monkeypatch, capsys, run, "-n", 2, stdin="who is oldest ?\n" * 33).split("\n=== ")
+    same = command(monkeypatch, capsys, run, "-n", 2, stdin="who is oldest ?\n" * 33).split(
+        "\n=== "
+    )
     assert same[1] != same[33]  # nor do samples come again in the next batch (of 32 prompts)
 
 
 def test_heat_maps_of_a_run_and_of_a_plain_model(run, cached, monkeypatch, capsys, tmp_path):
     prompt = "who is oldest in 'ops' ?"
-    out = command(monkeypatch, capsys, run, prompt, "--heatmap", tmp_path / "a.html", "--heatmap", tmp_path / "c.png", "--color")
+    out = command(
+        monkeypatch,
+        capsys,
+        run,
+        prompt,
+        "--heatmap",
+        tmp_path / "a.html",
+        "--heatmap",
+        tmp_path / "c.png",
+        "--color",
+    )
     assert out.count("\x1b[48;2;") > 20 and "1/n" in out
     data = page_data(tmp_path / "a.html")
-    assert data["options"] == {"top": 0.5, "run": 2, "gamma": 0.5, "alpha": 0.5, "noise_filter": True}
+    assert data["options"] == {
+        "top": 0.5,
+        "run": 2,
+        "gamma": 0.5,
+        "alpha": 0.5,
+        "noise_filter": True,
+    }
     (group,) = data["groups"]
-    assert group["prompt"] == prompt and len(group["samples"]) == 4 and "counter of toy, step_000002" in group["note"]
+    assert (
+        group["prompt"] == prompt
+        and len(group["samples"]) == 4
+        and "counter of toy, step_000002" in group["note"]
+    )
     plain = tmp_path / "plain"
     shutil.copytree(run / "checkpoints/step_000002/model", plain)
     command(
@@ -338,7 +446,11 @@ def test_heat_maps_of_a_run_and_of_a_plain_model(run, cached, monkeypatch, capsy
 
 
 def page_data(path):
-    return json.loads(re.search('<script type="application/json" id="data">(.*?)</script>', path.read_text(), re.DOTALL)[1])
+    return json.loads(
+        re.search(
+            '<script type="application/json" id="data">(.*?)</script>', path.read_text(), re.DOTALL
+        )[1]
+    )
 
 
 WRONG = [
@@ -369,8 +481,16 @@ def test_what_a_user_gets_wrong(run, cached, monkeypatch, capsys, words, message
 
 
 def test_an_error_is_one_line_and_status_2(run):
-    done = subprocess.run([sys.executable, str(ROOT / "sample.py"), str(run), "hi", "-n", "0"], capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr == "error: -n 0: wanted at least 1\n" and done.stdout == ""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "sample.py"), str(run), "hi", "-n", "0"],
+        capture_output=True,
+        text=True,
+    )
+    assert (
+        done.returncode == 2
+        and done.stderr == "error: -n 0: wanted at least 1\n"
+        and done.stdout == ""
+    )
 
 
 def test_a_broken_counter_is_named(run, tmp_path):

@@ -1,4 +1,7 @@
-"""The benchmark's own arithmetic: its fp64 oracle, and a dry run of every table on a CPU with the clock replaced."""
+"""The benchmark's own arithmetic: its fp64 oracle, and a dry run of every table on a CPU with the
+clock replaced.
+"""
+
 import json
 import sys
 
@@ -23,7 +26,9 @@ def test_dry_run(monkeypatch, capsys):
     calls = []
     monkeypatch.setattr(bench, "DEVICE", "cpu")
     monkeypatch.setattr(bench, "HEADS", {bench.TARGET: (32, 500)})
-    monkeypatch.setattr(bench, "milliseconds", lambda function, quick: calls.append(function()) or 1.0)
+    monkeypatch.setattr(
+        bench, "milliseconds", lambda function, quick: calls.append(function()) or 1.0
+    )
     monkeypatch.setattr(bench, "peak_bytes", lambda function: 2**20)
     monkeypatch.setattr(torch, "compile", lambda function, **options: function)
     monkeypatch.setattr(bench, "TOKENS", (64,))
@@ -32,11 +37,15 @@ def test_dry_run(monkeypatch, capsys):
     assert rows[0]["forward_TFLOPs"] == pytest.approx(2 * 64 * 32 * 500 / 1e-3 / 1e12)
     assert rows[0]["both_%matmul"] == pytest.approx(4 * 2 * 64 * 32 * 500 / 1e-3 / 1e12 * 100)
     assert all(row["error_logp"] < 0.02 and row["error_dweight"] < 0.02 for row in rows)
-    assert rows[0]["error_logp"] <= 1e-5 < rows[2]["error_logp"]  # ours keeps the logits in fp32, eager rounds them to bf16
+    assert (
+        rows[0]["error_logp"] <= 1e-5 < rows[2]["error_logp"]
+    )  # ours keeps the logits in fp32, eager rounds them to bf16
     assert all(row["error_dlogits"] < 0.02 for row in bench.logits_table(1e12, quick=False))
     monkeypatch.setattr(bench, "SCORES", [(600, 32, 16)])
     score = bench.score_table(1e12, 1e12, quick=True)
-    assert score[0]["floor_ms"] == pytest.approx(2 * 600 * 32 * 32 / 1e12 * 1e3) and all(row["error"] < 0.02 for row in score)
+    assert score[0]["floor_ms"] == pytest.approx(2 * 600 * 32 * 32 / 1e12 * 1e3) and all(
+        row["error"] < 0.02 for row in score
+    )
     monkeypatch.setattr(bench, "MEMORY", [(64, 500)])
     assert bench.memory_table()[0]["logits_MiB"] == pytest.approx(64 * 500 * 2 / 2**20)
     out = capsys.readouterr().out
@@ -65,4 +74,6 @@ def test_record_is_json(monkeypatch, tmp_path):
     monkeypatch.setattr(bench, "toy_table", lambda: [dict(method="ours", median_ms=1.0)])
     monkeypatch.setattr(sys, "argv", ["bench", "--toy", "--json", str(tmp_path / "record.json")])
     assert bench.main() == 0
-    assert json.loads((tmp_path / "record.json").read_text())["toy"] == [dict(method="ours", median_ms=1.0)]
+    assert json.loads((tmp_path / "record.json").read_text())["toy"] == [
+        dict(method="ours", median_ms=1.0)
+    ]

@@ -1,8 +1,10 @@
-"""1/n of hidden states: the folded kernel against cfn.py itself in fp64, and against eager torch in the same dtype.
+"""1/n of hidden states: the folded kernel against cfn.py itself in fp64, and against eager torch in
+the same dtype.
 
-As in test_kernels_logprob.py, without a GPU the last test runs this file again in Triton's interpreter.
-Axes: N states, D hidden width, H units, C coins.
+As in test_kernels_logprob.py, without a GPU the last test runs this file again in Triton's
+interpreter. Axes: N states, D hidden width, H units, C coins.
 """
+
 import copy
 import os
 import subprocess
@@ -16,10 +18,22 @@ from kernels import cfn_score as module
 from kernels.cfn_score import cfn_score, fold
 
 INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
-ON_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
-BACKENDS = [("triton", "cpu")] if INTERPRET else [
-    ("torch", "cpu"), *(pytest.param((backend, "cuda"), marks=ON_GPU) for backend in ("torch", "triton"))]
-OLD_INTERPRETER = module.triton and tuple(map(int, module.triton.__version__.split(".")[:2])) < (3, 9)
+ON_GPU = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+BACKENDS = (
+    [("triton", "cpu")]
+    if INTERPRET
+    else [
+        ("torch", "cpu"),
+        *(pytest.param((backend, "cuda"), marks=ON_GPU) for backend in ("torch", "triton")),
+    ]
+)
+OLD_INTERPRETER = module.triton and tuple(map(int, module.triton.__version__.split(".")[:2])) < (
+    3,
+    9,
+)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -29,7 +43,9 @@ def backend(request):
 
 
 def trained(N, D, H, C, dtype, prior=True):
-    """A network that has learnt something, and states as language models have them: a few dimensions far from 0."""
+    """A network that has learnt something, and states as language models have them: a few
+    dimensions far from 0.
+    """
     torch.manual_seed(N + D)
     hidden_ND = (torch.randn(N, D) * (0.1 + torch.rand(D)) + 50 * (torch.rand(D) < 0.05)).to(dtype)
     net = CoinFlipNet(D, coins=C, hidden=H, prior=prior, seed=1)
@@ -40,10 +56,14 @@ def trained(N, D, H, C, dtype, prior=True):
 
 
 def half_eager(hidden_ND, net):
-    """The network as eager torch would run it in half precision: features normalised in fp32, layers in hidden's dtype."""
+    """The network as eager torch would run it in half precision: features normalised in fp32,
+    layers in hidden's dtype.
+    """
     half = copy.deepcopy(net).to(hidden_ND.dtype)
     x_ND = net.normalise(hidden_ND).to(hidden_ND.dtype)
-    return inverse_count(half.head(x_ND).float() + (half.prior(x_ND).float() - net.prior_mean_C) * net.prior_scale_C)
+    return inverse_count(
+        half.head(x_ND).float() + (half.prior(x_ND).float() - net.prior_mean_C) * net.prior_scale_C
+    )
 
 
 def error(got_N, want_N):
@@ -51,17 +71,27 @@ def error(got_N, want_N):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(300, 96, 128, 20), (129, 100, 16, 1), (65, 40, 200, 33), (70, 130, 0, 20), (1, 7, 3, 100)],
-                         ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [(300, 96, 128, 20), (129, 100, 16, 1), (65, 40, 200, 33), (70, 130, 0, 20), (1, 7, 3, 100)],
+    ids=str,
+)
 def test_no_worse_than_eager(backend, dtype, shape):
     hidden_ND, net = trained(*shape, dtype)
     exact_net = copy.deepcopy(net).double()
     x_ND = (hidden_ND.double() - exact_net.mean_D) * exact_net.scale_D
-    flips_NC = exact_net.head(x_ND) + (exact_net.prior(x_ND) - exact_net.prior_mean_C) * exact_net.prior_scale_C
+    flips_NC = (
+        exact_net.head(x_ND)
+        + (exact_net.prior(x_ND) - exact_net.prior_mean_C) * exact_net.prior_scale_C
+    )
     exact_N = flips_NC.square().mean(1).detach()
-    eager_N = (inverse_count(net(hidden_ND)) if dtype == torch.float32 else half_eager(hidden_ND, net)).detach()
+    eager_N = (
+        inverse_count(net(hidden_ND)) if dtype == torch.float32 else half_eager(hidden_ND, net)
+    ).detach()
     invn_N = cfn_score(hidden_ND.to(backend[1]), net.to(backend[1]), backend[0])
-    assert invn_N.dtype == torch.float32 and invn_N.shape == (shape[0],) and not invn_N.requires_grad
+    assert (
+        invn_N.dtype == torch.float32 and invn_N.shape == (shape[0],) and not invn_N.requires_grad
+    )
     bound = 1.05 * error(eager_N, exact_N) + 5e-7
     if INTERPRET and dtype == torch.bfloat16:
         bound = max(bound, 2.0**-6)  # the interpreter truncates fp32 to bf16, where a GPU rounds
@@ -71,13 +101,17 @@ def test_no_worse_than_eager(backend, dtype, shape):
 
 
 def test_before_training_a_state_reads_what_the_network_says(backend):
-    """The equality that training relies on: sampling (kernel) and learning (net) see the same 1/n, near 1 for the unseen."""
+    """The equality that training relies on: sampling (kernel) and learning (net) see the same 1/n,
+    near 1 for the unseen.
+    """
     hidden_ND = torch.randn(400, 64)
     net = CoinFlipNet(64, coins=64)
     net.calibrate(hidden_ND)
     unseen_ND = torch.randn(400, 64)
     invn_N = cfn_score(unseen_ND.to(backend[1]), net.to(backend[1]), backend[0]).cpu()
-    torch.testing.assert_close(invn_N, inverse_count(net.cpu()(unseen_ND)).detach(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        invn_N, inverse_count(net.cpu()(unseen_ND)).detach(), rtol=1e-4, atol=1e-6
+    )
     assert 0.7 < invn_N.mean() < 1.3
 
 
@@ -88,7 +122,9 @@ def test_without_prior_strided_and_empty(backend):
     wide = torch.full((50, 48), torch.nan, device=backend[1])
     wide[:, ::2] = hidden_ND.to(backend[1])
     for strided_ND in (wide[:, ::2], hidden_ND.to(backend[1]).T.contiguous().T):
-        torch.testing.assert_close(cfn_score(strided_ND, net, backend[0]), want_N, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            cfn_score(strided_ND, net, backend[0]), want_N, rtol=1e-5, atol=1e-6
+        )
     assert cfn_score(wide[:0, ::2], net, backend[0]).shape == (0,)
 
 
@@ -103,7 +139,12 @@ def test_a_broken_state_reads_nan_and_spoils_no_other(backend, hidden):
 def test_folding_keeps_the_network_and_pads_with_zeros():
     hidden_ND, net = trained(30, 20, 12, 5, torch.float32)
     first_HD, bias_H, second_CH, shift_C = fold(net, torch.float32, 32, 64, 32)
-    assert (first_HD.shape, bias_H.shape, second_CH.shape, shift_C.shape) == ((64, 32), (64,), (32, 64), (32,))
+    assert (first_HD.shape, bias_H.shape, second_CH.shape, shift_C.shape) == (
+        (64, 32),
+        (64,),
+        (32, 64),
+        (32,),
+    )
     z_NH = (hidden_ND - net.mean_D) @ first_HD[:, :20].T + bias_H
     flips_NC = z_NH.relu() @ second_CH.T + shift_C
     torch.testing.assert_close(flips_NC[:, :5], net(hidden_ND).detach(), rtol=1e-4, atol=1e-5)
@@ -132,8 +173,15 @@ def test_refusals(backend):
 
 @pytest.mark.skipif(INTERPRET, reason="this is that run")
 @pytest.mark.skipif(module.triton is None, reason="Triton is not installed")
-@pytest.mark.skipif(OLD_INTERPRETER, reason="the interpreter of this Triton takes no run-time loop bounds from a recent numpy")
+@pytest.mark.skipif(
+    OLD_INTERPRETER,
+    reason="the interpreter of this Triton takes no run-time loop bounds from a recent numpy",
+)
 def test_again_in_the_interpreter():
-    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__],
-                          env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__],
+        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]

@@ -1,4 +1,5 @@
 """The ladder's yardsticks on made-up visits where the right answer is known."""
+
 import torch
 
 import cfn
@@ -9,7 +10,9 @@ from nanomerci.rollout import Rollout
 
 
 def visits(stage, rare=0.3, P=4, G=12, T=6):
-    """Answers that say 1 all along, but for the rare ones, which say 2 to 4: a prefix's states are random, the same each time."""
+    """Answers that say 1 all along, but for the rare ones, which say 2 to 4: a prefix's states are
+    random, the same each time.
+    """
     rng = torch.Generator().manual_seed(stage)
     rare_PG = torch.rand(P, G, generator=rng) < rare
     tokens_BT = torch.where(rare_PG.view(-1, 1), torch.randint(2, 5, (P * G, T), generator=rng), 1)
@@ -20,7 +23,9 @@ def visits(stage, rare=0.3, P=4, G=12, T=6):
     states = (address(key_N[:, None], torch.arange(8)).double() / 2**63).float()
     place_N = torch.arange(P * G * T).view(P * G, T)[mask_BT > 0]
     layer_LND = torch.stack([states, states * 2])
-    return ladder.Visits(Rollout(tokens_BT, mask_BT, mask_BT * 0), layer_LND, key_N, address(stage, place_N), rare_PG)
+    return ladder.Visits(
+        Rollout(tokens_BT, mask_BT, mask_BT * 0), layer_LND, key_N, address(stage, place_N), rare_PG
+    )
 
 
 def made_up():
@@ -29,7 +34,9 @@ def made_up():
 
 
 def test_exact_counts_score_one_everywhere_and_find_the_rare_answers():
-    rho, slope, same, new, _ = ladder.climb(lambda s: (ladder.Table(0), lambda v: v.key_N), made_up(), 0)
+    rho, slope, same, new, _ = ladder.climb(
+        lambda s: (ladder.Table(0), lambda v: v.key_N), made_up(), 0
+    )
     assert abs(rho - 1) < 1e-6 and abs(slope - 1) < 1e-6
     assert same == 1.0  # what was said a hundred times beside what was said now and then
     assert new > 0.8  # two of the six questions are new, and there all answers look alike
@@ -62,7 +69,10 @@ def test_prioritised_replay_rehearses_what_is_new():
     counter = ladder.Prioritised(8, hidden=32, lr=3e-3, batch=64)
     counter.pretrain(hidden_ND, address("visit", torch.arange(420)), passes=40)
     seen = []
-    learn, cfn.learn = cfn.learn, lambda net, optimizer, hidden_ND, address_N, **_: seen.append(hidden_ND)
+    learn, cfn.learn = (
+        cfn.learn,
+        lambda net, optimizer, hidden_ND, address_N, **_: seen.append(hidden_ND),
+    )
     try:
         counter.visit(hidden_ND[:1], address("new", torch.arange(1)), 40, stamp=1)
     finally:

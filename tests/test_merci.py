@@ -1,4 +1,7 @@
-"""MERCI against its own theory (on trees small enough to sample the posterior) and its equations, one by one."""
+"""MERCI against its own theory (on trees small enough to sample the posterior) and its equations,
+one by one.
+"""
+
 import math
 
 import pytest
@@ -10,20 +13,32 @@ T = torch.tensor
 
 
 class Tree:
-    """A random tree of the given depth: every state has a reward with a posterior variance, a policy over its children."""
+    """A random tree of the given depth: every state has a reward with a posterior variance, a
+    policy over its children.
+    """
 
     def __init__(self, rng, depth, branching):
         self.var = torch.rand((), generator=rng, dtype=torch.float64) + 0.1
         self.children = [Tree(rng, depth - 1, branching) for _ in range(branching)] if depth else []
-        self.policy_A = torch.rand(len(self.children), generator=rng, dtype=torch.float64).softmax(0) if depth else torch.zeros(0)
+        self.policy_A = (
+            torch.rand(len(self.children), generator=rng, dtype=torch.float64).softmax(0)
+            if depth
+            else torch.zeros(0)
+        )
 
     def bound(self):
         """The recursion, with the library's one backup."""
-        below_A = torch.stack([child.bound() for child in self.children]) if self.children else torch.zeros(0, dtype=torch.float64)
+        below_A = (
+            torch.stack([child.bound() for child in self.children])
+            if self.children
+            else torch.zeros(0, dtype=torch.float64)
+        )
         return merci.backup(self.var, self.policy_A, below_A)
 
     def sampled_q(self, noise):
-        """Q of one draw of all rewards from the posterior; `noise()` gives the standard normal draws (n,) of a state."""
+        """Q of one draw of all rewards from the posterior; `noise()` gives the standard normal
+        draws (n,) of a state.
+        """
         q = self.var.sqrt() * noise()
         for weight, child in zip(self.policy_A, self.children):
             q = q + weight * child.sampled_q(noise)
@@ -51,7 +66,9 @@ def test_under_a_stochastic_policy_it_bounds_the_posterior_variance(seed):
     rng = torch.Generator().manual_seed(seed)
     tree = Tree(rng, depth=4, branching=3)
     q = tree.sampled_q(lambda: torch.randn(DRAWS, generator=rng, dtype=torch.float64))
-    assert q.var() < tree.bound() * (1 - TOLERANCE)  # independent branches average out: strictly below (Jensen)
+    assert q.var() < tree.bound() * (
+        1 - TOLERANCE
+    )  # independent branches average out: strictly below (Jensen)
 
 
 def test_it_is_met_when_the_branches_are_perfectly_correlated():
@@ -82,7 +99,9 @@ def test_uncertainty_to_go_is_the_backup_along_the_response():
 
 
 def test_figure_of_the_paper_h_equal_steps_give_root_h():
-    """Variance 1 a step over H steps: root H, where adding deviations gives H (MERCI, section on aggregation)."""
+    """Variance 1 a step over H steps: root H, where adding deviations gives H (MERCI, section on
+    aggregation).
+    """
     H = 16
     ones = torch.ones(1, H)
     assert merci.bonus_of_sum(ones, ones.bool(), ones).item() == pytest.approx(math.sqrt(H))
@@ -93,8 +112,14 @@ def test_percentile_keeps_the_top_share_of_each_response():
     invn = T([[9.0, 1, 5, 2, 8, 3, 7, 4, 6, 0], [9, 9, 1, 1, 0, 0, 0, 0, 0, 0]])
     mask = T([[0.0] + [1] * 9, [0, 0, 1, 1, 1, 1, 0, 0, 0, 0]])
     kept = merci.percentile(invn, mask, 0.3)
-    assert kept[0].nonzero()[:, 0].tolist() == [4, 6, 8]  # 3 of 9: 8, 7, 6; the 9 belongs to the prompt
-    assert merci.percentile(torch.arange(10.0)[None], torch.ones(1, 10), 0.3).sum() == 3  # .3 * 10 is 3, not 3.0000001
+    assert kept[0].nonzero()[:, 0].tolist() == [
+        4,
+        6,
+        8,
+    ]  # 3 of 9: 8, 7, 6; the 9 belongs to the prompt
+    assert (
+        merci.percentile(torch.arange(10.0)[None], torch.ones(1, 10), 0.3).sum() == 3
+    )  # .3 * 10 is 3, not 3.0000001
     assert merci.percentile(torch.arange(50.0)[None], torch.ones(1, 50), 0.3).sum() == 15
     assert kept[1].nonzero()[:, 0].tolist() == [2, 3]  # ceil(.3 * 4) = 2
     assert merci.percentile(invn, mask, 1.0).equal(mask.bool())
@@ -108,21 +133,34 @@ def test_percentile_is_relative():
     assert merci.percentile(invn, mask, 0.3).equal(merci.percentile(invn * 1e-4, mask, 0.3))
 
 
-@pytest.mark.parametrize("run, expected", [(1, "1101110010111101"), (2, "1101110000111100"), (3, "0001110000111100"),
-                                           (4, "0000000000111100"), (5, "0" * 16), (20, "0" * 16)])  # fmt: skip
+@pytest.mark.parametrize(
+    "run, expected",
+    [
+        (1, "1101110010111101"),
+        (2, "1101110000111100"),
+        (3, "0001110000111100"),
+        (4, "0000000000111100"),
+        (5, "0" * 16),
+        (20, "0" * 16),
+    ],
+)
 def test_coherent_keeps_runs_only(run, expected):
     kept = T([[c == "1" for c in "1101110010111101"]])
     assert "".join(str(int(k)) for k in merci.coherent(kept, run)[0]) == expected
 
 
 def test_suppress_removes_noise():
-    assert merci.suppress(T([[True, True, False]]), T([[False, True, True]])).tolist() == [[True, False, False]]
+    assert merci.suppress(T([[True, True, False]]), T([[False, True, True]])).tolist() == [
+        [True, False, False]
+    ]
 
 
 def test_trajectory_bonus_by_hand():
     invn, kept = T([[0.5, 0.25, 0.25, 1.0]]), T([[True, True, False, False]])
     mask = T([[1.0, 1, 1, 0]])
-    assert merci.trajectory_bonus(invn, kept, mask).item() == pytest.approx(math.sqrt(0.75 / 3))  # l is the response's length
+    assert merci.trajectory_bonus(invn, kept, mask).item() == pytest.approx(
+        math.sqrt(0.75 / 3)
+    )  # l is the response's length
     assert merci.trajectory_bonus(invn, kept & False, mask).item() == 0
     assert merci.trajectory_bonus(invn, kept & False, mask * 0).item() == 0
 
@@ -137,7 +175,9 @@ def test_exploration_advantage_is_the_positive_part_of_the_z_score():
 def test_a_group_that_differs_by_rounding_gets_nothing_to_speak_of():
     bonus_PG = T([[0.2, 0.2, 0.2, 0.2 * (1 + 1e-6)]])
     assert merci.exploration_advantage(bonus_PG).max() < 1e-3
-    assert merci.exploration_advantage(bonus_PG, floor=0.0).max() > 1  # what would happen without the floor
+    assert (
+        merci.exploration_advantage(bonus_PG, floor=0.0).max() > 1
+    )  # what would happen without the floor
 
 
 def paper_merge(a, e, gamma, alpha):
@@ -150,8 +190,13 @@ def test_merge_is_the_papers_two_cases():
     merged = merci.merge(adv, expl, 0.5, 0.4)
     for a, e, m in zip(adv.tolist(), expl.tolist(), merged.tolist()):
         assert m == pytest.approx(paper_merge(a, e, 0.5, 0.4), abs=1e-6)
-    # what it guarantees: never lower, never beyond the share alpha, never another sign, nothing where nothing was
-    assert (merged >= adv).all() and ((merged - adv) <= 0.4 * adv.abs() + 1e-6).all() and (merged.sign() == adv.sign()).all()
+    # what it guarantees: never lower, never beyond the share alpha, never another sign, nothing
+    # where nothing was
+    assert (
+        (merged >= adv).all()
+        and ((merged - adv) <= 0.4 * adv.abs() + 1e-6).all()
+        and (merged.sign() == adv.sign()).all()
+    )
     assert (merci.merge(torch.zeros(3), torch.ones(3), 0.5, 0.4) == 0).all()
 
 

@@ -1,4 +1,7 @@
-"""Hidden states and log-probs: a prompt that several rows share is forwarded once, and nothing else changes."""
+"""Hidden states and log-probs: a prompt that several rows share is forwarded once, and nothing else
+changes.
+"""
+
 import pytest
 import torch
 
@@ -7,8 +10,21 @@ from nanomerci.model import look_at, recompute, token_logp
 from nanomerci.rollout import Rollout, pad
 
 A, B, C = [5, 6, 7, 8, 9, 10, 11], [5, 6, 7, 8, 9, 10, 0], [12, 13]
-ROWS = [(A, [3, 4]), (B, [9]), (A, [9]), (C, [20, 21, 22]), (B, [4, 4, 4]), (A, [3, 4]), (B + [0], [7, 8]), (C, [1])]
-SHAPES = {"ragged": ROWS, "one token": [(p, r[:1]) for p, r in ROWS], "one prompt": [(A, r) for _, r in ROWS]}
+ROWS = [
+    (A, [3, 4]),
+    (B, [9]),
+    (A, [9]),
+    (C, [20, 21, 22]),
+    (B, [4, 4, 4]),
+    (A, [3, 4]),
+    (B + [0], [7, 8]),
+    (C, [1]),
+]
+SHAPES = {
+    "ragged": ROWS,
+    "one token": [(p, r[:1]) for p, r in ROWS],
+    "one prompt": [(A, r) for _, r in ROWS],
+}
 
 
 def rollout(rows):
@@ -20,7 +36,9 @@ def rollout(rows):
 def forwarded(model, work):
     """-> what work() returns, and how many tokens the layers saw meanwhile."""
     seen = []
-    handle = model.base_model.layers[0].register_forward_hook(lambda module, inputs, output: seen.append(output.shape[0] * output.shape[1]))
+    handle = model.base_model.layers[0].register_forward_hook(
+        lambda module, inputs, output: seen.append(output.shape[0] * output.shape[1])
+    )
     try:
         return work(), sum(seen)
     finally:
@@ -30,8 +48,14 @@ def forwarded(model, work):
 def plainly(monkeypatch, work):
     """The same without sharing."""
     with monkeypatch.context() as patch:
-        patch.setattr(model_file, "states", lambda model, tokens_BT, mask_BT, last=True: (
-            model_file.hidden_states(model, tokens_BT), torch.ones(len(tokens_BT), dtype=torch.int64)))  # fmt: skip
+        patch.setattr(
+            model_file,
+            "states",
+            lambda model, tokens_BT, mask_BT, last=True: (
+                model_file.hidden_states(model, tokens_BT),
+                torch.ones(len(tokens_BT), dtype=torch.int64),
+            ),
+        )
         return work()
 
 
@@ -62,20 +86,34 @@ def test_values_and_gradients_are_those_of_whole_rows(small, monkeypatch, family
 def test_the_trunk_sees_the_same_states(small, monkeypatch, shape):
     trunk, roll = small("qwen3").requires_grad_(False), rollout(SHAPES[shape])
     place_BT = torch.arange(roll.tokens_BT.numel()).view_as(roll.tokens_BT)
-    look = lambda: look_at(trunk, roll, place_BT, score=lambda hidden_ND: hidden_ND.square().sum(1), kl=True)
+    look = lambda: look_at(
+        trunk, roll, place_BT, score=lambda hidden_ND: hidden_ND.square().sum(1), kl=True
+    )
     (invn_BT, logp_BT, visits), tokens = forwarded(trunk, look)
-    (whole_invn_BT, whole_logp_BT, whole_visits), plain_tokens = forwarded(trunk, lambda: plainly(monkeypatch, look))
+    (whole_invn_BT, whole_logp_BT, whole_visits), plain_tokens = forwarded(
+        trunk, lambda: plainly(monkeypatch, look)
+    )
     assert tokens < plain_tokens and visits[1].equal(whole_visits[1])
-    for ours, theirs in ((invn_BT, whole_invn_BT), (logp_BT, whole_logp_BT), (visits[0], whole_visits[0])):
+    for ours, theirs in (
+        (invn_BT, whole_invn_BT),
+        (logp_BT, whole_logp_BT),
+        (visits[0], whole_visits[0]),
+    ):
         assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_each_prompt_is_forwarded_once_or_not_apart_at_all(small):
     model = small("llama")
-    tokens = lambda rows: forwarded(model, lambda: token_logp(model, *(rollout(rows).tokens_BT, rollout(rows).mask_BT)))[1]
-    assert tokens(SHAPES["one token"]) == 4 * 8  # four prompts, as wide as the longest; the response's only token predicts nothing
+    tokens = lambda rows: forwarded(
+        model, lambda: token_logp(model, *(rollout(rows).tokens_BT, rollout(rows).mask_BT))
+    )[1]
+    assert (
+        tokens(SHAPES["one token"]) == 4 * 8
+    )  # four prompts, as wide as the longest; the response's only token predicts nothing
     assert tokens(SHAPES["one prompt"]) == 1 * 7 + 8 * 2
-    assert tokens([(p, [4] * 3) for p in (A, B, C)]) == 3 * (7 + 3 - 1)  # a row a prompt: nothing to share
+    assert tokens([(p, [4] * 3) for p in (A, B, C)]) == 3 * (
+        7 + 3 - 1
+    )  # a row a prompt: nothing to share
     assert tokens([(C, [4] * 20)] * 8) == 8 * (2 + 20 - 1)  # long responses: not worth it
     model.call = None  # what marks a sharded model
     assert tokens(SHAPES["one prompt"]) == 8 * (7 + 3 - 1)

@@ -1,9 +1,12 @@
-"""The gradient against an exact oracle: three tokens, responses of two, so every trajectory and every group can be enumerated.
+"""The gradient against an exact oracle: three tokens, responses of two, so every trajectory and
+every group can be enumerated.
 
-The policy is a table of logits: one row for the first token, three for the second given the first. Expected gradients are sums
-over all 9 trajectories, or all 81 groups of two, weighted by their probability; the oracle computes them in numpy, with its own
-formulas and central differences, not with the library.
+The policy is a table of logits: one row for the first token, three for the second given the first.
+Expected gradients are sums over all 9 trajectories, or all 81 groups of two, weighted by their
+probability; the oracle computes them in numpy, with its own formulas and central differences, not
+with the library.
 """
+
 import itertools
 
 import numpy as np
@@ -61,7 +64,9 @@ def batch(group):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_without_std_the_expected_gradient_is_the_policy_gradient(seed):
-    """E over groups of sum_i (r_i - mean) grad log pi = (G - 1) grad E[r]: the group mean holds the sample's own reward."""
+    """E over groups of sum_i (r_i - mean) grad log pi = (G - 1) grad E[r]: the group mean holds the
+    sample's own reward.
+    """
     theta = table(seed)
 
     def loss_of_group(parameter, group):
@@ -71,12 +76,16 @@ def test_without_std_the_expected_gradient_is_the_policy_gradient(seed):
         return (loss_BT * mask_BT / G).sum()
 
     ours = expected_library_gradient(theta, theta, loss_of_group)
-    expected_reward = lambda th: sum(np.exp(log_probs(th)[t].sum()) * REWARD[t] for t in TRAJECTORIES)
+    expected_reward = lambda th: sum(
+        np.exp(log_probs(th)[t].sum()) * REWARD[t] for t in TRAJECTORIES
+    )
     assert np.allclose(ours, -(1 - 1 / G) * numeric_gradient(expected_reward, theta), atol=1e-8)
 
 
 def oracle_objective(theta, old, low, high, token_level, std):
-    """J(theta) of GRPO / DAPO by enumeration, in numpy: clipped ratios, advantages from the published formulas."""
+    """J(theta) of GRPO / DAPO by enumeration, in numpy: clipped ratios, advantages from the
+    published formulas.
+    """
     new_logp, old_logp, J = log_probs(theta), log_probs(old), 0.0
     for group in itertools.product(TRAJECTORIES, repeat=G):
         rewards = np.array([REWARD[t] for t in group])
@@ -96,7 +105,9 @@ def oracle_objective(theta, old, low, high, token_level, std):
 @pytest.mark.parametrize("algo, low, high", [(grpo, 0.2, 0.2), (dapo, 0.2, 0.28)])
 @pytest.mark.parametrize("distance", [0.0, 0.6])
 def test_gradients_are_the_enumerated_expectation(algo, low, high, seed, distance):
-    """distance 0: on-policy, the ratio is 1; 0.6: the policy has moved since sampling and both clips bind."""
+    """distance 0: on-policy, the ratio is 1; 0.6: the policy has moved since sampling and both
+    clips bind.
+    """
     old = table(seed)
     theta = old + distance * table(seed + 100)
     bound = []
@@ -105,12 +116,16 @@ def test_gradients_are_the_enumerated_expectation(algo, low, high, seed, distanc
         reward_PG, mask_BT = batch(group)
         logp_BT, old_BT = library_logp(parameter, group), library_logp(torch.tensor(old), group)
         adv_B = grpo.advantage(reward_PG).flatten()
-        bound.append([x.any().item() for x in grpo.clipped(logp_BT.detach(), old_BT, adv_B, low, high)])
+        bound.append(
+            [x.any().item() for x in grpo.clipped(logp_BT.detach(), old_BT, adv_B, low, high)]
+        )
         loss_BT = algo.surrogate(logp_BT, old_BT, adv_B, low, high)
         return (loss_BT * algo.weights(mask_BT, algo.units(mask_BT))).sum()
 
     ours = expected_library_gradient(theta, old, loss_of_group)
-    oracle = numeric_gradient(lambda th: oracle_objective(th, old, low, high, algo is dapo, True), theta)
+    oracle = numeric_gradient(
+        lambda th: oracle_objective(th, old, low, high, algo is dapo, True), theta
+    )
     assert np.allclose(ours, -oracle, atol=1e-7)
     assert np.abs(oracle).max() > 1e-3  # there is a gradient to speak of
     if distance:
@@ -122,6 +137,10 @@ def test_masked_tokens_get_exactly_no_gradient():
     logp_BT = torch.randn(4, 6, requires_grad=True)
     mask_BT = (torch.rand(4, 6) > 0.4).float()
     for algo in (grpo, dapo):
-        loss_BT = algo.surrogate(logp_BT, logp_BT.detach() - 0.1, torch.randn(4)) + grpo.kl(logp_BT, logp_BT.detach() + 0.3)
-        gradient = torch.autograd.grad((loss_BT * algo.weights(mask_BT, algo.units(mask_BT))).sum(), logp_BT)[0]
+        loss_BT = algo.surrogate(logp_BT, logp_BT.detach() - 0.1, torch.randn(4)) + grpo.kl(
+            logp_BT, logp_BT.detach() + 0.3
+        )
+        gradient = torch.autograd.grad(
+            (loss_BT * algo.weights(mask_BT, algo.units(mask_BT))).sum(), logp_BT
+        )[0]
         assert (gradient[mask_BT == 0] == 0).all() and (gradient[mask_BT == 1] != 0).all()

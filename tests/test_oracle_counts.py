@@ -1,4 +1,7 @@
-"""Exact counts of prefixes against counting by hand, and the two numbers that compare an estimate with them."""
+"""Exact counts of prefixes against counting by hand, and the two numbers that compare an estimate
+with them.
+"""
+
 from collections import Counter
 
 import torch
@@ -26,15 +29,21 @@ def test_every_prefix_is_counted_exactly_and_looked_at_before():
     for seed in range(4):
         roll = batch(seed)
         here = by_hand(roll)
-        assert oracle.times(prefixes(roll.tokens_BT))[roll.mask_BT > 0].tolist() == [true[prefix] for prefix in here]
+        assert oracle.times(prefixes(roll.tokens_BT))[roll.mask_BT > 0].tolist() == [
+            true[prefix] for prefix in here
+        ]
         exact_BT = oracle.inverse(roll)
-        torch.testing.assert_close(exact_BT[roll.mask_BT > 0], torch.tensor([1 / max(true[prefix], 1) for prefix in here]))
+        torch.testing.assert_close(
+            exact_BT[roll.mask_BT > 0], torch.tensor([1 / max(true[prefix], 1) for prefix in here])
+        )
         assert (exact_BT[roll.mask_BT == 0] == 0).all()
         n_N, invn_N = oracle.look(roll, exact_BT)
         assert sorted(n_N.tolist()) == sorted(true[prefix] for prefix in set(here))
         torch.testing.assert_close(invn_N, 1 / n_N.clamp(min=1).double(), rtol=1e-6, atol=0)
         metrics, record = oracle.step([(roll, exact_BT)])
-        assert {b["n"]: b["prefixes"] for b in record["bins"]}.get(0, 0) == len({p for p in here if not true[p]})
+        assert {b["n"]: b["prefixes"] for b in record["bins"]}.get(0, 0) == len(
+            {p for p in here if not true[p]}
+        )
         true.update(here)
     assert abs(metrics["oracle/spearman"] - 1) < 1e-6 and abs(metrics["oracle/slope"] - 1) < 1e-6
     assert len(oracle.key_N) == len(true) and oracle.times_N.sum() == sum(true.values())
@@ -49,7 +58,10 @@ def test_the_prompt_belongs_to_the_prefix_and_what_follows_does_not():
 def test_two_ranks_count_as_one_and_a_checkpoint_goes_on(tmp_path):
     roll = batch(0)
     here, there = roll.rows(torch.arange(20)), roll.rows(torch.arange(20, 40))
-    one, two = Oracle(), Oracle(gather=lambda keys: keys + prefixes(there.tokens_BT)[there.mask_BT > 0].tolist())
+    one, two = (
+        Oracle(),
+        Oracle(gather=lambda keys: keys + prefixes(there.tokens_BT)[there.mask_BT > 0].tolist()),
+    )
     one.count([roll])
     two.count([here])
     torch.save(two.state_dict(), tmp_path / "oracle.pt")
@@ -70,18 +82,34 @@ def test_spearman_and_slope_against_their_definitions():
     assert abs(agreement(n_N, n_N.double())["oracle/spearman"] + 1) < 1e-12
     rng = torch.Generator().manual_seed(0)
     noisy_N = (1 / n_N.double()) * torch.rand(300, generator=rng, dtype=torch.float64)
-    changed_N = torch.where(n_N > 100, 7.0, noisy_N)  # prefixes seen more often than 100 times do not enter
+    changed_N = torch.where(
+        n_N > 100, 7.0, noisy_N
+    )  # prefixes seen more often than 100 times do not enter
     assert agreement(n_N, noisy_N) == agreement(n_N, changed_N)
     x_N, y_N = (ranks(z[:200]) for z in (1 / n_N.double(), noisy_N))
-    rho = ((x_N - x_N.mean()) * (y_N - y_N.mean())).mean() / x_N.std(correction=0) / y_N.std(correction=0)
+    rho = (
+        ((x_N - x_N.mean()) * (y_N - y_N.mean())).mean()
+        / x_N.std(correction=0)
+        / y_N.std(correction=0)
+    )
     assert abs(agreement(n_N, noisy_N)["oracle/spearman"] - rho) < 1e-9
-    assert agreement(torch.zeros(500, dtype=torch.int64), torch.rand(500)) == {}  # nothing was seen before
+    assert (
+        agreement(torch.zeros(500, dtype=torch.int64), torch.rand(500)) == {}
+    )  # nothing was seen before
     assert agreement(torch.ones(500, dtype=torch.int64), torch.rand(500)) == {}  # all 1/n alike
 
 
 def test_calibration_bins_hold_every_prefix_once():
     n_N = torch.tensor([0, 0, 1, 1, 2, 3, 4, 700])
     record = calibration(n_N, 1 / n_N.clamp(min=1).double(), points=4)
-    assert [(b["n"], b["prefixes"]) for b in record["bins"]] == [(0, 2), (1, 2), (2, 2), (4, 1), (512, 1)]
-    assert record["bins"][2]["mean"] == round((1 / 2 + 1 / 3) / 2, 5) and record["bins"][1]["quartiles"] == [1.0, 1.0, 1.0]
+    assert [(b["n"], b["prefixes"]) for b in record["bins"]] == [
+        (0, 2),
+        (1, 2),
+        (2, 2),
+        (4, 1),
+        (512, 1),
+    ]
+    assert record["bins"][2]["mean"] == round((1 / 2 + 1 / 3) / 2, 5) and record["bins"][1][
+        "quartiles"
+    ] == [1.0, 1.0, 1.0]
     assert record["points"] == [[0, 1.0], [1, 1.0], [2, 0.5], [4, 0.25]]

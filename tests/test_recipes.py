@@ -1,4 +1,7 @@
-"""The paper's four recipes: three real steps each on a random small model and data in its true layout; their plans; toy_math."""
+"""The paper's four recipes: three real steps each on a random small model and data in its true
+layout; their plans; toy_math.
+"""
+
 import json
 import random
 import sqlite3
@@ -16,38 +19,114 @@ from nanomerci.tasks import sql, toy_math
 
 MATH = [name for name in config.recipes() if "_math_" in name]
 SQL = [name for name in config.recipes() if "llama3_sql_" in name]
-WORDS = ["\\boxed{", "}", "```sql", "select", "name", "from", "owner", "pet", "age", "```", *"0123456789"]
-SMALL = dict(steps=3, prompts=2, group=4, minibatches=2, max_prompt=300, max_new_tokens=12, overlong_buffer=0, cfn_hidden=16,
-             cfn_pretrain=1, cfn_batch=64, cfn_replay=256, cfn_rehearse=64, eval_problems=2, eval_k=2, eval_every=0, save_every=0,
-             graders=1, dtype="float32",
-             context=2048, warmup=0, lr=1e-3, device="cpu", threads=1, run=1, slots=8, shard="none", deadline=20)  # fmt: skip
+WORDS = [
+    "\\boxed{",
+    "}",
+    "```sql",
+    "select",
+    "name",
+    "from",
+    "owner",
+    "pet",
+    "age",
+    "```",
+    *"0123456789",
+]
+SMALL = dict(
+    steps=3,
+    prompts=2,
+    group=4,
+    minibatches=2,
+    max_prompt=300,
+    max_new_tokens=12,
+    overlong_buffer=0,
+    cfn_hidden=16,
+    cfn_pretrain=1,
+    cfn_batch=64,
+    cfn_replay=256,
+    cfn_rehearse=64,
+    eval_problems=2,
+    eval_k=2,
+    eval_every=0,
+    save_every=0,
+    graders=1,
+    dtype="float32",
+    context=2048,
+    warmup=0,
+    lr=1e-3,
+    device="cpu",
+    threads=1,
+    run=1,
+    slots=8,
+    shard="none",
+    deadline=20,
+)
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """DAPO-Math-17k (chat messages, every question again), AIME, and BIRD and Spider folders as they are distributed."""
+    """DAPO-Math-17k (chat messages, every question again), AIME, and BIRD and Spider folders as
+    they are distributed.
+    """
     root = tmp_path_factory.mktemp("data")
-    wrap = ("Solve the following math problem step by step. The last line of your response should be of the form Answer: $Answer.\n\n"
-            "What is {} + {}?\n\nRemember to put your answer on its own line after \"Answer:\".")  # fmt: skip
-    rows = [{"data_source": "math_dapo", "prompt": [{"role": "user", "content": wrap.format(a, 2)}], "ability": "MATH",
-             "reward_model": {"ground_truth": str(a + 2), "style": "rule-lighteval/MATH_v2"}, "extra_info": {"index": str(a)}}
-            for a in range(8)]  # fmt: skip
+    wrap = (
+        "Solve the following math problem step by step. The last line of your response should "
+        "be of the form Answer: $Answer.\n\n"
+        'What is {} + {}?\n\nRemember to put your answer on its own line after "Answer:".'
+    )
+    rows = [
+        {
+            "data_source": "math_dapo",
+            "prompt": [{"role": "user", "content": wrap.format(a, 2)}],
+            "ability": "MATH",
+            "reward_model": {"ground_truth": str(a + 2), "style": "rule-lighteval/MATH_v2"},
+            "extra_info": {"index": str(a)},
+        }
+        for a in range(8)
+    ]
     parquet = pytest.importorskip("pyarrow.parquet")
-    parquet.write_table(pytest.importorskip("pyarrow").Table.from_pylist(rows * 3), root / "dapo_math_17k.parquet")
-    exams = [{"id": i, "problem": f"What is {i} + 2?", "solution": "S", "answer": str(i + 2), "year": "2024"} for i in (5, 50, 60)]
+    parquet.write_table(
+        pytest.importorskip("pyarrow").Table.from_pylist(rows * 3), root / "dapo_math_17k.parquet"
+    )
+    exams = [
+        {
+            "id": i,
+            "problem": f"What is {i} + 2?",
+            "solution": "S",
+            "answer": str(i + 2),
+            "year": "2024",
+        }
+        for i in (5, 50, 60)
+    ]
     (root / "aime24.jsonl").write_text("".join(json.dumps(one) + "\n" for one in exams))
-    shop = ("CREATE TABLE owner (id INTEGER PRIMARY KEY, name TEXT, age INTEGER);"
-            "INSERT INTO owner VALUES (1, 'Ann', 30), (2, 'Bob', 41);")  # fmt: skip
+    shop = (
+        "CREATE TABLE owner (id INTEGER PRIMARY KEY, name TEXT, age INTEGER);"
+        "INSERT INTO owner VALUES (1, 'Ann', 30), (2, 'Bob', 41);"
+    )
     for split, inside in (("train", "train"), ("dev", "dev_20240627")):
         folder = root / "bird" / inside / f"{split}_databases" / "shop"
         make(folder / "shop.sqlite", shop)
-        (folder.parent.parent / f"{split}.json").write_text(json.dumps([
-            {"question_id": i, "db_id": "shop", "question": f"{split} question {i}?", "evidence": "", "SQL": "SELECT name FROM owner"}
-            for i in range(4)]))  # fmt: skip
+        (folder.parent.parent / f"{split}.json").write_text(
+            json.dumps(
+                [
+                    {
+                        "question_id": i,
+                        "db_id": "shop",
+                        "question": f"{split} question {i}?",
+                        "evidence": "",
+                        "SQL": "SELECT name FROM owner",
+                    }
+                    for i in range(4)
+                ]
+            )
+        )
     make(root / "spider" / "database" / "shop" / "shop.sqlite", shop)
     for name in ("train_spider", "train_others", "dev"):
-        (root / "spider" / f"{name}.json").write_text(json.dumps([
-            {"db_id": "shop", "question": f"{name}?", "query": "SELECT count(*) FROM owner"}]))  # fmt: skip
+        (root / "spider" / f"{name}.json").write_text(
+            json.dumps(
+                [{"db_id": "shop", "question": f"{name}?", "query": "SELECT count(*) FROM owner"}]
+            )
+        )
     return root
 
 
@@ -67,18 +146,29 @@ def model(small_model):
 def test_three_real_steps(name, data, model, tmp_path, monkeypatch, capsys):
     options = SMALL | dict(model=model, data_folder=data, out=tmp_path / "run")
     if "dapo" in name:
-        options |= dict(overlong_buffer=4, rounds=1)  # a random model is never right: dynamic sampling would leave no group
-    monkeypatch.setattr(sys, "argv", ["train.py", name] + [f"--{key}={value}" for key, value in options.items()])
+        options |= dict(
+            overlong_buffer=4, rounds=1
+        )  # a random model is never right: dynamic sampling would leave no group
+    monkeypatch.setattr(
+        sys, "argv", ["train.py", name] + [f"--{key}={value}" for key, value in options.items()]
+    )
     train.main()
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 1, 2, 3]
-    assert all(row["outcome/error"] == 0 and 0 < row["merci/kept"] < 1 and row["cfn/loss"] > 0 for row in rows[1:])
+    assert all(
+        row["outcome/error"] == 0 and 0 < row["merci/kept"] < 1 and row["cfn/loss"] > 0
+        for row in rows[1:]
+    )
     assert rows[3]["eval/problems"] == 2
-    samples = [json.loads(line) for line in (tmp_path / "run/samples.jsonl").read_text().splitlines()]
+    samples = [
+        json.loads(line) for line in (tmp_path / "run/samples.jsonl").read_text().splitlines()
+    ]
     asked = {row["prompt"] for row in samples}
     assert len(asked) > 1
     if name in SQL:
-        assert all("CREATE TABLE owner" in prompt and "train question" in prompt for prompt in asked)
+        assert all(
+            "CREATE TABLE owner" in prompt and "train question" in prompt for prompt in asked
+        )
     else:
         assert all("\\boxed{}" in prompt and "Remember" not in prompt for prompt in asked)
         assert not any("What is 5 + 2?" in prompt for prompt in asked)  # it is in the test set
@@ -92,10 +182,31 @@ def test_every_value_says_where_it_is_from(name):
         if not line.startswith("#") and not line.startswith(("task:", "clip_high: 0.2 ")):
             assert any(mark in line for mark in ("[paper]", "[verl]", "[dph]", "[ours]")), line
     c = parse([name])
-    assert (c.algo == "dapo") == ("dapo" in name) == (c.clip_high == 0.28) == (c.overlong_buffer > 0)
-    assert (c.coins, c.top, c.gamma_decay, c.temperature, c.kl, c.lr) == (20, 0.3, 200, 1.0, 0.0, 1e-6)
+    assert (
+        (c.algo == "dapo") == ("dapo" in name) == (c.clip_high == 0.28) == (c.overlong_buffer > 0)
+    )
+    assert (c.coins, c.top, c.gamma_decay, c.temperature, c.kl, c.lr) == (
+        20,
+        0.3,
+        200,
+        1.0,
+        0.0,
+        1e-6,
+    )
     given = set(config.read(config.RECIPES / f"{name}.yaml"))
-    assert given >= {"steps", "prompts", "group", "minibatches", "max_new_tokens", "lr", "gamma", "alpha", "top", "run", "cfn_lr"}
+    assert given >= {
+        "steps",
+        "prompts",
+        "group",
+        "minibatches",
+        "max_new_tokens",
+        "lr",
+        "gamma",
+        "alpha",
+        "top",
+        "run",
+        "cfn_lr",
+    }
 
 
 @pytest.mark.parametrize("name", config.recipes())
@@ -105,39 +216,89 @@ def test_dry_run_of_every_recipe(name, data, monkeypatch, capsys, tmp_path):
         monkeypatch.setattr(sys, "argv", ["train.py", name, "--dry-run", *extra])
         train.main()
         text = capsys.readouterr().out
-        assert all(word in text for word in ("--- prompt", "--- tokens", "KV cache", "logits tile", "peak", "--- seconds a step"))
+        assert all(
+            word in text
+            for word in (
+                "--- prompt",
+                "--- tokens",
+                "KV cache",
+                "logits tile",
+                "peak",
+                "--- seconds a step",
+            )
+        )
         if name in MATH + SQL:
             assert ("out of reach" in text) == (not extra)
-            assert ("assistant" in text) and ("\\boxed{}" in text if name in MATH else "CREATE TABLE owner" in text)
+            assert ("assistant" in text) and (
+                "\\boxed{}" in text if name in MATH else "CREATE TABLE owner" in text
+            )
             size = float(text.split(" M parameters")[0].split()[-1].replace(",", ""))
-            assert size == pytest.approx(7615.6 if name in MATH else 8030.3, abs=0.1)  # as their model cards say: 7.62 B, 8.03 B
+            assert size == pytest.approx(
+                7615.6 if name in MATH else 8030.3, abs=0.1
+            )  # as their model cards say: 7.62 B, 8.03 B
     assert not list(tmp_path.iterdir())  # it leaves nothing behind
 
 
 def test_dry_run_counts_the_tokens_of_the_model_at_hand(data, model, monkeypatch, capsys):
-    argv = ["train.py", MATH[0], "--dry_run", "True", "--model", str(model), "--data_folder", str(data), "--context", "64"]
+    argv = [
+        "train.py",
+        MATH[0],
+        "--dry_run",
+        "True",
+        "--model",
+        str(model),
+        "--data_folder",
+        str(data),
+        "--context",
+        "64",
+    ]
     monkeypatch.setattr(sys, "argv", argv)
     train.main()
     text = capsys.readouterr().out
-    assert "--- 7 training problems, 3 held out" in text and "TOO SHORT" in text and "no tokenizer" not in text
+    assert (
+        "--- 7 training problems, 3 held out" in text
+        and "TOO SHORT" in text
+        and "no tokenizer" not in text
+    )
 
 
 def test_data_by_option(data, tmp_path):
-    spider = tasks.load(Config(task="sql", train_data=str(data / "spider"), sql_match="spider", deadline=20), None)
-    assert len(spider.train) == 2 and len(spider.test) == 1 and spider.options == ("spider", False, 0, 9.0)
-    mixed = tasks.load(Config(task="sql", train_data="bird", test_data="spider", data_folder=str(data), lucky_copies=2), None)
+    spider = tasks.load(
+        Config(task="sql", train_data=str(data / "spider"), sql_match="spider", deadline=20), None
+    )
+    assert (
+        len(spider.train) == 2
+        and len(spider.test) == 1
+        and spider.options == ("spider", False, 0, 9.0)
+    )
+    mixed = tasks.load(
+        Config(
+            task="sql", train_data="bird", test_data="spider", data_folder=str(data), lucky_copies=2
+        ),
+        None,
+    )
     assert len(mixed.train) == 4 and mixed.test == spider.test and mixed.options[2] == 2
     (tmp_path / "mine.csv").write_text("text,result\n" + "".join(f"{i}?,{i}\n" for i in range(20)))
-    mine = tasks.load(Config(task="math", train_data=str(tmp_path / "mine.csv"), columns="text, result"), None)
-    assert len(mine.test) == 2 and len(mine.train) == 18 and mine.train[0].gold == "2"  # a tenth is held back
+    mine = tasks.load(
+        Config(task="math", train_data=str(tmp_path / "mine.csv"), columns="text, result"), None
+    )
+    assert (
+        len(mine.test) == 2 and len(mine.train) == 18 and mine.train[0].gold == "2"
+    )  # a tenth is held back
 
 
-@pytest.mark.parametrize("options, message", [
-    (dict(task="math"), "wants --train_data"), (dict(task="maths"), "unknown; did you mean math?"), (dict(task="math:x"), "unknown"),
-    (dict(task="math", train_data="nowhere.jsonl"), "--task math: nowhere.jsonl"),
-    (dict(task="math", train_data="x", columns="a"), "--columns a: wanted two names"),
-    (dict(task="sql", train_data="nowhere"), "wanted an unpacked Spider or BIRD folder"),
-    (dict(task="reasoning_gym"), "unknown")])  # fmt: skip
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(task="math"), "wants --train_data"),
+        (dict(task="maths"), "unknown; did you mean math?"),
+        (dict(task="math:x"), "unknown"),
+        (dict(task="math", train_data="nowhere.jsonl"), "--task math: nowhere.jsonl"),
+        (dict(task="math", train_data="x", columns="a"), "--columns a: wanted two names"),
+        (dict(task="sql", train_data="nowhere"), "wanted an unpacked Spider or BIRD folder"),
+        (dict(task="reasoning_gym"), "unknown"),
+    ],
+)
 def test_bad_data_is_one_line(options, message):
     with pytest.raises(UserError, match=message) as error:
         tasks.load(Config(**options), None)
@@ -148,7 +309,9 @@ def test_prompts_that_are_too_long_are_left_out():
     task = tasks.load(Config(task="arithmetic"), None)
     length = lambda p: len(p.prompt)
     short, longest = [p for p in task.train if length(p) <= 47], max(map(length, task.train))
-    assert tasks.fit(task, length, 0, 10) == (longest, 0) and longest > 47 and len(task.test) > 10  # 0: all stay
+    assert (
+        tasks.fit(task, length, 0, 10) == (longest, 0) and longest > 47 and len(task.test) > 10
+    )  # 0: all stay
     assert tasks.fit(task, length, 47, 10) == (47, 4000 - len(short) + 10 - len(task.test))
     assert task.train == short and all(length(p) <= 47 for p in task.test)
     with pytest.raises(UserError, match="--max_prompt 5: every train prompt is longer"):
@@ -158,12 +321,19 @@ def test_prompts_that_are_too_long_are_left_out():
 class TestToyMath:
     def test_carrying_is_always_right_and_columns_by_luck(self):
         task = toy_math.ToyMath()
-        assert len(task.train) == 4000 and abs(sum(p.hard for p in task.test) / len(task.test) - 1 / 3) < 0.05
+        assert (
+            len(task.train) == 4000
+            and abs(sum(p.hard for p in task.test) / len(task.test) - 1 / 3) < 0.05
+        )
         assert not {p.prompt for p in task.train} & {p.prompt for p in task.test}
         some = task.test[:60]
-        answers = [toy_math.work(p.a, p.b, p.more, carry)[0] for p in some for carry in (True, False)]
+        answers = [
+            toy_math.work(p.a, p.b, p.more, carry)[0] for p in some for carry in (True, False)
+        ]
         with Pool(1) as pool:
-            grades = pool.grade([task.job(p, text) for p, text in zip((p for p in some for _ in (0, 1)), answers)])
+            grades = pool.grade(
+                [task.job(p, text) for p, text in zip((p for p in some for _ in (0, 1)), answers)]
+            )
         assert [g.outcome for g in grades[::2]] == ["right"] * 60
         assert [g.outcome == "right" for g in grades[1::2]] == [not p.hard for p in some]
         assert [task.rare(p, text) for p, text in zip(some, answers[::2])] == [p.hard for p in some]
@@ -178,10 +348,15 @@ class TestToyMath:
             for line in (question, text):
                 assert tokenizer.decode(tokenizer(line)["input_ids"]) == line
             assert len(tokenizer(text)["input_ids"]) < parse(["toy_math"]).max_new_tokens
-        assert 145 < sum("plan carry " in text for _, text in shown) < 255  # one in twenty: 200, four deviations are 55
+        assert (
+            145 < sum("plan carry " in text for _, text in shown) < 255
+        )  # one in twenty: 200, four deviations are 55
 
 
 def test_pool_gives_both_queries_their_time():
     c = parse(["llama3_sql_grpo_cfn"])
     assert 15 <= c.query_seconds <= 16 and 2 * c.query_seconds < c.deadline
-    assert sql.Task(seconds=c.query_seconds).options[3] == c.query_seconds and torch.get_num_threads() == 1
+    assert (
+        sql.Task(seconds=c.query_seconds).options[3] == c.query_seconds
+        and torch.get_num_threads() == 1
+    )

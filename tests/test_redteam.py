@@ -1,4 +1,5 @@
 """Every hostile answer of redteam.py: on time, never right, and without a trace."""
+
 import hashlib
 import os
 import sqlite3
@@ -12,8 +13,10 @@ from nanomerci.grading import Pool
 from nanomerci.tasks import math, sql
 
 DEADLINE = 2.0
-OTHERS = set()                                   # what else runs when these tests begin: another test's fork server, say
-WARM_UP = [(math.grade, "x+x", "\\boxed{2x}")]   # loads sympy in a fresh worker, so that no answer waits for a start
+OTHERS = set()  # what else runs when these tests begin: another test's fork server, say
+WARM_UP = [
+    (math.grade, "x+x", "\\boxed{2x}")
+]  # loads sympy in a fresh worker, so that no answer waits for a start
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +32,7 @@ def folder(tmp_path_factory):
 def pool(folder):
     OTHERS.update(children())
     before = os.getcwd()
-    os.chdir(folder)                             # where an answer that writes "pwned" would leave it
+    os.chdir(folder)  # where an answer that writes "pwned" would leave it
     with Pool(workers=1, deadline=DEADLINE, memory=1 << 30) as pool:
         yield pool
     os.chdir(before)
@@ -37,7 +40,11 @@ def pool(folder):
 
 def children(pid="self"):
     """Process ids of all descendants, others' left out."""
-    born = {child for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()}
+    born = {
+        child
+        for task in Path(f"/proc/{pid}/task").iterdir()
+        for child in (task / "children").read_text().split()
+    }
     return born.union(*map(children, born)) - OTHERS
 
 
@@ -46,18 +53,24 @@ def state(folder):
 
 
 def attack(pool, folder, jobs):
-    """Grades the jobs one by one -> their grades. Wants each on time, no file left, the database as it was, one process."""
+    """Grades the jobs one by one -> their grades. Wants each on time, no file left, the database as
+    it was, one process.
+    """
     before, grades, faults = state(folder), [], []
     for job in jobs:
         assert pool.grade(WARM_UP)[0].outcome == "right", pool.last_error
         start = time.monotonic()
         grades += pool.grade([job])
         seconds = time.monotonic() - start
-        if seconds > 1.2 * DEADLINE or grades[-1].reward or grades[-1].outcome in ("right", "error"):
+        if (
+            seconds > 1.2 * DEADLINE
+            or grades[-1].reward
+            or grades[-1].outcome in ("right", "error")
+        ):
             faults.append(f"{grades[-1]} after {seconds:.1f} s: {job[1:4]!r:.200}")
     assert not faults, f"{len(faults)} faults, last error {pool.last_error}\n" + "\n".join(faults)
     assert state(folder) == before
-    assert len(children()) <= 2                  # the zygote, and its one worker
+    assert len(children()) <= 2  # the zygote, and its one worker
     return grades
 
 
@@ -70,15 +83,22 @@ class TestHostile:
     def test_mathematics(self, pool, folder):
         wholes = [f"So it is \\boxed{{{one}}}." for one in redteam.MATH] + redteam.WHOLE
         grades = attack(pool, folder, [(math.grade, redteam.GOLD, text) for text in wholes])
-        assert sum(grade.outcome == "unsafe" for grade in grades) > 60           # the budget catches most, not the deadline
+        assert (
+            sum(grade.outcome == "unsafe" for grade in grades) > 60
+        )  # the budget catches most, not the deadline
 
     def test_queries(self, pool, folder):
         texts = [f"```sql\n{query}\n```" for query in redteam.SQL] + redteam.FENCES
-        jobs = [(sql.grade, str(folder / "shop.sqlite"), redteam.GOLD_SQL, text, "bird", False, 0, 0.4) for text in texts]
+        jobs = [
+            (sql.grade, str(folder / "shop.sqlite"), redteam.GOLD_SQL, text, "bird", False, 0, 0.4)
+            for text in texts
+        ]
         grades = attack(pool, folder, jobs)
         assert sum(grade.outcome == "unsafe" for grade in grades) > 100
         right = jobs[0][:3] + (f"```sql\n{redteam.GOLD_SQL} ORDER BY 1\n```",) + jobs[0][4:]
-        assert pool.grade([right])[0].outcome == "right"                         # the grader is not merely refusing everything
+        assert (
+            pool.grade([right])[0].outcome == "right"
+        )  # the grader is not merely refusing everything
 
     def test_nothing_is_left(self, pool, folder):
         pool.grade(WARM_UP)

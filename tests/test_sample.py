@@ -1,4 +1,5 @@
 """The sampler: the model's own distribution, whatever the batch looks like."""
+
 import math
 import os
 
@@ -18,8 +19,14 @@ def test_greedy_equals_transformers_generate(small, family):
     model = small(family)
     roll = generate(model, PROMPTS, 1, max_new_tokens=12, eos_id=1, temperature=0)
     for prompt, response in zip(PROMPTS, roll.responses()):
-        theirs = model.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), max_new_tokens=12,
-                                do_sample=False, eos_token_id=1, pad_token_id=0)[0, len(prompt) :].tolist()  # fmt: skip
+        theirs = model.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt)),
+            max_new_tokens=12,
+            do_sample=False,
+            eos_token_id=1,
+            pad_token_id=0,
+        )[0, len(prompt) :].tolist()
         assert response == theirs
 
 
@@ -46,13 +53,26 @@ def test_a_sample_does_not_depend_on_its_company(small, slots):
     assert torch.allclose(some.logp_BT, whole.logp_BT, atol=1e-5)
     order = [2, 0, 3, 1]
     rows = (torch.tensor(order)[:, None] * 3 + torch.arange(3)).flatten()
-    shuffled = generate(model, [PROMPTS[p] for p in order], 3, max_new_tokens=10, eos_id=[1, 2, 3], seed=5, rows=rows)
+    shuffled = generate(
+        model,
+        [PROMPTS[p] for p in order],
+        3,
+        max_new_tokens=10,
+        eos_id=[1, 2, 3],
+        seed=5,
+        rows=rows,
+    )
     assert shuffled.responses() == [whole.responses()[r] for r in rows.tolist()]
-    assert generate(model, PROMPTS, 3, max_new_tokens=10, eos_id=[1, 2, 3], seed=6).responses() != whole.responses()
+    assert (
+        generate(model, PROMPTS, 3, max_new_tokens=10, eos_id=[1, 2, 3], seed=6).responses()
+        != whole.responses()
+    )
 
 
 def test_samples_follow_the_models_distribution(small):
-    """Chi-square of first tokens against the exact probabilities; 30 degrees of freedom, bound at six standard deviations."""
+    """Chi-square of first tokens against the exact probabilities; 30 degrees of freedom, bound at
+    six standard deviations.
+    """
     model, n = small("llama"), 4000
     roll = generate(model, [[5, 6, 7]], n, max_new_tokens=1, eos_id=1, temperature=1.3)
     p_V = (model(torch.tensor([[5, 6, 7]])).logits[0, -1] / 1.3).softmax(-1).detach()
@@ -75,8 +95,14 @@ def test_out_of_memory_halves_the_slots_and_changes_nothing(small, monkeypatch):
         return forward(step, token_S, position_S, longest)
 
     monkeypatch.setattr(sample.Step, "forward", cramped)
-    again = generate(model, PROMPTS, 3, max_new_tokens=10, eos_id=[1, 2, 3], seed=5, progress=told.append)
-    assert again.responses() == whole.responses() and list(dict.fromkeys(seen)) == [12, 6, 3] and sum(told) == 12
+    again = generate(
+        model, PROMPTS, 3, max_new_tokens=10, eos_id=[1, 2, 3], seed=5, progress=told.append
+    )
+    assert (
+        again.responses() == whole.responses()
+        and list(dict.fromkeys(seen)) == [12, 6, 3]
+        and sum(told) == 12
+    )
     with pytest.raises(UserError, match="only 6 rows"):
         generate(model, PROMPTS, 6, max_new_tokens=10, eos_id=1)
 
@@ -96,27 +122,41 @@ def test_bf16_weights_are_widened_where_the_processor_cannot_multiply_them(small
     assert working(model) is model
     monkeypatch.setattr(sample, "_bf16_arithmetic", lambda: False)
     wide = working(model)
-    assert {p.dtype for p in wide.parameters()} == {torch.float32} and {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in wide.parameters()} == {torch.float32} and {
+        p.dtype for p in model.parameters()
+    } == {torch.bfloat16}
     roll = generate(model, PROMPTS, 4, max_new_tokens=12, eos_id=1, seed=3)
     assert (token_logp(wide, roll.tokens_BT, roll.mask_BT)[0] - roll.logp_BT).abs().max() < 2e-5
 
 
 def test_every_token_is_streamed_as_it_is_drawn(small):
     seen = [[] for _ in range(12)]
-    roll = generate(small("llama"), PROMPTS, 3, max_new_tokens=10, eos_id=[1, 2, 3], slots=4, stream=lambda row, t: seen[row].append(t))
+    roll = generate(
+        small("llama"),
+        PROMPTS,
+        3,
+        max_new_tokens=10,
+        eos_id=[1, 2, 3],
+        slots=4,
+        stream=lambda row, t: seen[row].append(t),
+    )
     assert seen == roll.responses()
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
 @pytest.mark.parametrize("slots, most", [(3, 10), (7, 10), (512, 10), (3, 1)])
-def test_the_states_it_went_through_are_those_of_a_forward_of_the_whole_text(small, family, slots, most):
+def test_the_states_it_went_through_are_those_of_a_forward_of_the_whole_text(
+    small, family, slots, most
+):
     model, how = small(family), dict(max_new_tokens=most, eos_id=[1, 2, 3], seed=5)
     alone = generate(model, PROMPTS, 3, **how)
     roll, states_BRD = generate(model, PROMPTS, 3, **how, slots=slots, states=True)
     assert roll.tokens_BT.equal(alone.tokens_BT) and roll.mask_BT.equal(alone.mask_BT)
     assert torch.allclose(roll.logp_BT, alone.logp_BT, atol=1e-5)
     lengths = roll.length_B.long().tolist()
-    assert most == 1 or 1 < len(set(lengths)) and max(lengths) == most  # some ended themselves, some were cut off
+    assert (
+        most == 1 or 1 < len(set(lengths)) and max(lengths) == most
+    )  # some ended themselves, some were cut off
     for row, (prompt, length) in enumerate(zip([p for p in PROMPTS for _ in range(3)], lengths)):
         text = roll.tokens_BT[row, : len(prompt) + length]
         theirs_TD = model.model(text[None]).last_hidden_state[0, len(prompt) :]
@@ -125,29 +165,44 @@ def test_the_states_it_went_through_are_those_of_a_forward_of_the_whole_text(sma
 
 
 def test_what_has_states_fits_in_the_context_and_is_not_streamed(monkeypatch):
-    """Also the last column of the cache, where rows that nobody reads are parked: its position must be one the model has."""
+    """Also the last column of the cache, where rows that nobody reads are parked: its position must
+    be one the model has.
+    """
     from transformers import GPT2Config, GPT2LMHeadModel
 
     import sample
 
-    gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=32, n_positions=16, n_embd=16, n_layer=1, n_head=2)).eval()
+    gpt2 = GPT2LMHeadModel(
+        GPT2Config(vocab_size=32, n_positions=16, n_embd=16, n_layer=1, n_head=2)
+    ).eval()
     made = []
-    monkeypatch.setattr(sample, "SlotCache", lambda *given: made.append(SlotCache(*given)) or made[-1])
+    monkeypatch.setattr(
+        sample, "SlotCache", lambda *given: made.append(SlotCache(*given)) or made[-1]
+    )
     roll, states_BRD = generate(gpt2, PROMPTS, 3, max_new_tokens=10, eos_id=31, states=True)
     assert int(roll.end_B.max()) == 16 and states_BRD.shape == (12, 10, 16)
     with torch.inference_mode():
-        Step(gpt2, made[0]).forward(torch.zeros(2, dtype=torch.int64), torch.full((2,), made[0].width - 1), made[0].width)
+        Step(gpt2, made[0]).forward(
+            torch.zeros(2, dtype=torch.int64), torch.full((2,), made[0].width - 1), made[0].width
+        )
     with pytest.raises(ValueError, match="streamed"):
         generate(gpt2, PROMPTS, 3, max_new_tokens=10, eos_id=31, states=True, stream=print)
 
 
 def test_looking_at_states_the_sampler_read_is_looking_at_the_model_again(small):
     model, score = small("llama"), lambda hidden_ND: hidden_ND.square().mean(1)
-    roll, states_BRD = generate(model, PROMPTS, 3, max_new_tokens=10, eos_id=[1, 2, 3], seed=5, states=True)
+    roll, states_BRD = generate(
+        model, PROMPTS, 3, max_new_tokens=10, eos_id=[1, 2, 3], seed=5, states=True
+    )
     visit_BT = torch.arange(roll.tokens_BT.numel()).view(roll.tokens_BT.shape)
     for budget in (20, 4096):
-        read, again = (look_at(model, roll, visit_BT, states, score=score, budget=budget) for states in (states_BRD, None))
-        assert torch.allclose(read[0], again[0], atol=2e-5) and (read[0] > 0).equal(roll.mask_BT > 0)
+        read, again = (
+            look_at(model, roll, visit_BT, states, score=score, budget=budget)
+            for states in (states_BRD, None)
+        )
+        assert torch.allclose(read[0], again[0], atol=2e-5) and (read[0] > 0).equal(
+            roll.mask_BT > 0
+        )
         assert torch.allclose(read[2][0], again[2][0], atol=2e-5) and read[2][1].equal(again[2][1])
 
 
@@ -162,8 +217,12 @@ def test_layout_of_a_rollout(small):
         assert mask == [0] * start + [1] * length + [0] * (len(mask) - start - length)
         response = tokens[start : start + length]
         assert all(t > 8 for t in response[:-1]) and (response[-1] in range(1, 9) or length == 5)
-        assert (roll.logp_BT[row][torch.tensor(mask) == 0] == 0).all() and (roll.logp_BT[row] <= 0).all()
-    assert roll.end_B.tolist() == [len(PROMPTS[r // 2]) + int(n) for r, n in enumerate(roll.length_B)]
+        assert (roll.logp_BT[row][torch.tensor(mask) == 0] == 0).all() and (
+            roll.logp_BT[row] <= 0
+        ).all()
+    assert roll.end_B.tolist() == [
+        len(PROMPTS[r // 2]) + int(n) for r, n in enumerate(roll.length_B)
+    ]
     assert roll.rows(torch.tensor([2, 3])).tokens_BT.shape[1] == int(roll.end_B[2:4].max())
 
 
@@ -183,7 +242,9 @@ def test_draw_inverts_the_distribution_function_and_never_takes_the_impossible()
     assert ids.tolist() == [1, 1, 2, 2, 2]
     assert torch.allclose(logp.exp(), torch.tensor([0.25, 0.25, 0.75, 0.75, 0.75]))
     ids, logp = draw(logits, torch.zeros(5), top_k=1)
-    assert ids.tolist() == [2] * 5 and torch.allclose(logp, torch.zeros(5), atol=1e-6)  # under the truncated distribution
+    assert ids.tolist() == [2] * 5 and torch.allclose(
+        logp, torch.zeros(5), atol=1e-6
+    )  # under the truncated distribution
 
 
 def test_micro_batches_cover_every_row_once_within_the_budget():
@@ -202,5 +263,11 @@ def test_noise_spans_become_tokens():
     ids = tokenizer("one two three four")["input_ids"]
     tokens_BT, mask_BT = pad([[9, *ids]]), torch.tensor([[0.0, 1, 1, 1, 1]])
     roll = Rollout(tokens_BT, mask_BT, mask_BT)
-    for span, expected in (((4, 7), [2]), ((5, 6), [2]), ((0, 18), [1, 2, 3, 4]), ((6, 9), [2, 3]), ((4, 4), [])):
+    for span, expected in (
+        ((4, 7), [2]),
+        ((5, 6), [2]),
+        ((0, 18), [1, 2, 3, 4]),
+        ((6, 9), [2, 3]),
+        ((4, 4), []),
+    ):
         assert noise_mask(tokenizer, roll, [[span]])[0].nonzero()[:, 0].tolist() == expected, span

@@ -1,4 +1,5 @@
 """A real pretrained model through the same code: SmolLM2-135M-Instruct, two steps."""
+
 import json
 import sys
 
@@ -23,14 +24,34 @@ def smollm2():
 
 @pytest.mark.filterwarnings("default")  # of transformers' GGUF reader
 def test_two_steps_of_the_arithmetic_recipe(smollm2, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["train.py", "smollm2_arithmetic", f"--model={smollm2}", "--steps=2", "--prompts=3", "--group=4",
-                                      "--eval_problems=2", "--eval_k=2", "--save_every=0", f"--out={tmp_path / 'run'}"])  # fmt: skip
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        [
+            "train.py",
+            "smollm2_arithmetic",
+            f"--model={smollm2}",
+            "--steps=2",
+            "--prompts=3",
+            "--group=4",
+            "--eval_problems=2",
+            "--eval_k=2",
+            "--save_every=0",
+            f"--out={tmp_path / 'run'}",
+        ],
+    )
     train.main()
     start, *steps = map(json.loads, (tmp_path / "run/metrics.jsonl").read_text().splitlines())
     assert start["eval/problems"] == 2 and len(steps) == 2
     for m in steps:
-        assert 0 < m["sampler/logp_gap"] < 1e-4 or m["groups/mixed"] == 0  # sampler and trainer agree to rounding
+        assert (
+            0 < m["sampler/logp_gap"] < 1e-4 or m["groups/mixed"] == 0
+        )  # sampler and trainer agree to rounding
         assert 0.01 < m["cfn/invn"] < 3 and m["merci/bonus"] > 0 and m["entropy"] > 0
-    samples = [json.loads(line) for line in (tmp_path / "run/samples.jsonl").read_text().splitlines()]
-    assert all(len(s["answers"]) == 4 for s in samples) and any(a.strip() for s in samples for a in s["answers"])
+    samples = [
+        json.loads(line) for line in (tmp_path / "run/samples.jsonl").read_text().splitlines()
+    ]
+    assert all(len(s["answers"]) == 4 for s in samples) and any(
+        a.strip() for s in samples for a in s["answers"]
+    )
     assert (tmp_path / "run/checkpoints/step_000002/model/model.safetensors").exists()

@@ -1,4 +1,7 @@
-"""The SQL task: comparisons as Spider and BIRD define them, the executor, the anti-luck copies, folders, prompts, noise."""
+"""The SQL task: comparisons as Spider and BIRD define them, the executor, the anti-luck copies,
+folders, prompts, noise.
+"""
+
 import json
 import random
 import sqlite3
@@ -32,27 +35,43 @@ def outcome(gold, query, match="spider", **options):
 
 # ---- comparisons
 
-@pytest.mark.parametrize("gold, got, bird, spider, spider_ordered", [
-    (result((1,), (2,)), result((2,), (1,)), True, True, False),                             # row order
-    (result((1,), (1,), (2,)), result((1,), (2,)), True, False, False),                      # duplicates
-    (result((1, "a"), (2, "b")), result(("a", 1), ("b", 2)), False, True, True),             # column order
-    (result((1, 2), (2, 1)), result((2, 1), (1, 2)), True, True, True),                      # ordered: by swapping the columns
-    # the columns agree, the rows do not
-    (result((1, 1), (2, 3)), result((1, 3), (2, 1)), False, False, False),                 
-    (result((None,)), result((None,)), True, True, True),
-    (result((None,)), result((0,)), False, False, False),
-    (result((None,)), result(("",)), False, False, False),
-    (result(("1",)), result((1,)), False, False, False),
-    (result((1,)), result((1.0,)), True, True, True),
-    (result((0.1 + 0.2, "x")), result((0.3, "x")), True, True, True),
-    (result((0.3,)), result((0.30001,)), False, False, False),
-    (result((10**9,)), result((10**9 + 1,)), False, False, False),                           # integers are exact
-    (result((0.1 + 0.2, "a"), (0.3, "b")), result((0.3, "a"), (0.1 + 0.2, "b")), True, True, True),
-    (result(), result(), True, True, True),
-    (result((1,)), result(), False, False, False),
-    (result((1, 2)), result((1,)), False, False, False),
-    (result((1,)), result((1, 1)), False, False, False),
-])  # fmt: skip
+
+@pytest.mark.parametrize(
+    "gold, got, bird, spider, spider_ordered",
+    [
+        (result((1,), (2,)), result((2,), (1,)), True, True, False),  # row order
+        (result((1,), (1,), (2,)), result((1,), (2,)), True, False, False),  # duplicates
+        (result((1, "a"), (2, "b")), result(("a", 1), ("b", 2)), False, True, True),  # column order
+        (
+            result((1, 2), (2, 1)),
+            result((2, 1), (1, 2)),
+            True,
+            True,
+            True,
+        ),  # ordered: by swapping the columns
+        # the columns agree, the rows do not
+        (result((1, 1), (2, 3)), result((1, 3), (2, 1)), False, False, False),
+        (result((None,)), result((None,)), True, True, True),
+        (result((None,)), result((0,)), False, False, False),
+        (result((None,)), result(("",)), False, False, False),
+        (result(("1",)), result((1,)), False, False, False),
+        (result((1,)), result((1.0,)), True, True, True),
+        (result((0.1 + 0.2, "x")), result((0.3, "x")), True, True, True),
+        (result((0.3,)), result((0.30001,)), False, False, False),
+        (result((10**9,)), result((10**9 + 1,)), False, False, False),  # integers are exact
+        (
+            result((0.1 + 0.2, "a"), (0.3, "b")),
+            result((0.3, "a"), (0.1 + 0.2, "b")),
+            True,
+            True,
+            True,
+        ),
+        (result(), result(), True, True, True),
+        (result((1,)), result(), False, False, False),
+        (result((1, 2)), result((1,)), False, False, False),
+        (result((1,)), result((1, 1)), False, False, False),
+    ],
+)
 def test_what_counts_as_the_same(gold, got, bird, spider, spider_ordered):
     assert sql.same_set(gold, got) is bird
     assert sql.same_result(gold, got) is spider
@@ -63,22 +82,29 @@ def test_columns_are_matched_fast_when_many_are_alike():
     rows = [tuple(i % 2 for _ in range(60)) for i in range(50)]
     other = [(*row[:-1], 1 - row[-1]) for row in rows]
     assert sql.same_result(result(*rows), result(*rows))
-    assert not sql.same_result(result(*rows), result(*other))            # 60! assignments, were they tried
+    assert not sql.same_result(result(*rows), result(*other))  # 60! assignments, were they tried
 
 
 def test_any_shuffle_is_the_same_and_any_change_is_not():
     for seed in range(200):
         rng = random.Random(seed)
         width = rng.randint(1, 4)
-        cell = lambda rng=rng: rng.choice([None, "a", "b", rng.randint(0, 3), rng.random(), 0.1 * rng.randint(0, 9)])
+        cell = lambda rng=rng: rng.choice(
+            [None, "a", "b", rng.randint(0, 3), rng.random(), 0.1 * rng.randint(0, 9)]
+        )
         rows = [tuple(cell() for _ in range(width)) for _ in range(rng.randint(1, 8))]
         columns = rng.sample(range(width), width)
         noisy = lambda x: x * (1 + 1e-12) if isinstance(x, float) else x
         shuffled = [tuple(noisy(row[k]) for k in columns) for row in rng.sample(rows, len(rows))]
         assert sql.same_result(result(*rows), result(*shuffled)), seed
-        assert sql.same_set(result(*rows), result(*[tuple(map(noisy, row)) for row in rng.sample(rows, len(rows)) + rows[:2]]))
+        assert sql.same_set(
+            result(*rows),
+            result(*[tuple(map(noisy, row)) for row in rng.sample(rows, len(rows)) + rows[:2]]),
+        )
         i, k = rng.randrange(len(rows)), rng.randrange(width)
-        changed = [row if j != i else (*row[:k], "changed", *row[k + 1:]) for j, row in enumerate(rows)]
+        changed = [
+            row if j != i else (*row[:k], "changed", *row[k + 1 :]) for j, row in enumerate(rows)
+        ]
         assert not sql.same_result(result(*rows), result(*changed)), seed
         assert not sql.same_set(result(*rows), result(*changed)), seed
 
@@ -93,21 +119,27 @@ def test_order_counts_exactly_when_the_gold_query_has_an_outer_order_by():
     assert not sql.is_ordered("SELECT a, rank() OVER (ORDER BY b) FROM t")
 
 
-@pytest.mark.parametrize("query", [
-    "select O.name from owner as O where O.age > 40", "SELECT name FROM owner WHERE NOT age <= 40;",
-    "SELECT `name` FROM [owner] WHERE age > 4e1",
-    "WITH old AS (SELECT * FROM owner WHERE age > 40) SELECT name FROM old",
-    "SELECT name AS who FROM owner WHERE age > 40 -- all of them",
-    "SELECT a.name FROM owner a JOIN owner b ON a.id = b.id WHERE b.age > 40",
-    "SELECT name FROM (SELECT name, age FROM owner) WHERE 40 < age",
-    "SELECT name FROM owner WHERE age > 40 ORDER BY age DESC",
-    "SELECT name FROM owner WHERE id IN (SELECT id FROM owner WHERE age > 40)",
-    "SELECT name FROM owner WHERE age > 50 UNION ALL SELECT name FROM owner WHERE age BETWEEN 41 AND 50",
-    "SELECT (name) FROM main.owner WHERE age>40",
-    "WITH RECURSIVE n(x) AS (SELECT 41 UNION ALL SELECT x + 1 FROM n WHERE x < 99) SELECT name FROM owner JOIN n ON age = x",
-    "SELECT name FROM owner GROUP BY id HAVING max(age) > 40",
-    "SELECT iif(1, name, '') FROM owner WHERE CAST(age AS REAL) > 40",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "query",
+    [
+        "select O.name from owner as O where O.age > 40",
+        "SELECT name FROM owner WHERE NOT age <= 40;",
+        "SELECT `name` FROM [owner] WHERE age > 4e1",
+        "WITH old AS (SELECT * FROM owner WHERE age > 40) SELECT name FROM old",
+        "SELECT name AS who FROM owner WHERE age > 40 -- all of them",
+        "SELECT a.name FROM owner a JOIN owner b ON a.id = b.id WHERE b.age > 40",
+        "SELECT name FROM (SELECT name, age FROM owner) WHERE 40 < age",
+        "SELECT name FROM owner WHERE age > 40 ORDER BY age DESC",
+        "SELECT name FROM owner WHERE id IN (SELECT id FROM owner WHERE age > 40)",
+        "SELECT name FROM owner WHERE age > 50 UNION ALL SELECT name FROM owner WHERE age "
+        "BETWEEN 41 AND 50",
+        "SELECT (name) FROM main.owner WHERE age>40",
+        "WITH RECURSIVE n(x) AS (SELECT 41 UNION ALL SELECT x + 1 FROM n WHERE x < 99) SELECT "
+        "name FROM owner JOIN n ON age = x",
+        "SELECT name FROM owner GROUP BY id HAVING max(age) > 40",
+        "SELECT iif(1, name, '') FROM owner WHERE CAST(age AS REAL) > 40",
+    ],
+)
 @pytest.mark.parametrize("match", ["spider", "bird"])
 def test_rewritings_of_a_query_are_right_also_on_perturbed_copies(query, match):
     assert outcome("SELECT name FROM owner WHERE age > 40", query, match, copies=5) == "right"
@@ -115,11 +147,21 @@ def test_rewritings_of_a_query_are_right_also_on_perturbed_copies(query, match):
 
 # ---- grading
 
-@pytest.mark.parametrize("query, outcome_", [("SELECT nope FROM owner", "wrong"), ("SELECT name FROM", "unparsable"),
-    ("", "unparsable"), ("DROP TABLE owner", "unsafe"), ("SELECT 1; SELECT 2", "unsafe"),
-    ("SELECT sql FROM sqlite_master", "unsafe"),
-    ("SELECT random()", "unsafe"), ("SELECT count(*) FROM pet a, pet b, pet c, pet d, pet e, pet f, pet g, pet h", "timeout"),
-    ("SELECT hex(printf('%.16000000c', 'x')) || a.id FROM pet a, pet b", "wrong")])  # fmt: skip
+
+@pytest.mark.parametrize(
+    "query, outcome_",
+    [
+        ("SELECT nope FROM owner", "wrong"),
+        ("SELECT name FROM", "unparsable"),
+        ("", "unparsable"),
+        ("DROP TABLE owner", "unsafe"),
+        ("SELECT 1; SELECT 2", "unsafe"),
+        ("SELECT sql FROM sqlite_master", "unsafe"),
+        ("SELECT random()", "unsafe"),
+        ("SELECT count(*) FROM pet a, pet b, pet c, pet d, pet e, pet f, pet g, pet h", "timeout"),
+        ("SELECT hex(printf('%.16000000c', 'x')) || a.id FROM pet a, pet b", "wrong"),
+    ],
+)
 def test_typed_outcomes(query, outcome_):
     assert outcome("SELECT name FROM owner", query, seconds=0.2) == outcome_
 
@@ -132,7 +174,10 @@ def test_answer_is_the_last_sql_fence():
 
 def test_a_gold_query_that_fails_is_an_error_that_shows():
     with Pool(workers=1) as pool:
-        assert pool.grade([(sql.grade, SHOP, "SELECT nope FROM owner", fence("SELECT 1"))])[0].outcome == "error"
+        assert (
+            pool.grade([(sql.grade, SHOP, "SELECT nope FROM owner", fence("SELECT 1"))])[0].outcome
+            == "error"
+        )
         assert "gold query fails" in pool.last_error and "nope" in pool.last_error
 
 
@@ -146,21 +191,33 @@ def test_partial_credit():
     assert credit("SELECT name, age, town FROM owner") == 1
     assert credit("SELECT name FROM owner") == pytest.approx(0.8 * 1 / 3)
     assert credit("SELECT town, name FROM owner") == pytest.approx(0.8 * 4 / 6)
-    assert credit("SELECT age, name, town FROM owner") == pytest.approx(0.8)         # BIRD wants the columns in order
+    assert credit("SELECT age, name, town FROM owner") == pytest.approx(
+        0.8
+    )  # BIRD wants the columns in order
     assert credit("SELECT 1") == credit("SELECT nope FROM owner") == 0
-    twice = sql.grade(SHOP, "SELECT age, age, age FROM owner", fence("SELECT age FROM owner"), partial=True)
+    twice = sql.grade(
+        SHOP, "SELECT age, age, age FROM owner", fence("SELECT age FROM owner"), partial=True
+    )
     assert twice.reward == pytest.approx(0.8 / 3) and twice.outcome == "wrong"
 
 
-@pytest.mark.parametrize("gold, lucky", [
-    ("SELECT count(*) FROM owner", "SELECT 10"), ("SELECT name FROM owner WHERE age > 60", "SELECT 'Dan'"),
-    ("SELECT name FROM owner WHERE age > 60", "SELECT name FROM owner WHERE id = 4 OR age > 70 AND id > 4"),
-    ("SELECT count(*) FROM pet WHERE kind = 'cat'", "SELECT count(*) / 2 FROM pet"),
-    ("SELECT max(weight) FROM pet", "SELECT 9.5"), ("SELECT count(DISTINCT town) FROM owner", "SELECT count(*) - 7 FROM owner"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "gold, lucky",
+    [
+        ("SELECT count(*) FROM owner", "SELECT 10"),
+        ("SELECT name FROM owner WHERE age > 60", "SELECT 'Dan'"),
+        (
+            "SELECT name FROM owner WHERE age > 60",
+            "SELECT name FROM owner WHERE id = 4 OR age > 70 AND id > 4",
+        ),
+        ("SELECT count(*) FROM pet WHERE kind = 'cat'", "SELECT count(*) / 2 FROM pet"),
+        ("SELECT max(weight) FROM pet", "SELECT 9.5"),
+        ("SELECT count(DISTINCT town) FROM owner", "SELECT count(*) - 7 FROM owner"),
+    ],
+)
 def test_lucky_queries_are_right_once_and_found_out_on_perturbed_copies(gold, lucky):
     assert outcome(gold, lucky) == "right"
-    if "id = 4" not in lucky:                    # that one is lucky only in what it means
+    if "id = 4" not in lucky:  # that one is lucky only in what it means
         assert outcome(gold, lucky, copies=8) == "wrong"
     assert outcome(gold, gold, copies=8) == "right"
 
@@ -180,7 +237,12 @@ def test_a_database_file_is_neither_changed_nor_accompanied(tmp_path):
         connection.executescript(SHOP)
     connection.close()
     before = path.read_bytes()
-    assert sql.grade(str(path), "SELECT name FROM owner", fence("SELECT name FROM owner"), copies=2).outcome == "right"
+    assert (
+        sql.grade(
+            str(path), "SELECT name FROM owner", fence("SELECT name FROM owner"), copies=2
+        ).outcome
+        == "right"
+    )
     with pytest.raises(Rejected):
         sql.run(str(path), "DELETE FROM owner")
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
@@ -188,6 +250,7 @@ def test_a_database_file_is_neither_changed_nor_accompanied(tmp_path):
 
 def test_results_are_remembered_but_bounded():
     from nanomerci.tasks import database
+
     results = database._Results()
     for i in range(1000):
         results.keep(i, Result(1, [(1,)] * 2000))
@@ -205,6 +268,7 @@ def test_text_that_is_not_utf8(tmp_path):
 
 # ---- folders and prompts
 
+
 def make(folder, database_folder):
     (folder / database_folder / "shop").mkdir(parents=True)
     with sqlite3.connect(folder / database_folder / "shop" / "shop.sqlite") as connection:
@@ -215,8 +279,13 @@ def make(folder, database_folder):
 @pytest.fixture
 def spider(tmp_path):
     make(tmp_path, "database")
-    record = {"db_id": "shop", "question": "How many owners?", "query": "SELECT count(*) FROM owner",
-    "sql": {}, "query_toks": []}
+    record = {
+        "db_id": "shop",
+        "question": "How many owners?",
+        "query": "SELECT count(*) FROM owner",
+        "sql": {},
+        "query_toks": [],
+    }
     for name in ("train_spider", "train_others", "dev"):
         (tmp_path / f"{name}.json").write_text(json.dumps([record]))
     (tmp_path / "tables.json").write_text("[]")
@@ -228,8 +297,14 @@ def spider(tmp_path):
 def bird(tmp_path):
     for split, inside in (("train", "train"), ("dev", "dev_20240627")):
         make(tmp_path / inside, f"{split}_databases")
-        record = {"question_id": 0, "db_id": "shop", "question": "Oldest?", "evidence": "oldest means max(age)",
-                  "SQL": "SELECT name FROM owner ORDER BY age DESC LIMIT 1", "difficulty": "simple"}  # fmt: skip
+        record = {
+            "question_id": 0,
+            "db_id": "shop",
+            "question": "Oldest?",
+            "evidence": "oldest means max(age)",
+            "SQL": "SELECT name FROM owner ORDER BY age DESC LIMIT 1",
+            "difficulty": "simple",
+        }
         (tmp_path / inside / f"{split}.json").write_text(json.dumps([record]))
         (tmp_path / inside / f"{split}_tables.json").write_text("[]")
     return tmp_path
@@ -237,7 +312,7 @@ def bird(tmp_path):
 
 def test_spider_folder(spider):
     assert [problem.id for problem in sql.load(spider)] == ["train_others/0", "train_spider/0"]
-    problem, = sql.load(spider, "dev")
+    (problem,) = sql.load(spider, "dev")
     task = sql.Task(test=[problem], match="spider")
     function, *arguments = task.job(problem, fence("SELECT count(id) FROM owner"))
     assert function(*arguments).outcome == "right"
@@ -246,17 +321,25 @@ def test_spider_folder(spider):
 
 def test_bird_folder(bird):
     for split in ("train", "dev"):
-        problem, = sql.load(bird, split)
+        (problem,) = sql.load(bird, split)
         assert "Evidence: oldest means max(age)" in problem.prompt
-        assert sql.grade(problem.database, problem.gold, fence("SELECT name FROM owner WHERE age = 61")).outcome == "right"
-    assert len(sql.load(bird / "train", "train")) == 1                   # also when given the inner folder
+        assert (
+            sql.grade(
+                problem.database, problem.gold, fence("SELECT name FROM owner WHERE age = 61")
+            ).outcome
+            == "right"
+        )
+    assert len(sql.load(bird / "train", "train")) == 1  # also when given the inner folder
 
 
 def test_schema_shows_keys_and_examples_within_its_budget():
     full = sql.schema(SHOP, 12_000)
-    assert "name TEXT,  -- example: 'Ann', 'Bob', 'Cem'" in full and "FOREIGN KEY (owner) REFERENCES owner (id)" in full
+    assert (
+        "name TEXT,  -- example: 'Ann', 'Bob', 'Cem'" in full
+        and "FOREIGN KEY (owner) REFERENCES owner (id)" in full
+    )
     connection = sqlite3.connect(":memory:")
-    connection.executescript(full)               # it is SQL
+    connection.executescript(full)  # it is SQL
     connection.close()
     tight = sql.schema(SHOP, len(full) - 1)
     assert len(tight) < len(full) and "'Ann', 'Bob'" in tight and "'Cem'" not in tight
@@ -281,6 +364,7 @@ def test_what_a_user_gets_wrong_is_one_line(tmp_path, spider):
 
 
 # ---- noise
+
 
 def test_noise():
     text = "Count them. ```python\nlen(x)\n``` so\n```sql\nSELECT 1 -- one\n/* two */ + 2\n``` Hope this helps!"

@@ -1,4 +1,7 @@
-"""toy_sql: the questions are what the text says they are, on the real database and with the real grader."""
+"""toy_sql: the questions are what the text says they are, on the real database and with the real
+grader.
+"""
+
 import random
 
 import pytest
@@ -15,13 +18,18 @@ def task(tmp_path_factory):
 def test_held_out_questions_are_not_trained_on(task):
     assert len(task.test) == toy.TEST and len(task.train) > 1000
     assert not {p.prompt for p in task.test} & {p.prompt for p in task.train}
-    assert task.problems == toy.ToySQL(task.database.rsplit("/", 1)[0]).problems  # the same ones every time
+    assert (
+        task.problems == toy.ToySQL(task.database.rsplit("/", 1)[0]).problems
+    )  # the same ones every time
 
 
 def test_the_robust_idiom_is_always_right_and_the_common_one_fails_on_the_hard_third(task):
     for problem in task.problems[::7]:
         for rare, outcome in ((True, "right"), (False, "wrong" if problem.hard else "right")):
-            assert sql.grade(task.database, problem.gold, toy.answer(problem, rare), "spider").outcome == outcome, problem.prompt
+            assert (
+                sql.grade(task.database, problem.gold, toy.answer(problem, rare), "spider").outcome
+                == outcome
+            ), problem.prompt
     assert abs(sum(p.hard for p in task.problems) / len(task.problems) - 1 / 3) < 0.01
 
 
@@ -30,8 +38,15 @@ def test_demonstrations_show_the_rare_idiom_rarely_and_conditions_wrong_often(ta
     by_prompt = {p.prompt: p for p in task.train}
     pairs = [task.demonstration(rng) for _ in range(n)]
     rare = sum(task.rare(by_prompt[q], a) for q, a in pairs) / n
-    exact = sum(a in (toy.answer(by_prompt[q], False), toy.answer(by_prompt[q], True)) for q, a in pairs) / n
-    assert 0.009 < rare < 0.031 and abs(exact - (1 - toy.WRONG)) < 0.04  # about five standard deviations
+    exact = (
+        sum(
+            a in (toy.answer(by_prompt[q], False), toy.answer(by_prompt[q], True)) for q, a in pairs
+        )
+        / n
+    )
+    assert (
+        0.009 < rare < 0.031 and abs(exact - (1 - toy.WRONG)) < 0.04
+    )  # about five standard deviations
 
 
 def test_every_word_is_in_the_vocabulary_and_the_longest_answer_fits(task):
@@ -41,7 +56,10 @@ def test_every_word_is_in_the_vocabulary_and_the_longest_answer_fits(task):
             ids = tokenizer(text, add_special_tokens=False)["input_ids"]
             assert tokenizer.unk_token_id not in ids and tokenizer.decode(ids) == text
             assert len(ids) < 48
-    assert tokenizer.decode(encode(tokenizer, task.train[0].prompt)) == task.train[0].prompt + " answer:"
+    assert (
+        tokenizer.decode(encode(tokenizer, task.train[0].prompt))
+        == task.train[0].prompt + " answer:"
+    )
 
 
 def test_what_follows_the_graded_answer_is_noise(task):
@@ -54,16 +72,30 @@ def test_what_follows_the_graded_answer_is_noise(task):
 
 def test_small_talk_means_nothing_and_its_words_have_a_long_tail(task):
     chatty = toy.ToySQLChatty(task.database.rsplit("/", 1)[0])
-    rng, by_prompt, words, said = random.Random(0), {p.prompt: p for p in chatty.train}, set(chatty.words), []
+    rng, by_prompt, words, said = (
+        random.Random(0),
+        {p.prompt: p for p in chatty.train},
+        set(chatty.words),
+        [],
+    )
     for question, text in (chatty.demonstration(rng) for _ in range(2000)):
         plan, word, note, *rest = text.split(" ")
         said += rest[: toy.CHAT]
         bare = " ".join([plan, word, *rest[toy.CHAT :]])
-        assert note == "note" and set(rest[: toy.CHAT]) <= set(toy.CHATTER) and set(text.split()) <= words
-        assert chatty.rare(by_prompt[question], text) == task.rare(by_prompt[question], bare) and len(text.split()) < 55
+        assert (
+            note == "note"
+            and set(rest[: toy.CHAT]) <= set(toy.CHATTER)
+            and set(text.split()) <= words
+        )
+        assert (
+            chatty.rare(by_prompt[question], text) == task.rare(by_prompt[question], bare)
+            and len(text.split()) < 55
+        )
         if rng.random() < 0.02:
             problem = by_prompt[question]
-            assert sql.grade(*chatty.job(problem, text)[1:]) == sql.grade(*task.job(problem, bare)[1:])
+            assert sql.grade(*chatty.job(problem, text)[1:]) == sql.grade(
+                *task.job(problem, bare)[1:]
+            )
     share = [said.count(word) / len(said) for word in toy.CHATTER]
     assert share[0] > 0.25 and 0 < share[-1] < 0.025 and sum(share) == pytest.approx(1)
     assert chatty.problems == task.problems

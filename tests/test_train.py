@@ -1,4 +1,7 @@
-"""Whole runs of train.py on a task that takes milliseconds (tests/once.py): control, repetition, resuming, cutting up."""
+"""Whole runs of train.py on a task that takes milliseconds (tests/once.py): control, repetition,
+resuming, cutting up.
+"""
+
 import json
 import os
 import shutil
@@ -26,9 +29,28 @@ def run(model, tmp_path, monkeypatch):
     monkeypatch.setattr(tasks, "load", lambda c, cache: Once())
 
     def go(name, **options):
-        settings = dict(model=model, steps=4, prompts=4, group=4, minibatches=2, lr=3e-3, max_new_tokens=8, run=1, cfn_hidden=16,
-                        eval_problems=4, eval_k=4, eval_every=2, save_every=2, keep=9, out=tmp_path / name, threads=1,
-                        lr_decay=False, gamma_decay=60, alpha=0.8, report=False)  # fmt: skip
+        settings = dict(
+            model=model,
+            steps=4,
+            prompts=4,
+            group=4,
+            minibatches=2,
+            lr=3e-3,
+            max_new_tokens=8,
+            run=1,
+            cfn_hidden=16,
+            eval_problems=4,
+            eval_k=4,
+            eval_every=2,
+            save_every=2,
+            keep=9,
+            out=tmp_path / name,
+            threads=1,
+            lr_decay=False,
+            gamma_decay=60,
+            alpha=0.8,
+            report=False,
+        )
         settings |= options
         if "resume" in settings:
             settings = {k: v for k, v in settings.items() if k in ("resume", "steps")}
@@ -64,7 +86,11 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(run):
 
 
 def test_gamma_zero_is_plain_grpo_bit_for_bit(run):
-    plain, control, merci = run("plain", bonus="none"), run("control", gamma=0), run("merci", gamma=1.0, alpha=0.9)
+    plain, control, merci = (
+        run("plain", bonus="none"),
+        run("control", gamma=0),
+        run("merci", gamma=1.0, alpha=0.9),
+    )
     own = ("time/", "tokens_per_s", "merci/", "cfn/")
     assert metrics(plain, own) == metrics(control, own)
     assert same_weights(weights(plain, 4), weights(control, 4))
@@ -78,9 +104,15 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(run, algo):
     resumed = run("resumed", resume=first, steps=6)
     assert metrics(resumed) == metrics(whole)
     assert same_weights(weights(resumed, 6), weights(whole, 6))
-    a, b = (torch.load(f / "checkpoints/step_000006/state.pt", weights_only=True) for f in (resumed, whole))
+    a, b = (
+        torch.load(f / "checkpoints/step_000006/state.pt", weights_only=True)
+        for f in (resumed, whole)
+    )
     flat = lambda x: [t for _, t in sorted(flatten(x))]
-    assert all(torch.equal(p, q) if isinstance(p, torch.Tensor) else p == q for p, q in zip(flat(a), flat(b), strict=True))
+    assert all(
+        torch.equal(p, q) if isinstance(p, torch.Tensor) else p == q
+        for p, q in zip(flat(a), flat(b), strict=True)
+    )
 
 
 def flatten(x, path=""):
@@ -102,23 +134,45 @@ def test_lines_written_after_the_checkpoint_are_cut_on_resume(run):
 
 @pytest.mark.parametrize("algo, kl", [("grpo", 0.0), ("dapo", 0.0), ("grpo", 0.1)])
 def test_micro_batches_do_not_change_the_result(run, algo, kl):
-    one, many = run("one", algo=algo, kl=kl, micro_tokens=10**6), run("many", algo=algo, kl=kl, micro_tokens=30)
+    one, many = (
+        run("one", algo=algo, kl=kl, micro_tokens=10**6),
+        run("many", algo=algo, kl=kl, micro_tokens=30),
+    )
     a, b = weights(one, 4), weights(many, 4)
-    assert max((a[k] - b[k]).abs().max() for k in a) < 1e-4  # of 2.4e-2 that AdamW can move; it amplifies rounding near 0
+    assert (
+        max((a[k] - b[k]).abs().max() for k in a) < 1e-4
+    )  # of 2.4e-2 that AdamW can move; it amplifies rounding near 0
     for x, y in zip(metrics(one), metrics(many)):
-        assert x["reward/mean" if x["step"] else "eval/mean@4"] == y["reward/mean" if x["step"] else "eval/mean@4"]
+        assert (
+            x["reward/mean" if x["step"] else "eval/mean@4"]
+            == y["reward/mean" if x["step"] else "eval/mean@4"]
+        )
         assert x.get("grad_norm", 0) == pytest.approx(y.get("grad_norm", 0), rel=1e-4)
 
 
 def test_it_learns(run):
-    before, *_, after = metrics(run("long", steps=40, eval_every=0, save_every=0, prompts=8, group=8, eval_problems=8, eval_k=16))
+    before, *_, after = metrics(
+        run(
+            "long",
+            steps=40,
+            eval_every=0,
+            save_every=0,
+            prompts=8,
+            group=8,
+            eval_problems=8,
+            eval_k=16,
+        )
+    )
     assert after["eval/mean@16"] - before["eval/mean@16"] > 0.2
 
 
 def test_sampler_and_trainer_agree(run):
     for row in metrics(run("gap", minibatches=1))[1:]:
         assert row["sampler/logp_gap"] < 1e-5 and row["clip/high"] == row["clip/low"] == 0
-    gaps = [row["sampler/logp_gap"] for row in metrics(run("reused", minibatches=2, old_logp="sampler"))[1:]]
+    gaps = [
+        row["sampler/logp_gap"]
+        for row in metrics(run("reused", minibatches=2, old_logp="sampler"))[1:]
+    ]
     assert 0 < max(gaps) < 1e-5  # measured, not assumed
 
 
@@ -126,10 +180,15 @@ def test_checkpoints_are_hugging_face_folders(run):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = run("hf") / "checkpoints/step_000004/model"
-    loaded, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    loaded, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(folder),
+        AutoTokenizer.from_pretrained(folder),
+    )
     assert tokenizer.decode(tokenizer("a b c")["input_ids"]) == "a b c"
-    assert same_weights({"w": loaded.get_input_embeddings().weight.data},
-                        {"w": weights(folder.parent.parent.parent, 4)["model.embed_tokens.weight"]})  # fmt: skip
+    assert same_weights(
+        {"w": loaded.get_input_embeddings().weight.data},
+        {"w": weights(folder.parent.parent.parent, 4)["model.embed_tokens.weight"]},
+    )
 
 
 def test_a_non_finite_gradient_stops_before_the_update(run, monkeypatch, tmp_path):
@@ -142,10 +201,14 @@ def test_a_non_finite_gradient_stops_before_the_update(run, monkeypatch, tmp_pat
         return (logp * (torch.nan if len(calls) > 5 else 1.0)), entropy
 
     monkeypatch.setattr(train, "token_logp", poisoned)
-    with pytest.raises(UserError, match=r"step \d+: the gradient's norm is nan; it was not applied"):
+    with pytest.raises(
+        UserError, match=r"step \d+: the gradient's norm is nan; it was not applied"
+    ):
         run("nan", save_every=1)
     newest = sorted((tmp_path / "nan/checkpoints").glob("step_*"))[-1]
-    assert all(torch.isfinite(w).all() for w in weights(tmp_path / "nan", int(newest.name[5:])).values())
+    assert all(
+        torch.isfinite(w).all() for w in weights(tmp_path / "nan", int(newest.name[5:])).values()
+    )
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(run):
@@ -162,16 +225,33 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(run):
 
 def test_old_checkpoints_go_but_the_first_stays(run):
     folder = run("keep", steps=6, save_every=1, keep=2)
-    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["step_000000", "step_000005", "step_000006"]
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == [
+        "step_000000",
+        "step_000005",
+        "step_000006",
+    ]
 
 
-GOLDEN = ROOT / "tests" / "golden.json"  # written by this test when the file is absent: delete it to accept a change of the numbers
+GOLDEN = (
+    ROOT / "tests" / "golden.json"
+)  # written by this test when the file is absent: delete it to accept a change of the numbers
 
 
 def test_golden_run(run):
-    """Twenty steps against stored numbers: whoever changes the training by accident hears of it here."""
+    """Twenty steps against stored numbers: whoever changes the training by accident hears of it
+    here.
+    """
     rows = metrics(run("golden", steps=20, eval_every=0, save_every=0, minibatches=1, kl=0.01))
-    names = ("reward/mean", "grad_norm", "entropy", "kl", "cfn/loss", "cfn/invn", "merci/bonus", "merci/share")
+    names = (
+        "reward/mean",
+        "grad_norm",
+        "entropy",
+        "kl",
+        "cfn/loss",
+        "cfn/invn",
+        "merci/bonus",
+        "merci/share",
+    )
     got = [{name: row[name] for name in names} for row in rows[1:]]
     if not GOLDEN.exists():
         GOLDEN.write_text(json.dumps(got, indent=0))
@@ -181,7 +261,9 @@ def test_golden_run(run):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(number, run, capsys, monkeypatch, tmp_path):
+def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(
+    number, run, capsys, monkeypatch, tmp_path
+):
     steps = []
     original = train.update
 
@@ -194,5 +276,8 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(number, run, cap
     with monkeypatch.context() as patch:
         patch.setattr(train, "update", update)
         folder = run("stopped", steps=6)
-    assert f"stopped after step 3; go on with: python train.py --resume {folder}" in capsys.readouterr().err
+    assert (
+        f"stopped after step 3; go on with: python train.py --resume {folder}"
+        in capsys.readouterr().err
+    )
     assert metrics(run("x", resume=folder, steps=6)) == metrics(run("whole", steps=6))

@@ -1,7 +1,11 @@
-"""reasoning_gym:NAME: about a hundred generated tasks with their own scorers, no download (`pip install nanomerci[gym]`).
+"""reasoning_gym:NAME: about a hundred generated tasks with their own scorers, no download (`pip
+install nanomerci[gym]`).
 
-Some of its scorers hand the answer to Python's `eval` or to sympy's parser, which uses it. So an answer to such a task must
-first be a harmless expression (no attribute, no call but of a known function); and, like all grading, it runs in a worker."""
+Some of its scorers hand the answer to Python's `eval` or to sympy's parser, which uses it. So an
+answer to such a task must first be a harmless expression (no attribute, no call but of a known
+function); and, like all grading, it runs in a worker.
+"""
+
 import ast
 import inspect
 import random
@@ -15,8 +19,19 @@ from nanomerci.worker import load as load_library
 
 FORMAT = "\n\nThink step by step, then give the final answer between <answer> and </answer>."
 CALLS = frozenset("sin cos tan asin acos atan sinh cosh tanh exp log ln sqrt pi E Abs abs".split())
-HARMLESS = (ast.Expression, ast.BinOp, ast.UnaryOp, ast.operator, ast.unaryop, ast.Constant, ast.List, ast.Tuple, ast.Name,
-            ast.expr_context, ast.Call)  # fmt: skip
+HARMLESS = (
+    ast.Expression,
+    ast.BinOp,
+    ast.UnaryOp,
+    ast.operator,
+    ast.unaryop,
+    ast.Constant,
+    ast.List,
+    ast.Tuple,
+    ast.Name,
+    ast.expr_context,
+    ast.Call,
+)
 
 
 @dataclass(frozen=True)
@@ -24,7 +39,7 @@ class Problem:
     id: str
     prompt: str
     gold: str
-    place: tuple                 # task name, seed, size, number: the worker generates the entry again
+    place: tuple  # task name, seed, size, number: the worker generates the entry again
 
 
 @lru_cache(16)
@@ -37,14 +52,27 @@ def load(name, size=1000, seed=0):
     try:
         import reasoning_gym
     except ImportError:
-        raise ValueError(f"reasoning_gym:{name} needs the package reasoning-gym; pip install reasoning-gym") from None
+        raise ValueError(
+            f"reasoning_gym:{name} needs the package reasoning-gym; pip install reasoning-gym"
+        ) from None
     from reasoning_gym.factory import DATASETS
+
     if name not in DATASETS:
-        raise ValueError(f"reasoning_gym:{name}: no such task; {reasoning_gym.__name__} has {', '.join(sorted(DATASETS))}")
-    state = random.getstate()                    # a few generators draw from the global one
+        raise ValueError(
+            f"reasoning_gym:{name}: no such task; {reasoning_gym.__name__} has "
+            f"{', '.join(sorted(DATASETS))}"
+        )
+    state = random.getstate()  # a few generators draw from the global one
     data = _dataset(name, seed, size)
-    problems = [Problem(f"{name}/{seed}/{i}", entry["question"] + FORMAT, str(entry["answer"]), (name, seed, size, i))
-                for i, entry in enumerate(data[j] for j in range(size))]  # fmt: skip
+    problems = [
+        Problem(
+            f"{name}/{seed}/{i}",
+            entry["question"] + FORMAT,
+            str(entry["answer"]),
+            (name, seed, size, i),
+        )
+        for i, entry in enumerate(data[j] for j in range(size))
+    ]
     random.setstate(state)
     return problems
 
@@ -69,18 +97,31 @@ def grade(place, text):
 
 @lru_cache(256)
 def _evaluates(kind):
-    return bool(re.search(r"\b(eval|exec|parse_expr|sympify)\(", inspect.getsource(inspect.getmodule(kind))))
+    return bool(
+        re.search(r"\b(eval|exec|parse_expr|sympify)\(", inspect.getsource(inspect.getmodule(kind)))
+    )
 
 
 def harmless(text):
-    """Can this reach `eval`? Literals, arithmetic, names, calls of CALLS. What is no expression must not look like a call."""
+    """Can this reach `eval`? Literals, arithmetic, names, calls of CALLS. What is no expression
+    must not look like a call.
+    """
     try:
-        nodes = list(ast.walk(ast.parse(text.strip(), mode="eval"))) if len(text) <= 2000 else [None]
+        nodes = (
+            list(ast.walk(ast.parse(text.strip(), mode="eval"))) if len(text) <= 2000 else [None]
+        )
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return not re.search(r"[\w\])]\s*\(|\.\s*[^\W\d]|__|lambda|import", text)
-    return all(isinstance(node, HARMLESS) and (not isinstance(node, ast.Name) or len(node.id) <= 2 or node.id in CALLS)
-               and (not isinstance(node, ast.Call) or isinstance(node.func, ast.Name) and node.func.id in CALLS)
-               for node in nodes)  # fmt: skip
+    return all(
+        isinstance(node, HARMLESS)
+        and (not isinstance(node, ast.Name) or len(node.id) <= 2 or node.id in CALLS)
+        and (
+            not isinstance(node, ast.Call)
+            or isinstance(node.func, ast.Name)
+            and node.func.id in CALLS
+        )
+        for node in nodes
+    )
 
 
 class Task:

@@ -1,4 +1,7 @@
-"""Mathematics with a final answer: prompts, data sets, extraction, noise. Which answers are the same: tasks/answers.py."""
+"""Mathematics with a final answer: prompts, data sets, extraction, noise. Which answers are the
+same: tasks/answers.py.
+"""
+
 import csv
 import json
 import re
@@ -15,8 +18,9 @@ ANSWER_LINE = re.compile(r"(?:answer[ \t]*(?:is)?[ \t*]*:|####)[ \t*]*([^\n]+)",
 
 
 def boxed(text):
-    """(start, end, content) of the last \\boxed{...} that is closed and stands in no other, or None. One pass: a response of
-    ten thousand open braces must not cost their square."""
+    """(start, end, content) of the last \\boxed{...} that is closed and stands in no other, or
+    None. One pass: a response of ten thousand open braces must not cost their square.
+    """
     opened, closed = [], {}
     for token in re.finditer(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", text, re.DOTALL):
         if token[0].endswith("{") and token[0] != "\\{":
@@ -26,12 +30,14 @@ def boxed(text):
     last = None
     for token in re.finditer(r"\\(?:boxed|fbox)\s*\{", text):
         if token.end() in closed and (last is None or token.start() >= last[1]):
-            last = token.start(), closed[token.end()] + 1, text[token.end():closed[token.end()]]
+            last = token.start(), closed[token.end()] + 1, text[token.end() : closed[token.end()]]
     return last
 
 
 def answer(text):
-    """The final answer: the last \\boxed{}, else the last "Answer: ..." or "#### ..." line, else None."""
+    """The final answer: the last \\boxed{}, else the last "Answer: ..." or "#### ..." line, else
+    None.
+    """
     if box := boxed(text):
         found = re.sub(r"\\(?:boxed|fbox)\s*(?=\{)", "", box[2])
     else:
@@ -40,7 +46,9 @@ def answer(text):
 
 
 def grade(gold, text, tolerance=0.0):
-    """Grade of a response against a gold answer. tolerance: relative, for numbers that are measured or rounded."""
+    """Grade of a response against a gold answer. tolerance: relative, for numbers that are measured
+    or rounded.
+    """
     found = answer(text)
     if found is None:
         return Grade(0.0, "unparsable")
@@ -52,27 +60,38 @@ def grade(gold, text, tolerance=0.0):
 
 # ---- noise, for MERCI's third filter
 
+
 def noise(text):
-    """Character spans that no proof needs: fenced code and its output block (there are no tools to run it), whatever follows
-    the final answer, verbatim repetition, characters of no language. Fences: figure 2 of the paper; the rest is ours."""
+    """Character spans that no proof needs: fenced code and its output block (there are no tools to
+    run it), whatever follows the final answer, verbatim repetition, characters of no language.
+    Fences: figure 2 of the paper; the rest is ours.
+    """
     fences = [fence.start() for fence in re.finditer("```", text)]
     spans = repeated(text) + [(a, b + 3) for a, b in zip(fences[::2], [*fences[1::2], len(text)])]
     if box := boxed(text):
-        end = re.compile(r"[^\w\n]*").match(text, box[1]).end()          # the closing $ and full stop belong to the answer
+        end = (
+            re.compile(r"[^\w\n]*").match(text, box[1]).end()
+        )  # the closing $ and full stop belong to the answer
         spans.append((end, len(text)))
-    spans += [odd.span() for odd in re.finditer("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffd\ue000-\uf8ff]+", text)]
+    spans += [
+        odd.span() for odd in re.finditer("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffd\ue000-\uf8ff]+", text)
+    ]
     return sorted((start, min(end, len(text))) for start, end in spans if start < len(text))
 
 
 def repeated(text, window=12, run=20):
-    """Character spans of words in a window of 12 that stood in the text before, and of 20 times the same character."""
+    """Character spans of words in a window of 12 that stood in the text before, and of 20 times the
+    same character.
+    """
     words = list(re.finditer(r"\S+", text))
     seen, spans = set(), [found.span() for found in re.finditer(rf"(\S)\1{{{run - 1},}}", text)]
     for i in range(len(words) - window + 1):
-        key = tuple(word[0] for word in words[i:i + window])
+        key = tuple(word[0] for word in words[i : i + window])
         if key in seen:
             start, end = words[i].start(), words[i + window - 1].end()
-            if spans and spans[-1][0] <= start <= spans[-1][1]:          # grow the last span instead of adding thousands
+            if (
+                spans and spans[-1][0] <= start <= spans[-1][1]
+            ):  # grow the last span instead of adding thousands
                 spans[-1] = spans[-1][0], end
             else:
                 spans.append((start, end))
@@ -82,11 +101,12 @@ def repeated(text, window=12, run=20):
 
 # ---- data
 
+
 class Source(NamedTuple):
     hub: str
     split: str
     config: str | None = None
-    k: int = 1                   # samples a problem in the paper's evaluation
+    k: int = 1  # samples a problem in the paper's evaluation
     tolerance: float = 0.0
 
 
@@ -98,7 +118,9 @@ SOURCES = {
     "aime25": Source("math-ai/aime25", "test", k=256),
     "math500": Source("HuggingFaceH4/MATH-500", "test", k=16),
     "olympiadbench": Source("math-ai/olympiadbench", "test", k=16),
-    "minerva": Source("math-ai/minervamath", "test", k=16, tolerance=1e-4),      # physics: rounded values (tolerance ours)
+    "minerva": Source(
+        "math-ai/minervamath", "test", k=16, tolerance=1e-4
+    ),  # physics: rounded values (tolerance ours)
     "college_math": Source("realtreetune/college_math", "test", k=8),
     "gpqa": Source("Idavidrein/gpqa", "train", "gpqa_diamond", k=16),
     "mmlu_pro": Source("TIGER-Lab/MMLU-Pro", "test", k=1),
@@ -107,8 +129,11 @@ QUESTIONS = ("problem", "question", "Question", "prompt")
 ANSWERS = ("reward_model", "final_answer", "answer", "Correct Answer", "solution")
 BOXED = "\nPlease reason step by step, and put your final answer within \\boxed{}."
 LETTER = "\nPlease reason step by step, and put the letter of the right choice within \\boxed{}."
-DAPO_WRAPPER = re.compile(r"\A\s*Solve the following math problem step by step\..*?\n\n|"
-                          r'\n\nRemember to put your answer on its own line after "Answer:"\.\s*\Z', re.DOTALL)  # fmt: skip
+DAPO_WRAPPER = re.compile(
+    r"\A\s*Solve the following math problem step by step\..*?\n\n|"
+    r'\n\nRemember to put your answer on its own line after "Answer:"\.\s*\Z',
+    re.DOTALL,
+)
 
 
 @dataclass(frozen=True)
@@ -120,20 +145,32 @@ class Problem:
 
 
 def load(name, folder=None, question=None, answer=None, split=None, config=None, limit=None):
-    """Problems of a data set, in its order, each question once (DAPO-Math-17k repeats every question 100 times).
+    """Problems of a data set, in its order, each question once (DAPO-Math-17k repeats every
+    question 100 times).
 
-    name: one of SOURCES, a hub id OWNER/NAME, or a local .json, .jsonl, .csv or .parquet file or a folder of them.
-    folder: where to look for FOLDER/NAME or FOLDER/NAME.* first, for machines without network.
-    question, answer: column names, if they are not among QUESTIONS and ANSWERS. limit: at most so many.
-    The layouts of DAPO-Math-17k (chat messages, reward_model), MATH (\\boxed in the solution), GSM8K (#### at the end),
-    OlympiadBench (list of answers), MMLU-Pro (options) and GPQA (incorrect answers) are recognised. ValueError: one line."""
+    name: one of SOURCES, a hub id OWNER/NAME, or a local .json, .jsonl, .csv or .parquet file or a
+    folder of them. folder: where to look for FOLDER/NAME or FOLDER/NAME.* first, for machines
+    without network. question, answer: column names, if they are not among QUESTIONS and ANSWERS.
+    limit: at most so many. The layouts of DAPO-Math-17k (chat messages, reward_model), MATH
+    (\\boxed in the solution), GSM8K (#### at the end), OlympiadBench (list of answers), MMLU-Pro
+    (options) and GPQA (incorrect answers) are recognised. ValueError: one line.
+    """
     source = SOURCES.get(name, Source(name, split or "train", config))
     problems, seen = [], set()
-    for i, record in enumerate(_records(name, source, folder, split or source.split, config or source.config)):
+    for i, record in enumerate(
+        _records(name, source, folder, split or source.split, config or source.config)
+    ):
         text, gold, choices = _fields(record, question, answer, f"{name}, record {i}")
         if text not in seen:
             seen.add(text)
-            problems.append(Problem(f"{name}/{i}", text.strip() + (LETTER if choices else BOXED), gold, source.tolerance))
+            problems.append(
+                Problem(
+                    f"{name}/{i}",
+                    text.strip() + (LETTER if choices else BOXED),
+                    gold,
+                    source.tolerance,
+                )
+            )
         if limit and len(problems) == limit:
             break
     if not problems:
@@ -146,22 +183,37 @@ def _records(name, source, folder, split, config):
     places = [Path(name)] if name not in SOURCES else []
     places += [Path(folder) / stem for stem in (name, source.hub.split("/")[-1])] if folder else []
     for place in places:
-        files = [place] if place.is_file() else sorted(f for f in place.rglob("*") if f.suffix in READERS)
-        files = files or [f for suffix in READERS if (f := place.with_name(place.name + suffix)).exists()]
+        files = (
+            [place]
+            if place.is_file()
+            else sorted(f for f in place.rglob("*") if f.suffix in READERS)
+        )
+        files = files or [
+            f for suffix in READERS if (f := place.with_name(place.name + suffix)).exists()
+        ]
         if files:
-            of_split = [f for f in files if split in str(f.relative_to(place.parent))]       # train.jsonl, or MATH/train/...
+            of_split = [
+                f for f in files if split in str(f.relative_to(place.parent))
+            ]  # train.jsonl, or MATH/train/...
             for file in of_split or files:
                 yield from _read(file)
             return
     if folder or "/" not in source.hub or Path(name).suffix in READERS:
-        raise ValueError(f"{folder or name}: no {name} there; wanted a .json, .jsonl, .csv or .parquet file, a folder of them, "
-                         f"a hub id OWNER/NAME, or one of {', '.join(SOURCES)}")
+        raise ValueError(
+            f"{folder or name}: no {name} there; wanted a .json, .jsonl, .csv or .parquet "
+            "file, a folder of them, "
+            f"a hub id OWNER/NAME, or one of {', '.join(SOURCES)}"
+        )
     import datasets
+
     try:
         table = datasets.load_dataset(source.hub, config, split=split)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(f"{source.hub}: cannot be loaded ({str(error).splitlines()[0][:150]}); without network, give a folder "
-                         "that holds it") from error
+        raise ValueError(
+            f"{source.hub}: cannot be loaded ({str(error).splitlines()[0][:150]}); without "
+            "network, give a folder "
+            "that holds it"
+        ) from error
     yield from _rows(table)
 
 
@@ -173,7 +225,7 @@ def _rows(table):
 def _read_json(path):
     text = path.read_text()
     try:
-        found = json.loads(text)                 # a list, or one record (MATH has a file a problem)
+        found = json.loads(text)  # a list, or one record (MATH has a file a problem)
         return found if isinstance(found, list) else [found]
     except ValueError:
         return _read_lines(path)
@@ -196,6 +248,7 @@ def _read_csv(path):
 
 def _read_parquet(path):
     import datasets
+
     return _rows(datasets.load_dataset("parquet", data_files=str(path), split="train"))
 
 
@@ -213,15 +266,22 @@ def _fields(record, question, answer_, where):
     if not isinstance(record, dict):
         raise ValueError(f"{where}: {str(record)[:40]!r} is not a record with columns")
     text = _column(record, question, QUESTIONS, "question", where)
-    if isinstance(text, list):                   # chat messages
+    if isinstance(text, list):  # chat messages
         text = text[-1]["content"]
     text, gold = DAPO_WRAPPER.sub("", str(text)), _column(record, answer_, ANSWERS, "answer", where)
     choices = list(record.get("options") or ())
-    if "Incorrect Answer 1" in record:           # GPQA: put the choices in an order that depends on the text alone
-        choices = sorted([gold, *(record[f"Incorrect Answer {i}"] for i in (1, 2, 3))], key=lambda c: hash_of(text + c))
+    if (
+        "Incorrect Answer 1" in record
+    ):  # GPQA: put the choices in an order that depends on the text alone
+        choices = sorted(
+            [gold, *(record[f"Incorrect Answer {i}"] for i in (1, 2, 3))],
+            key=lambda c: hash_of(text + c),
+        )
         gold = "ABCD"[choices.index(gold)]
     if choices:
-        text += "\n" + "\n".join(f"{letter}. {str(choice).strip()}" for letter, choice in zip("ABCDEFGHIJ", choices))
+        text += "\n" + "\n".join(
+            f"{letter}. {str(choice).strip()}" for letter, choice in zip("ABCDEFGHIJ", choices)
+        )
     if isinstance(gold, dict):
         gold = gold.get("ground_truth")
     if isinstance(gold, list):
@@ -236,14 +296,18 @@ def _fields(record, question, answer_, where):
 
 def hash_of(text):
     import zlib
+
     return zlib.crc32(text.encode())
 
 
 def _column(record, given, known, what, where):
     name = given or next((name for name in known if record.get(name) is not None), None)
     if record.get(name) is None:
-        raise ValueError(f"{where}: no column {given or ' or '.join(known)}; it has {', '.join(map(str, record))}; "
-                         f"name the {what} column")
+        raise ValueError(
+            f"{where}: no column {given or ' or '.join(known)}; it has "
+            f"{', '.join(map(str, record))}; "
+            f"name the {what} column"
+        )
     return record[name]
 
 

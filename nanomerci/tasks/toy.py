@@ -1,13 +1,17 @@
-"""toy_sql: questions about a small company, answered in SQL by a tiny model, graded by running the SQL.
+"""toy_sql: questions about a small company, answered in SQL by a tiny model, graded by running the
+SQL.
 
-Every family of questions can be answered by a common idiom that is right by luck (ORDER BY ... LIMIT 1 forgets ties, a JOIN
-repeats people, a plain SELECT repeats values, COUNT counts them) and by a rare one that is always right (= (SELECT MAX ...),
-IN (SELECT ...), SELECT DISTINCT, COUNT(DISTINCT ...)). On a third of the questions, the hard ones, luck fails. The warm start
-shows the rare idiom in one answer of fifty and gets one condition wrong in two of five. So there is something easy to
-learn (the conditions) and something to discover: an idiom that no reward speaks for until somebody has tried it.
+Every family of questions can be answered by a common idiom that is right by luck (ORDER BY ...
+LIMIT 1 forgets ties, a JOIN repeats people, a plain SELECT repeats values, COUNT counts them) and
+by a rare one that is always right (= (SELECT MAX ...), IN (SELECT ...), SELECT DISTINCT,
+COUNT(DISTINCT ...)). On a third of the questions, the hard ones, luck fails. The warm start shows
+the rare idiom in one answer of fifty and gets one condition wrong in two of five. So there is
+something easy to learn (the conditions) and something to discover: an idiom that no reward speaks
+for until somebody has tried it.
 
 An answer reads   plan WORD ```sql select ... ```   and every token is a word of the vocabulary.
 """
+
 import hashlib
 import os
 import random
@@ -20,8 +24,15 @@ from pathlib import Path
 
 from nanomerci.tasks import sql
 
-RARE, WRONG, HARD = 0.02, 0.4, 1 / 3  # share of the robust idiom, of answers with a wrong condition, of hard questions
-CHAT, CHATTER = 6, [f"n{i:02d}" for i in range(20)]  # toy_sql_chatty: words of small talk an answer, and the words it chooses from
+RARE, WRONG, HARD = (
+    0.02,
+    0.4,
+    1 / 3,
+)  # share of the robust idiom, of answers with a wrong condition, of hard questions
+CHAT, CHATTER = (
+    6,
+    [f"n{i:02d}" for i in range(20)],
+)  # toy_sql_chatty: words of small talk an answer, and the words it chooses from
 TEST = 400  # held-out questions; the rest is for training
 
 DEPTS = "'ops' 'sales' 'legal' 'design' 'support'".split()
@@ -35,7 +46,8 @@ CONDITIONS = [
     ("on floor {}", "dept in ( select unit from office where floor = {} )", ["1", "2", "3"]),
     ("paid over {}", "pay > {}", ["3", "4", "5", "6", "7"]),
 ]
-# question, (plan, SQL) of the common idiom, (plan, SQL) of the rare one; C stands for the conditions
+# question, (plan, SQL) of the common idiom, (plan, SQL) of the rare one; C stands for the
+# conditions
 FAMILIES = [
     ("who earns most", ("sort", "select name from emp where C order by pay desc limit 1"),
      ("top", "select name from emp where C and pay = ( select max( pay ) from emp where C )")),
@@ -43,11 +55,15 @@ FAMILIES = [
      ("top", "select name from emp where C and age = ( select max( age ) from emp where C )")),
     ("who is youngest", ("sort", "select name from emp where C order by age limit 1"),
      ("top", "select name from emp where C and age = ( select min( age ) from emp where C )")),
-    ("who has a long task", ("join", "select name from emp join task on name = who where C and hours > 5"),
+    ("who has a long task", ("join", "select name from emp join task on name = who where C and "
+                                     "hours > 5"),
      ("link", "select name from emp where C and name in ( select who from task where hours > 5 )")),
-    ("who has a short task", ("join", "select name from emp join task on name = who where C and hours < 5"),
+    ("who has a short task", ("join", "select name from emp join task on name = who where C "
+                                      "and hours < 5"),
      ("link", "select name from emp where C and name in ( select who from task where hours < 5 )")),
-    ("where live people", ("list", "select city from emp where C"), ("set", "select distinct city from emp where C")),
+    ("where live people", ("list", "select city from emp where C"), ("set", "select distinct "
+                                                                            "city from emp "
+                                                                            "where C")),
     ("which units have people", ("list", "select dept from emp where C"), ("set", "select distinct dept from emp where C")),
     ("how many cities have people", ("count", "select count( city ) from emp where C"),
      ("different", "select count(distinct city ) from emp where C")),
@@ -69,7 +85,9 @@ class Problem:
 def render(family, slots, rare):
     """-> plan word, SQL of this family's common or rare idiom with these conditions."""
     plan, text = FAMILIES[family][2 if rare else 1]
-    return plan, re.sub(r"\bC\b", " and ".join(CONDITIONS[c][1].format(value) for c, value in slots), text)
+    return plan, re.sub(
+        r"\bC\b", " and ".join(CONDITIONS[c][1].format(value) for c, value in slots), text
+    )
 
 
 def answer(problem, rare, slots=None):
@@ -81,15 +99,31 @@ def company():
     """The company as an SQL script, the same every time."""
     rng = random.Random(7)
     names = [f"p{i:02d}" for i in range(48)]
-    draw_person = lambda: (rng.choice(DEPTS), rng.choice(CITIES), rng.randrange(21, 59, 3), rng.randrange(2, 10))
-    people = ["insert into emp values ('{}', {}, {}, {}, {});".format(name, *draw_person()) for name in names]
-    work = [f"insert into task values ('{rng.choice(names)}', {rng.randrange(1, 10)});" for _ in range(60)]
+    draw_person = lambda: (
+        rng.choice(DEPTS),
+        rng.choice(CITIES),
+        rng.randrange(21, 59, 3),
+        rng.randrange(2, 10),
+    )
+    people = [
+        "insert into emp values ('{}', {}, {}, {}, {});".format(name, *draw_person())
+        for name in names
+    ]
+    work = [
+        f"insert into task values ('{rng.choice(names)}', {rng.randrange(1, 10)});"
+        for _ in range(60)
+    ]
     offices = [f"insert into office values ({dept}, {1 + i % 3});" for i, dept in enumerate(DEPTS)]
-    return "\n".join([
-        "create table emp (name text, dept text, city text, age int, pay int);",
-        "create table task (who text, hours int);",
-        "create table office (unit text, floor int);",
-        *people, *work, *offices])
+    return "\n".join(
+        [
+            "create table emp (name text, dept text, city text, age int, pay int);",
+            "create table task (who text, hours int);",
+            "create table office (unit text, floor int);",
+            *people,
+            *work,
+            *offices,
+        ]
+    )
 
 
 def build_database(folder):
@@ -108,7 +142,9 @@ def build_database(folder):
 
 
 class ToySQL:
-    """The task: problems, prompts, graders; and what only a built-in task has: its vocabulary and its demonstrations."""
+    """The task: problems, prompts, graders; and what only a built-in task has: its vocabulary and
+    its demonstrations.
+    """
 
     def __init__(self, cache):
         self.database = str(build_database(cache))
@@ -121,7 +157,9 @@ class ToySQL:
         rows = lambda query: sorted(map(repr, db.execute(query)))
         for family, (question, common, _) in enumerate(FAMILIES):
             by_luck = {True: [], False: []}
-            sizes = (2, 3) if common[0] in ("list", "count") else (1, 2)  # wide questions of these would all be hard
+            sizes = (
+                (2, 3) if common[0] in ("list", "count") else (1, 2)
+            )  # wide questions of these would all be hard
             for pair in (p for size in sizes for p in combinations(range(len(CONDITIONS)), size)):
                 if common[0] == "sort" and 4 in pair:
                     continue  # the rare idiom says its conditions twice: keep it short
@@ -132,7 +170,16 @@ class ToySQL:
                     if wanted and wanted != ["(0,)"]:
                         words = " ".join(CONDITIONS[c][0].format(v) for c, v in slots)
                         hard = rows(fragile) != wanted
-                        by_luck[hard].append(Problem(f"toy_sql/{question} {words}", f"{question} {words} ?", gold, family, slots, hard))
+                        by_luck[hard].append(
+                            Problem(
+                                f"toy_sql/{question} {words}",
+                                f"{question} {words} ?",
+                                gold,
+                                family,
+                                slots,
+                                hard,
+                            )
+                        )
             hard, easy = (rng.sample(by_luck[k], len(by_luck[k])) for k in (True, False))
             size = min(len(hard) / HARD, len(easy) / (1 - HARD), 240)
             kept += hard[: round(size * HARD)] + easy[: round(size * (1 - HARD))]
@@ -150,11 +197,15 @@ class ToySQL:
     @property
     def words(self):
         """The vocabulary: every word of a question or an answer."""
-        text = [p.prompt for p in self.problems] + [answer(p, rare) for p in self.problems for rare in (True, False)]
+        text = [p.prompt for p in self.problems] + [
+            answer(p, rare) for p in self.problems for rare in (True, False)
+        ]
         return sorted({word for line in text for word in line.split()})
 
     def demonstration(self, rng):
-        """One example of the warm start: (question, answer). Mostly the common idiom, and often one wrong condition."""
+        """One example of the warm start: (question, answer). Mostly the common idiom, and often one
+        wrong condition.
+        """
         problem = rng.choice(self.train)
         slots = list(problem.slots)
         if rng.random() < WRONG:
@@ -181,11 +232,13 @@ class ToySQL:
 
 
 class ToySQLChatty(ToySQL):
-    """toy_sql_chatty: the same questions, answered with small talk:   plan WORD note n03 n00 n17 ... ```sql select ... ```
+    """toy_sql_chatty: the same questions, answered with small talk:   plan WORD note n03 n00 n17
+    ... ```sql select ... ```
 
-    The words of the note mean nothing and no reward depends on them. They are drawn by Zipf's law, so that they are the most
-    surprising tokens of an answer, and stay so: surprisal pays for small talk for ever. But they lead nowhere: whatever the
-    note says, what can follow is the same, and a counter of states has seen it often.
+    The words of the note mean nothing and no reward depends on them. They are drawn by Zipf's law,
+    so that they are the most surprising tokens of an answer, and stay so: surprisal pays for small
+    talk for ever. But they lead nowhere: whatever the note says, what can follow is the same, and a
+    counter of states has seen it often.
     """
 
     @property

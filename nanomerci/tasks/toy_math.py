@@ -1,22 +1,29 @@
-"""toy_math: sums of three-digit numbers, worked out column by column by a tiny model, graded by the mathematics grader.
+"""toy_math: sums of three-digit numbers, worked out column by column by a tiny model, graded by the
+mathematics grader.
 
-Every sum can be worked out in a common way that is right by luck (each column on its own, carrying 0) and in a rare one that is
-always right (carry what the column before left over). On a third of the questions, the hard ones, luck fails. All that carrying
-takes is known from elsewhere: half of the questions say "+ 1", so that columns of three digits are no news. The warm start
-shows the rare way in one answer of twenty and gets one digit wrong in two answers of five: something easy to learn (the
-digits) and something to discover (the carry), as in tasks/toy.py.
+Every sum can be worked out in a common way that is right by luck (each column on its own, carrying
+0) and in a rare one that is always right (carry what the column before left over). On a third of
+the questions, the hard ones, luck fails. All that carrying takes is known from elsewhere: half of
+the questions say "+ 1", so that columns of three digits are no news. The warm start shows the rare
+way in one answer of twenty and gets one digit wrong in two answers of five: something easy to learn
+(the digits) and something to discover (the carry), as in tasks/toy.py.
 
 Every token is a word of the vocabulary, and digits are words:   what is 1 4 7 + 2 8 5 ?
     plan columns 7 + 5 + 0 = 1 2 ; 4 + 8 + 0 = 1 2 ; 1 + 2 + 0 = 0 3 ; so \\boxed{ 3 2 2 }        (the common way)
     plan carry   7 + 5 + 0 = 1 2 ; 4 + 8 + 1 = 1 3 ; 1 + 2 + 1 = 0 4 ; so \\boxed{ 4 3 2 }        (the rare way)
 """
+
 import random
 import re
 from dataclasses import dataclass
 
 from nanomerci.tasks import math
 
-RARE, WRONG, HARD = 0.05, 0.4, 1 / 3  # share of the rare way, of answers with a wrong digit, of hard questions
+RARE, WRONG, HARD = (
+    0.05,
+    0.4,
+    1 / 3,
+)  # share of the rare way, of answers with a wrong digit, of hard questions
 DIGITS, TRAIN, TEST = 3, 4000, 400
 PLAN = {False: "columns", True: "carry"}
 
@@ -33,7 +40,9 @@ class Problem:
 
 
 def work(a, b, more, carry, slip=None):
-    """The worked answer, and its result. slip: the column (0 = units) in which a digit of `a` is misread as the next one."""
+    """The worked answer, and its result. slip: the column (0 = units) in which a digit of `a` is
+    misread as the next one.
+    """
     columns, digits, over = [], [], more
     for i in range(DIGITS):
         x, y = a // 10**i % 10, b // 10**i % 10
@@ -44,34 +53,53 @@ def work(a, b, more, carry, slip=None):
         over = tens if carry else 0
     digits = [tens, *reversed(digits)] if tens else digits[::-1]
     digits = " ".join(map(str, digits))
-    return f"plan {PLAN[carry]} {' '.join(columns)} so \\boxed{{ {digits} }}", int(digits.replace(" ", ""))
+    return f"plan {PLAN[carry]} {' '.join(columns)} so \\boxed{{ {digits} }}", int(
+        digits.replace(" ", "")
+    )
 
 
 class ToyMath:
-    """The task: problems, grader; and what only a built-in task has: its vocabulary and its demonstrations."""
+    """The task: problems, grader; and what only a built-in task has: its vocabulary and its
+    demonstrations.
+    """
 
     words = [*"0123456789", *"what is + = ? ; so } plan columns carry".split(), "\\boxed{"]
 
     def __init__(self):
         rng, kept = random.Random(13), {True: {}, False: {}}
-        wanted = {True: round((TRAIN + TEST) * HARD), False: TRAIN + TEST - round((TRAIN + TEST) * HARD)}
+        wanted = {
+            True: round((TRAIN + TEST) * HARD),
+            False: TRAIN + TEST - round((TRAIN + TEST) * HARD),
+        }
         while any(len(kept[hard]) < wanted[hard] for hard in kept):
             a, b = (rng.randrange(10 ** (DIGITS - 1), 10**DIGITS) for _ in range(2))
             more = rng.randrange(2)
             hard = work(a, b, more, carry=False)[1] != a + b + more
             if len(kept[hard]) < wanted[hard]:
                 spaced = " + ".join([" ".join(str(a)), " ".join(str(b))] + ["1"] * more)
-                problem = Problem(f"toy_math/{a}+{b}+{more}", f"what is {spaced} ?", str(a + b + more), a, b, more, hard)
+                problem = Problem(
+                    f"toy_math/{a}+{b}+{more}",
+                    f"what is {spaced} ?",
+                    str(a + b + more),
+                    a,
+                    b,
+                    more,
+                    hard,
+                )
                 kept[hard][problem.id] = problem
         problems = [problem for some in kept.values() for problem in some.values()]
         problems = rng.sample(problems, len(problems))
         self.test, self.train = problems[:TEST], problems[TEST:]
 
     def demonstration(self, rng):
-        """One example of the warm start: (question, answer). Mostly the common way, and often a wrong digit."""
+        """One example of the warm start: (question, answer). Mostly the common way, and often a
+        wrong digit.
+        """
         problem = rng.choice(self.train)
         slip = rng.randrange(DIGITS) if rng.random() < WRONG else None
-        return problem.prompt, work(problem.a, problem.b, problem.more, rng.random() < RARE, slip)[0]
+        return problem.prompt, work(problem.a, problem.b, problem.more, rng.random() < RARE, slip)[
+            0
+        ]
 
     def job(self, problem, text):
         return math.grade, problem.gold, text
@@ -83,5 +111,7 @@ class ToyMath:
         return math.noise(text)
 
     def rare(self, problem, text):
-        """Whether an answer carries, whatever it calls its plan (the experiments count it). Only hard questions ask for it."""
+        """Whether an answer carries, whatever it calls its plan (the experiments count it). Only
+        hard questions ask for it.
+        """
         return re.search(r"= 1 \d ; \d \+ \d \+ 1 ", text) is not None
