@@ -8,7 +8,7 @@ network shares the counts between states that look alike to it.
 
 Here: coins fixed by the address of the visit, a network with a frozen random prior, the loss, a
 bounded replay of past visits, learning. Not here: where hidden states come from
-(nanomerci/model.py), what a count is worth (nanomerci/merci.py). Run alone: `python cfn.py` counts
+(nanomerci/loop/model.py), what a count is worth (nanomerci/merci.py). Run alone: `python cfn.py` counts
 a table of states and prints the true 1/n beside the estimate.
 
 Axes: N visits (flattened tokens), D hidden width, C coins, H width of the head.

@@ -8,9 +8,9 @@ Axes: P prompts, G samples a prompt, B = P*G rows, T token positions.
 """
 
 import torch
+from nanomerci.grpo import surrogate  # noqa: F401  the same one, called with clip_low 0.2 and clip_high 0.28 ("clip-higher")
 
-import grpo
-from grpo import surrogate  # noqa: F401  the same one, called with clip_low 0.2 and clip_high 0.28 ("clip-higher")
+from nanomerci import grpo
 
 
 def units(mask_BT):

@@ -9,7 +9,7 @@ function, so a sample depends on the seed and its row number, never on the compa
 in. For the same reason a round that ran out of memory is just sampled again, with half as many
 slots.
 
-As a command (nanomerci/ask.py):  python sample.py MODEL_OR_RUN "prompt" -n 4
+As a command (nanomerci/view/ask.py):  python sample.py MODEL_OR_RUN "prompt" -n 4
 
 Axes: P prompts, n samples a prompt, B = P*n rows, S active slots, T token positions, V vocabulary.
 """
@@ -22,18 +22,18 @@ from functools import cache
 if (
     __name__ == "__main__"
 ):  # the command; it answers --help and mistakes before torch is there, which takes seconds
-    from nanomerci.ask import command
+    from nanomerci.view.ask import command
 
     sys.exit(command())
 
 import torch
 from transformers import DynamicCache
 
-from nanomerci import dist
 from nanomerci.address import address, uniform
-from nanomerci.config import UserError
-from nanomerci.model import CACHE
-from nanomerci.rollout import Rollout, pad
+from nanomerci.loop.model import CACHE
+from nanomerci.loop.rollout import Rollout, pad
+from nanomerci.runtime import ranks
+from nanomerci.runtime.config import UserError
 
 
 class SlotCache:
@@ -212,7 +212,7 @@ def room(config, width, dtype, device):
 
 def state(slots, size, width, told=set()):  # noqa: B006  it is to be remembered
     """Said once, and again when it is half as much more: how large the cache is."""
-    if dist.rank == 0 and slots * size > 1.5 * max(told, default=0):
+    if ranks.rank == 0 and slots * size > 1.5 * max(told, default=0):
         told.add(slots * size)
         print(
             f"sampler: {slots} slots of {width} positions, {slots * size / 2**20:,.0f} MiB of "

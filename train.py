@@ -25,43 +25,45 @@ from pathlib import Path
 # (measured); sleep sooner.
 os.environ.setdefault("GOMP_SPINCOUNT", "50000")
 
-from nanomerci import config
+from nanomerci.runtime import config
 
 if __name__ == "__main__":
     config.early(sys.argv[1:])  # --help and mistakes are answered before torch has loaded
 
 import torch
+from nanomerci.sample import generate
 
-import dapo
-import grpo
-from nanomerci import dist, dryrun, explore, merci, plots, roofline, state, tasks
+from nanomerci import dapo, grpo, merci, tasks
 from nanomerci.address import address, seed
-from nanomerci.evaluate import evaluate
-from nanomerci.grading import Pool
-from nanomerci.log import Clock, Log, Stop, bar, say, tally
-from nanomerci.model import encode, eos_ids, recompute, token_logp
-from nanomerci.rollout import Experience, Rollout, micro_batches, noise_mask
-from nanomerci.warmstart import cache_folder, load_models
-from sample import generate
+from nanomerci.bonuses import explore
+from nanomerci.loop import cost, dryrun
+from nanomerci.loop.evaluate import evaluate
+from nanomerci.loop.model import encode, eos_ids, recompute, token_logp
+from nanomerci.loop.rollout import Experience, Rollout, micro_batches, noise_mask
+from nanomerci.loop.warmstart import cache_folder, load_models
+from nanomerci.runtime import checkpoint, ranks
+from nanomerci.runtime.log import Clock, Log, Stop, bar, say, tally
+from nanomerci.tasks.graders.pool import Pool
+from nanomerci.view import report
 
 ADVANTAGE = {"grpo": grpo.advantage, "dapo": grpo.advantage, "dr_grpo": grpo.centred}
 
 
-@dist.reported
+@ranks.reported
 def main():
     c = config.parse(sys.argv[1:])
     if c.dry_run:
         return dryrun.show(c)
-    device, run = dist.start(c.device, c.patience), Path(c.out)
+    device, run = ranks.start(c.device, c.rank_timeout), Path(c.out)
     torch.set_num_threads(c.threads or torch.get_num_threads())
-    state.verify(run) if c.resume else state.claim(run)
+    checkpoint.verify(run) if c.resume else checkpoint.claim(run)
     task = tasks.load(c, cache_folder())
     policy, trunk, tokenizer = load_models(c, run, task, device)
-    policy, actor = dist.shard(
+    policy, actor = ranks.shard(
         policy, c.shard, getattr(torch, c.dtype)
     )  # one learns, one samples; unsharded they are the same
     trunk = actor if trunk is policy else trunk
-    if c.recompute:
+    if c.gradient_checkpointing:
         recompute(policy)
     optimizer = torch.optim.AdamW(
         policy.parameters(), lr=c.lr, betas=(0.9, c.beta2), weight_decay=c.weight_decay
@@ -75,14 +77,16 @@ def main():
     )  # step of the newest checkpoint; prompts sampled so far; groups that wait for the next step
     if c.resume:
         pick = partial(tasks.pick, task.train, seed=c.seed)
-        done, cursor, held = state.resume(run, device, policy, actor, optimizer, explorer, pick)
+        done, cursor, held = checkpoint.resume(
+            run, device, policy, actor, optimizer, explorer, pick
+        )
 
     def sample(first, purpose):
         """G answers to this rank's share of the P prompts from position `first` of the stream of
         problems on. Row r of the whole run is drawn, and its visits' coins are tossed, under its
         own number.
         """
-        number_P = first + torch.arange(c.prompts, device=device)[dist.share(c.prompts)]
+        number_P = first + torch.arange(c.prompts, device=device)[ranks.share(c.prompts)]
         row_B = (number_P[:, None] * c.group + torch.arange(c.group, device=device)).flatten()
         problem_P = tasks.pick(task.train, number_P.tolist(), c.seed)
         with precision():
@@ -95,7 +99,7 @@ def main():
                 temperature=c.temperature,
                 seed=seed(purpose, c.seed),
                 rows=row_B,
-                slots=c.slots,
+                slots=c.max_num_seqs,
                 states=explorer.reads,
             )
         roll, states_BRD = drawn if explorer.reads else (drawn, None)
@@ -153,7 +157,7 @@ def main():
         with (
             precision(),
             bar(
-                len(problems) * (c.eval_k + 1) // dist.world, f"evaluate, step {step}", "answer"
+                len(problems) * (c.eval_k + 1) // ranks.world, f"evaluate, step {step}", "answer"
             ) as progress,
         ):
             metrics, records = evaluate(
@@ -166,7 +170,7 @@ def main():
                 max_new_tokens=c.max_new_tokens,
                 temperature=c.temperature,
                 run_seed=c.seed,
-                slots=c.slots,
+                slots=c.max_num_seqs,
                 progress=progress.update,
             )
         log.write("evals.jsonl", {"step": step, "records": records})
@@ -174,11 +178,11 @@ def main():
 
     def save(step):
         log.sync()
-        state.store(c, run, step, policy, actor, tokenizer, optimizer, explorer, cursor, held)
-        if dist.rank == 0 and c.report:
-            plots.report(run)
+        checkpoint.store(c, run, step, policy, actor, tokenizer, optimizer, explorer, cursor, held)
+        if ranks.rank == 0 and c.report:
+            report.report(run)
 
-    with Pool(c.graders, c.deadline) as pool, Stop() as stop:
+    with Pool(c.graders, c.grade_timeout) as pool, Stop() as stop:
         log = Log(run, c, done)
         if done < 0:  # before the first step: how good is it, and what would it visit anyway
             clock, metrics = Clock(), {"step": 0} | examine(0)
@@ -192,7 +196,7 @@ def main():
             log.step(metrics | clock.times)
             save(0)
 
-        stopping = dist.any(stop.asked)
+        stopping = ranks.any(stop.asked)
         for step in log.progress(max(done, 0) + 1, c.steps):
             if stopping:
                 say(f"stopped after step {step - 1}; go on with: python train.py --resume {run}")
@@ -201,14 +205,14 @@ def main():
             # sample, grade, look: once, or (DAPO) until P groups carry signal; what is too many
             # waits for the next step
             held, asked = (
-                dapo.fill(held, ask, c.prompts, c.rounds, dist.groups)
-                if c.rounds > 1
+                dapo.fill(held, ask, c.prompts, c.max_gen_rounds, ranks.groups)
+                if c.max_gen_rounds > 1
                 else ([], [ask()])
             )
             ready = Experience.join(held or asked)
-            place_P = dist.place(ready.number_P)
+            place_P = ranks.place(ready.number_P)
             batch, held = ready.groups(place_P < c.prompts), [ready.groups(place_P >= c.prompts)]
-            used = min(dist.groups([ready]), c.prompts)
+            used = min(ranks.groups([ready]), c.prompts)
             # compare within the group, add the exploration advantage
             adv_PG = ADVANTAGE[c.algo](batch.reward_PG)
             gamma = merci.gamma_at(step - 1, c.gamma, c.gamma_decay)
@@ -237,8 +241,8 @@ def main():
                 "grad_norm": learned.pop("grad_norm"),
                 **counted,
             }
-            metrics |= dist.mean(tally(Experience.join(asked), batch, adv_PG, merged) | learned)
-            metrics |= roofline.utilisation(
+            metrics |= ranks.mean(tally(Experience.join(asked), batch, adv_PG, merged) | learned)
+            metrics |= cost.utilisation(
                 c, actor, [asking.roll for asking in asked], batch.roll, merged, clock.times
             )
             log.samples(step, batch, merged, tokenizer)
@@ -249,13 +253,13 @@ def main():
                 metrics |= examine(step)
                 clock("eval")
             log.step(metrics | clock.metrics)
-            stopping = dist.any(stop.asked)
+            stopping = ranks.any(stop.asked)
             if last or stopping or c.save_every and step % c.save_every == 0:
                 save(step)
             if last:
                 break
     log.summary()
-    dist.finish()
+    ranks.finish()
 
 
 def update(c, policy, actor, optimizer, rate, batch, first, adv, precision, where):
@@ -273,36 +277,40 @@ def update(c, policy, actor, optimizer, rate, batch, first, adv, precision, wher
 
     def forward(model, part):
         with precision():
-            return dist.call(
+            return ranks.call(
                 model, token_logp, part.tokens_BT, part.mask_BT, c.temperature, c.backend
             )
 
     new_BT, old_BT = torch.zeros_like(roll.logp_BT), roll.logp_BT.clone()
     fresh_B = (batch.number_P >= first).repeat_interleave(c.group)
     learning_B = (
-        torch.ones_like(fresh_B) if c.kl else (adv != 0) if adv.dim() == 1 else (adv != 0).any(1)
+        torch.ones_like(fresh_B)
+        if c.kl_coef
+        else (adv != 0)
+        if adv.dim() == 1
+        else (adv != 0).any(1)
     )
     if c.minibatches > 1 and c.old_logp == "trainer":
         with torch.no_grad():
-            for part in micro_batches(roll.end_B[fresh_B], c.micro_tokens):
+            for part in micro_batches(roll.end_B[fresh_B], c.micro_batch_tokens):
                 rows = fresh_B.nonzero()[part, 0]
                 logp_bT = forward(actor, roll.rows(rows))[0]
                 old_BT[rows, : logp_bT.shape[1]] = logp_bT
-    mini_B = dist.mini_batch(batch.number_P, c.minibatches).repeat_interleave(c.group)
+    mini_B = ranks.mini_batch(batch.number_P, c.minibatches).repeat_interleave(c.group)
     norm = 0.0
     for m in range(c.minibatches):
         batch_B = mini_B == m
         mask_BT = roll.mask_BT * batch_B[:, None]
-        total = dist.sum_(algo.units(mask_BT))
+        total = ranks.sum_(algo.units(mask_BT))
         weight_BT = (
             grpo.weights_constant(mask_BT, total, c.max_new_tokens)
             if c.algo == "dr_grpo"
             else algo.weights(mask_BT, total)
         )
         learning = (learning_B & batch_B).nonzero()[:, 0]
-        if not dist.any(len(learning)):
+        if not ranks.any(len(learning)):
             continue  # on no rank
-        for part in dist.even(policy, micro_batches(roll.end_B[learning], c.micro_tokens)):
+        for part in ranks.even(policy, micro_batches(roll.end_B[learning], c.micro_batch_tokens)):
             if part is None:  # nothing left here, but other ranks need our slice of the weights
                 (forward(policy, Rollout.blank(adv.device))[0] * 0).sum().backward()
                 continue
@@ -318,17 +326,17 @@ def update(c, policy, actor, optimizer, rate, batch, first, adv, precision, wher
             if c.bonus == "entropy":
                 adv_b = explore.entropy_advantage(adv_b, entropy_bT.detach())
             loss_bT = algo.surrogate(logp_bT, old_BT[here], adv_b, c.clip_low, c.clip_high)
-            if c.kl:
-                loss_bT = loss_bT + c.kl * grpo.kl(logp_bT, batch.logp_ref_BT[here])
+            if c.kl_coef:
+                loss_bT = loss_bT + c.kl_coef * grpo.kl(logp_bT, batch.logp_ref_BT[here])
             (loss_bT * weight_BT[here]).sum().backward()
-        norm = dist.step(optimizer, c.max_norm, where)
-    dist.refresh(actor)
+        norm = ranks.step(optimizer, c.max_grad_norm, where)
+    ranks.refresh(actor)
     mask_BT = roll.mask_BT * learning_B[:, None]
     low_BT, high_BT = grpo.clipped(new_BT, old_BT, adv, c.clip_low, c.clip_high)
     values = {
         "clip/low": low_BT,
         "clip/high": high_BT,
-        "kl": grpo.kl(new_BT, batch.logp_ref_BT) if c.kl else mask_BT * 0,
+        "kl": grpo.kl(new_BT, batch.logp_ref_BT) if c.kl_coef else mask_BT * 0,
     }
     sums = {name: ((x * mask_BT).sum(), mask_BT.sum()) for name, x in values.items()}
     mask_BT = (

@@ -17,11 +17,10 @@ import sys
 import time
 
 import torch
+from nanomerci.kernels import triton
+from nanomerci.kernels.cfn_score import cfn_score, cfn_score_reference
+from nanomerci.kernels.logprob import linear_logprob_entropy, logprob_entropy
 from torch import nn
-
-from kernels import triton
-from kernels.cfn_score import cfn_score, cfn_score_reference
-from kernels.logprob import linear_logprob_entropy, logprob_entropy
 
 HEADS = {
     "Qwen2.5-0.5B": (896, 151936),

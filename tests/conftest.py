@@ -51,7 +51,7 @@ def small_model(tmp_path_factory):
     """make(words) -> a Hugging Face folder with a random model over them and its tokenizer; the
     same words, the same folder.
     """
-    from nanomerci.model import tiny
+    from nanomerci.loop.model import tiny
 
     made = {}
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from nanomerci.grading import Grade
+from nanomerci.tasks.graders.pool import Grade
 
 WORDS = "a b c d e f g h".split()
 

@@ -27,12 +27,12 @@ SETTINGS = dict(
     eval_k=4,
     eval_every=2,
     save_every=2,
-    keep=9,
+    keep_checkpoints=9,
     threads=1,
     graders=1,
     gamma_decay=60,
     alpha=0.8,
-    patience=60,
+    rank_timeout=60,
     device="cpu",
     report=False,
 )
@@ -43,7 +43,7 @@ server.set_forkserver_preload(
 
 
 def small_model(folder):
-    from nanomerci.model import tiny
+    from nanomerci.loop.model import tiny
 
     policy, tokenizer = tiny(WORDS, width=32, layers=2, heads=2, seed=1)
     policy.save_pretrained(folder)
@@ -148,9 +148,9 @@ def one_rank(rank, world, port, argv, log, environment, what):
         MASTER_PORT=str(port),
     )
     sys.argv = argv
-    from nanomerci import dist
+    from nanomerci.runtime import ranks
 
-    dist.rank, dist.world = rank, world
+    ranks.rank, ranks.world = rank, world
     globals()[what]()
 
 
@@ -162,8 +162,8 @@ def main():
     """
     from once import Once
 
-    import train
-    from nanomerci import config, dist, tasks
+    from nanomerci import tasks, train
+    from nanomerci.runtime import config, ranks
 
     tasks.load = lambda c, cache: Once()
     update, token_logp, now = train.update, train.token_logp, []
@@ -174,7 +174,7 @@ def main():
         if os.environ.get("FULL") == where.split()[1]:
             resource.setrlimit(resource.RLIMIT_FSIZE, (60000, 60000))
         if "GROUPS" in os.environ:
-            with open(f"{os.environ['GROUPS']}/{dist.rank}.jsonl", "a") as file:
+            with open(f"{os.environ['GROUPS']}/{ranks.rank}.jsonl", "a") as file:
                 for p, number in enumerate(batch.number_P.tolist()):
                     rows = slice(p * batch.group, (p + 1) * batch.group)
                     group = {
@@ -190,7 +190,7 @@ def main():
         logp, entropy = token_logp(*arguments)
         here = (
             now
-            and os.environ.get("POISON") == f"{dist.rank}:{now[0].split()[1]}"
+            and os.environ.get("POISON") == f"{ranks.rank}:{now[0].split()[1]}"
             and logp.requires_grad
         )
         return (logp * float("nan") if here else logp), entropy
@@ -206,7 +206,7 @@ def main():
         return call
 
     train.update, train.token_logp = watched, poisoned
-    if "PHASE" in os.environ and dist.rank == 0:
+    if "PHASE" in os.environ and ranks.rank == 0:
         phase = Path(os.environ["PHASE"])
         train.generate, train.update, train.state.save = (
             said(name, f)
@@ -223,32 +223,32 @@ def stale():
     """The copy to sample from refuses to work once the policy has moved on."""
     import torch
 
-    from nanomerci import dist
-    from nanomerci.model import tiny
+    from nanomerci.loop.model import tiny
+    from nanomerci.runtime import ranks
 
-    dist.start("cpu", 60)
-    policy, actor = dist.shard(tiny(WORDS, width=32, layers=2, heads=2)[0], "fsdp", torch.bfloat16)
+    ranks.start("cpu", 60)
+    policy, actor = ranks.shard(tiny(WORDS, width=32, layers=2, heads=2)[0], "fsdp", torch.bfloat16)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=0.1)
     ids = torch.tensor([[4, 5, 6]])
     before = actor(ids).logits
-    dist.call(
+    ranks.call(
         policy, lambda model, ids: model(ids).logits.float().logsumexp(-1).sum(), ids
     ).backward()
-    dist.step(optimizer, 1.0, "step 1")
+    ranks.step(optimizer, 1.0, "step 1")
     try:
         actor(ids)
         print("sampled from stale weights")
     except RuntimeError as error:
         print(error)
-    dist.refresh(actor)
-    after = dist.call(policy, lambda model, ids: model(ids).logits, ids)
+    ranks.refresh(actor)
+    after = ranks.call(policy, lambda model, ids: model(ids).logits, ids)
     print(
         "moved",
         not torch.equal(actor(ids).logits, before),
         "same",
         torch.equal(actor(ids).logits, after),
     )
-    dist.finish()
+    ranks.finish()
 
 
 if __name__ == "__main__":

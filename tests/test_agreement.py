@@ -11,8 +11,8 @@ from fractions import Fraction
 
 import pytest
 
-from nanomerci.grading import Grade, Pool
 from nanomerci.tasks import math
+from nanomerci.tasks.graders.pool import Grade, Pool
 
 
 def math_verify(gold, answer):

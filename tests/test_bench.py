@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from nanomerci import bench, speed
-from nanomerci.config import UserError
-from nanomerci.grading import Pool
+from nanomerci.bench import __main__ as bench
+from nanomerci.bench import speed
+from nanomerci.runtime.config import UserError
+from nanomerci.tasks.graders.pool import Pool
 
 
 def test_streams_are_graded_as_they_are_meant():
@@ -38,7 +39,9 @@ def test_the_table(monkeypatch, capsys):
     monkeypatch.setattr(bench, "HOSTILE", bench.HOSTILE[2:])  # those that are refused at once
     monkeypatch.setattr(bench, "BATCH", 64)
     monkeypatch.setattr(
-        sys, "argv", ["bench", "graders", "--seconds", "0.01", "--workers", "1", "--deadline", "10"]
+        sys,
+        "argv",
+        ["bench", "graders", "--seconds", "0.01", "--workers", "1", "--grade_timeout", "10"],
     )
     bench.main()
     text = capsys.readouterr().out
@@ -80,8 +83,8 @@ def test_fast_paths_need_none_of_the_packages_for_tasks_and_commands():
     block = "import sys\nfor name in ('datasets', 'sqlglot', 'math_verify', 'tyro', 'trl'): sys.modules[name] = None\n"
     code = (
         block
-        + "import sample, kernels.bench, kernels.logprob, kernels.cfn_score, nanomerci.model, "
-        "nanomerci.bench, nanomerci.speed"
+        + "import sample, kernels.bench, kernels.logprob, kernels.cfn_score, nanomerci.loop.model, "
+        "nanomerci.bench, nanomerci.bench.speed"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)
 

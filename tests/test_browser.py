@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from nanomerci import oracle, plots
+from nanomerci import counts
+from nanomerci.view import report
 from tests.test_heatmap import WILD, contrast, wild_group
 from tests.test_plots import HOSTILE, evaluation, sample, step, write_run
 
@@ -117,17 +118,17 @@ def report_page():
         ]
         run = write_run(Path(folder) / "run", metrics, samples, steps=20, out=HOSTILE[0])
         n_N = torch.tensor([0, 0, 1, 1, 2, 3, 4, 5, 6, 7])
-        exact = oracle.calibration(
+        exact = counts.calibration(
             n_N, torch.tensor([0.8, 0.8, 0.9, 0.9, 0.5, 0.5, 0.2, 0.25, 0.25, 0.3])
         )
         (run / "calibration.jsonl").write_text(json.dumps({"step": 20} | exact) + "\n")
-        plots.report(run)
+        report.report(run)
         return (run / "report.html").read_text()
 
 
 def heat_page(groups=None):
     start = {"top": 0.3, "run": 1, "gamma": 0.5, "alpha": 0.5, "noise_filter": True}
-    return plots.page(
+    return report.page(
         "heat",
         HOSTILE[0],
         {"title": HOSTILE[0], "options": start, "groups": groups or [wild_group(), wild_group()]},

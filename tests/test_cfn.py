@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-import cfn
+from nanomerci import cfn
 from nanomerci.address import address, uniform
 
 

@@ -12,8 +12,10 @@ import sys
 import pytest
 from conftest import ROOT
 
-import train
-from nanomerci import ask, config, tasks, warmstart
+from nanomerci import tasks, train
+from nanomerci.loop import warmstart
+from nanomerci.runtime import config
+from nanomerci.view import ask
 
 README = (ROOT / "README.md").read_text()
 SMALL = shlex.split(

@@ -17,9 +17,11 @@ import pytest
 from conftest import ROOT
 from once import WORDS
 
-from nanomerci import compare, config, contrast, plots
-from nanomerci.config import UserError
-from nanomerci.evaluate import pass_at_k
+from nanomerci.lab import compare, stats
+from nanomerci.loop.evaluate import pass_at_k
+from nanomerci.runtime import config
+from nanomerci.runtime.config import UserError
+from nanomerci.view import report
 from tests.test_browser import drive
 
 # starts python and torch once; then each line of stdin is a command line, run in a fork, whose id
@@ -27,7 +29,9 @@ from tests.test_browser import drive
 SERVER = """
 import json, os, sys, traceback
 from once import Once
-from nanomerci import compare, config, tasks
+from nanomerci.lab import compare
+from nanomerci.runtime import config
+from nanomerci import tasks
 tasks.load = lambda c, cache: Once()
 for line in sys.stdin:
     pid = os.fork()
@@ -117,7 +121,7 @@ def finished(out):
     ended = [
         p
         for p in out.glob("cells/*/metrics.jsonl")
-        if plots.read_lines(p)[-1:] and plots.read_lines(p)[-1]["step"] == 2
+        if report.read_lines(p)[-1:] and report.read_lines(p)[-1]["step"] == 2
     ]
     return {path.parent.name: path.stat().st_mtime_ns for path in ended}
 
@@ -163,7 +167,9 @@ def done(server, tmp_path_factory):
 
 
 def cell(out, arm, seed, name):
-    return plots.read_lines(out / "cells" / f"{arm.replace(':', '_')}-w0-s{seed}" / f"{name}.jsonl")
+    return report.read_lines(
+        out / "cells" / f"{arm.replace(':', '_')}-w0-s{seed}" / f"{name}.jsonl"
+    )
 
 
 def test_killed_and_continued_it_is_complete_and_arms_that_must_be_equal_are(done):
@@ -209,7 +215,7 @@ def test_arms_that_end_at_different_samples_make_a_picture(tmp_path, eval_every)
         "table": table,
         "before": dict.fromkeys(curves, [0.1, 0.0, 0.2]),
     }
-    contrast.picture(r, tmp_path / "compare.png")
+    stats.picture(r, tmp_path / "compare.png")
     assert (tmp_path / "compare.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
@@ -352,10 +358,10 @@ def test_arms_are_options_and_sets_are_arms():
 
 
 def test_p_values_are_those_of_the_sign_flip_test():
-    assert contrast.sign_flip([1, 2, 3, 4, 5]) == 2 / 32  # all on one side: only all signs or none
-    assert contrast.sign_flip([1, -1]) == 1 and contrast.sign_flip([0, 0, 0]) == 1
+    assert stats.sign_flip([1, 2, 3, 4, 5]) == 2 / 32  # all on one side: only all signs or none
+    assert stats.sign_flip([1, -1]) == 1 and stats.sign_flip([0, 0, 0]) == 1
     d = [0.3, -0.1, 0.4, 0.2]  # |sum| >= .8 for +-(.3 -.1 .4 .2) and +-(.3 .1 .4 .2)
-    assert contrast.sign_flip(d) == 4 / 16
+    assert stats.sign_flip(d) == 4 / 16
     many = [0.1 * i - 0.5 for i in range(16)]
     exact = (
         sum(
@@ -364,16 +370,16 @@ def test_p_values_are_those_of_the_sign_flip_test():
         )
         / 2**16
     )
-    assert contrast.sign_flip(many) == pytest.approx(
+    assert stats.sign_flip(many) == pytest.approx(
         exact, abs=0.01
     )  # 20,000 draws: three standard deviations
 
 
 def test_holm():
-    assert contrast.holm([0.01, 0.04, 0.03]) == pytest.approx(
+    assert stats.holm([0.01, 0.04, 0.03]) == pytest.approx(
         [0.03, 0.06, 0.06]
     )  # 3 x .01; then 2 x .03; then at least that
-    assert contrast.holm([0.6, 0.7]) == [1, 1] and contrast.holm([]) == []
+    assert stats.holm([0.6, 0.7]) == [1, 1] and stats.holm([]) == []
 
 
 def runs(shift, n):
@@ -397,10 +403,10 @@ def runs(shift, n):
 )
 def test_the_verdict_follows_from_the_corrected_p(shift, n, words):
     base = {pair: {"mean@8": 0.5 + 0.01 * pair[1]} for pair in runs(0, n)}
-    d, other = contrast.differences(
+    d, other = stats.differences(
         {"a": base, "b": runs(shift, n), "c": base}, [("b", "a"), ("c", "a")], ["mean@8"]
     )
-    assert words in contrast.verdict(d) and d["pairs"] == n and other["difference"] == 0
+    assert words in stats.verdict(d) and d["pairs"] == n and other["difference"] == 0
     assert d["p_holm"] == min(1, 2 * d["p"]) and d["low"] <= d["difference"] <= d["high"]
     assert d["by_warm_start"][0] - d["by_warm_start"][1] == pytest.approx(0.001)
     assert d["p"] == (2 / 2**n if shift else pytest.approx(d["p"]))
@@ -411,7 +417,7 @@ def test_pairs_are_compared_not_runs():
     without its partner is left out.
     """
     base, arm = ({(0, i): {"m": i + shift} for i in range(n)} for shift, n in ((0, 8), (0.01, 9)))
-    (d,) = contrast.differences({"a": base, "b": arm}, [("b", "a")], ["m"])
+    (d,) = stats.differences({"a": base, "b": arm}, [("b", "a")], ["m"])
     assert (
         d["pairs"] == 8
         and d["p"] == 2 / 256
@@ -428,7 +434,7 @@ def test_rare_and_hard_are_counted_where_the_task_knows_them():
         {"id": "b", "answers": ["y", "y "], "outcomes": ["right"] * 2},
     ]
     row = {"eval/mean@2": 0.75, "eval/pass@2": 1.0, "eval/solved": 2, "eval/problems": 2}
-    assert contrast.held_out(row, records, 2, task, by_id) == {
+    assert stats.held_out(row, records, 2, task, by_id) == {
         "mean@2": 0.75,
         "pass@2": 1.0,
         "coverage": 1.0,
@@ -439,7 +445,7 @@ def test_rare_and_hard_are_counted_where_the_task_knows_them():
 
 
 def test_a_band_holds_its_mean_and_ends_where_a_run_does():
-    band = contrast.band([([0, 2, 4], [0, 2, 4]), ([0, 2], [2, 2])], [0, 1, 2, 4])
+    band = stats.band([([0, 2, 4], [0, 2, 4]), ([0, 2], [2, 2])], [0, 1, 2, 4])
     assert band["y"][:3] == [1, 1.5, 2] and band["y"][3] != band["y"][3]
     assert band["low"][:3] == [0, 1, 2] and band["high"][:3] == [2, 2, 2]
 
@@ -459,7 +465,7 @@ def test_settings_can_be_chosen_on_other_problems(tmp_path):
 
 
 def test_the_registration_names_a_command_that_parses():
-    text = (ROOT / "nanomerci/experiments/toy_sql.md").read_text()
+    text = (ROOT / "nanomerci/lab/experiments/toy_sql.md").read_text()
     commands = re.findall(r"^python -m nanomerci\.compare (.*)$", text, re.M)
     assert commands
     for command in commands:

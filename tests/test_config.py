@@ -12,19 +12,21 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
+from nanomerci.sample import generate
 from once import WORDS, Once
 from transformers import AutoModelForCausalLM, BertConfig, GPT2Config, OPTConfig
 
-from nanomerci import config, tasks, warmstart
-from nanomerci.config import Config, UserError, parse
-from nanomerci.model import load, tiny, token_logp
-from sample import generate
+from nanomerci import tasks
+from nanomerci.loop import warmstart
+from nanomerci.loop.model import load, tiny, token_logp
+from nanomerci.runtime import config
+from nanomerci.runtime.config import Config, UserError, parse
 
 
 @pytest.fixture
 def command(monkeypatch, capsys):
     """train.py in this process (starting torch costs seconds): -> status, what stood on stderr."""
-    import train
+    from nanomerci import train
 
     def go(*arguments):
         monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
@@ -58,23 +60,23 @@ def test_as_a_real_process_too(tmp_path):
         (["--top_p", "0.9"], "--top_p 0.9: the trainer's log-probs cover the full vocabulary"),
         (["--top_k", "20"], "--top_k 20: the trainer's log-probs cover the full vocabulary"),
         (["--alpha", "1.5"], "--alpha 1.5"),
-        (["--kl", "-1"], "--kl -1"),
+        (["--kl_coef", "-1"], "--kl_coef -1"),
         (["--gamma", "inf"], "--gamma inf"),
         (["--save_every", "-1"], "--save_every -1"),
-        (["--cfn_passes", "0"], "--cfn_passes 0"),
-        (["--kl", "0.1", "--cfn_trunk", "policy"], "--kl needs the frozen trunk"),
+        (["--cfn_pretrain_epochs", "0"], "--cfn_pretrain_epochs 0"),
+        (["--kl_coef", "0.1", "--cfn_features", "policy"], "--kl_coef needs the frozen trunk"),
         (["--kernels", "triton", "--device", "cpu"], "--kernels triton: wants a GPU"),
         (["--temperature", "0"], "--temperature 0"),
         (["--temperature", "1e-300"], "wanted 0.001 to 1000"),
         (["--lr", "nan"], "--lr nan"),
         (["--lr", "inf"], "--lr inf: wanted at most 1000"),
         (["--beta2", "nan"], "--beta2 nan"),
-        (["--deadline", "inf"], "--deadline inf: wanted at most"),
+        (["--grade_timeout", "inf"], "--grade_timeout inf: wanted at most"),
         (["--threads", str(10**9)], "--threads 1000000000: wanted at most 1024"),
         (["--steps", str(10**20)], "is too large; wanted less than 2^31"),
-        (["--slots", "0"], "--slots 0: wanted at least 1"),
-        (["--context", "-1"], "--context -1: wanted 0 or more"),
-        (["--max_prompt", "-5"], "--max_prompt -5"),
+        (["--max_num_seqs", "0"], "--max_num_seqs 0: wanted at least 1"),
+        (["--max_seq_len", "-1"], "--max_seq_len -1: wanted 0 or more"),
+        (["--max_prompt_tokens", "-5"], "--max_prompt_tokens -5"),
         (["--run", "0"], "--run 0"),
         (["--model", "a\0b"], "cannot be loaded"),
         (["--model", ""], "no weights there"),

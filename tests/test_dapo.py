@@ -11,10 +11,9 @@ import pytest
 import torch
 from test_train import metrics, model, run, same_weights, weights  # noqa: F401  the fixtures
 
-import dapo
-from nanomerci import merci
-from nanomerci.grading import Grade
-from nanomerci.rollout import Experience, Rollout
+from nanomerci import dapo, merci
+from nanomerci.loop.rollout import Experience, Rollout
+from nanomerci.tasks.graders.pool import Grade
 
 
 def round_of(first, rewards, width=3):
@@ -116,7 +115,7 @@ def test_an_experience_cut_joined_and_stored_is_the_same():
 
 def test_dapo_learns_from_mixed_groups_only_and_fills_its_batch(run):  # noqa: F811
     plain, full = (
-        metrics(run(name, algo="dapo", rounds=rounds, steps=6))
+        metrics(run(name, algo="dapo", max_gen_rounds=rounds, steps=6))
         for name, rounds in (("plain", 1), ("full", 0))
     )
     assert all(
@@ -135,7 +134,7 @@ def test_a_task_without_signal_neither_hangs_nor_crashes(run, reward, monkeypatc
         "job",
         lambda self, problem, text: (Grade, reward, "right" if reward else "wrong"),
     )
-    folder = run("dead", algo="dapo", rounds=3, steps=3)
+    folder = run("dead", algo="dapo", max_gen_rounds=3, steps=3)
     rows = metrics(folder)[1:]
     assert [row["prompts"] for row in rows] == [12, 24, 36] and all(
         row["groups/used"] == row["grad_norm"] == 0 for row in rows
@@ -195,8 +194,8 @@ def test_every_form_of_the_bonus_runs_and_gamma_zero_is_the_baseline(run):  # no
     trained = {}
     forms = {
         "token": dict(credit="token"),
-        "dead": dict(dead_groups=True),
-        "trunk": dict(cfn_trunk="policy"),
+        "dead": dict(bonus_on_zero_variance=True),
+        "trunk": dict(cfn_features="policy"),
         "response": {},
     }
     for name, options in forms.items():

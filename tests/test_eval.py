@@ -13,10 +13,12 @@ from contextlib import nullcontext
 import pytest
 from conftest import ROOT
 
-from nanomerci import ask, evaluate, tasks
-from nanomerci.config import UserError
-from nanomerci.grading import Pool
-from nanomerci.model import tiny
+from nanomerci import tasks
+from nanomerci.loop import evaluate
+from nanomerci.loop.model import tiny
+from nanomerci.runtime.config import UserError
+from nanomerci.tasks.graders.pool import Pool
+from nanomerci.view import ask
 
 WORDS = [*(f"\\boxed{{{i}}}" for i in range(4)), *"0123", "so", "answer", "is"]
 

@@ -7,10 +7,10 @@ import re
 import pytest
 import torch
 
-from nanomerci.evaluate import bootstrap, ks, pass_at_k, summary
-from nanomerci.grading import Grade
+from nanomerci.loop.evaluate import bootstrap, ks, pass_at_k, summary
 from nanomerci.tasks import pick
 from nanomerci.tasks.arithmetic import Arithmetic, grade
+from nanomerci.tasks.graders.pool import Grade
 
 
 @pytest.mark.parametrize("n, c", [(5, 0), (5, 2), (5, 5), (6, 1)])

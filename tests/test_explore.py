@@ -5,7 +5,7 @@ import json
 import pytest
 from test_train import metrics, model, run, same_weights, weights  # noqa: F401  the fixtures
 
-from nanomerci.config import Config
+from nanomerci.runtime.config import Config
 
 BONUSES = Config.__dataclass_fields__["bonus"].type.__args__
 THROUGH_GAMMA = (

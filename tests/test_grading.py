@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from nanomerci.grading import Grade, Pool
 from nanomerci.tasks import math, sql
-from nanomerci.tasks.database import Script
-from nanomerci.worker import load
+from nanomerci.tasks.graders.pool import Grade, Pool
+from nanomerci.tasks.graders.sqlite import Script
+from nanomerci.tasks.graders.worker import load
 
 DEADLINE = 1.0
 
@@ -227,7 +227,7 @@ def test_a_library_is_imported_once_and_whoever_replaces_a_worker_has_it(pool, m
     assert (
         loads.count(("math_verify",))
         == loads.count(("sqlglot",))
-        == loads.count(("nanomerci.tasks.answers", "warm"))
+        == loads.count(("nanomerci.tasks.graders.math_answers", "warm"))
         == 1
     )
     assert (

@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-import dapo
-import grpo
+from nanomerci import dapo, grpo
 
 
 def test_advantage_is_the_z_score_of_the_group():

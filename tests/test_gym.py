@@ -4,8 +4,8 @@ tasks through the pool.
 
 import pytest
 
-from nanomerci.grading import Pool
-from nanomerci.tasks import gym
+from nanomerci.tasks import reasoning_gym
+from nanomerci.tasks.graders.pool import Pool
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ from nanomerci.tasks import gym
     ],
 )
 def test_harmless(text):
-    assert gym.harmless(text)
+    assert reasoning_gym.harmless(text)
 
 
 @pytest.mark.parametrize(
@@ -56,12 +56,12 @@ def test_harmless(text):
     ],
 )
 def test_not_harmless(text):
-    assert not gym.harmless(text)
+    assert not reasoning_gym.harmless(text)
 
 
 def test_answer():
-    assert gym.answer("<answer>1</answer> no <answer> 2 </answer>") == "2"
-    assert gym.answer("\\boxed{3}") == "3" and gym.answer("4") is None
+    assert reasoning_gym.answer("<answer>1</answer> no <answer> 2 </answer>") == "2"
+    assert reasoning_gym.answer("\\boxed{3}") == "3" and reasoning_gym.answer("4") is None
 
 
 @pytest.mark.parametrize("name", ["basic_arithmetic", "countdown", "n_queens", "spiral_matrix"])
@@ -69,9 +69,11 @@ def test_its_scorers_run_in_the_pool(name):
     pytest.importorskip(
         "reasoning_gym", reason="the optional package reasoning-gym is not installed"
     )
-    problems = gym.load(name, size=10)
-    assert gym.load(name, size=10) == problems != gym.load(name, size=10, seed=1)
-    task = gym.Task(problems)
+    problems = reasoning_gym.load(name, size=10)
+    assert (
+        reasoning_gym.load(name, size=10) == problems != reasoning_gym.load(name, size=10, seed=1)
+    )
+    task = reasoning_gym.Task(problems)
     with Pool(workers=2, deadline=10.0) as pool:
         right = pool.grade(
             [task.job(problem, f"<answer>{problem.gold}</answer>") for problem in problems]
@@ -89,4 +91,4 @@ def test_its_scorers_run_in_the_pool(name):
 def test_what_a_user_gets_wrong_is_one_line(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "reasoning_gym", None)
     with pytest.raises(ValueError, match="pip install reasoning-gym"):
-        gym.load("countdown")
+        reasoning_gym.load("countdown")

@@ -13,12 +13,11 @@ import sys
 import pytest
 import torch
 
-import cfn
-import grpo
-import sample
-from nanomerci import ask, config, heatmap, merci, plots, state, tasks
-from nanomerci.model import encode, eos_ids, tiny
-from nanomerci.rollout import pieces
+from nanomerci import cfn, grpo, merci, sample, tasks
+from nanomerci.loop.model import encode, eos_ids, tiny
+from nanomerci.loop.rollout import pieces
+from nanomerci.runtime import checkpoint, config
+from nanomerci.view import ask, heatmap, report
 from tests.conftest import ROOT
 
 WILD = [
@@ -44,13 +43,13 @@ def run(tmp_path_factory):
     counter = cfn.Counter(model.config.hidden_size, coins=8, hidden=16, seed=5)
     counter.pretrain(torch.randn(64, model.config.hidden_size), torch.arange(64), 2)
     for step in (0, 2):
-        state.save(
+        checkpoint.save(
             folder,
             step,
             model,
             tokenizer,
             {"step": step, "optimizer": {}, "counter": counter.state_dict()},
-            keep=2,
+            keep_checkpoints=2,
         )
         with torch.no_grad():
             model.lm_head.weight.mul_(3.0)  # the trained policy is another one than the trunk
@@ -72,7 +71,7 @@ def draw_answers(model, tokenizer, prompt, n, longest=12, **how):
 # ---- the page computes what Python computes
 def javascript(expression):
     """A value of page/merci.js, as JSON, from node or else from headless Chromium."""
-    code = (plots.PAGE / "merci.js").read_text()
+    code = (report.PAGE / "merci.js").read_text()
     if node := shutil.which("node"):
         out = subprocess.run(
             [node, "-"],

@@ -7,8 +7,7 @@ import sys
 
 import pytest
 import torch
-
-from kernels import bench
+from nanomerci.kernels import bench
 
 
 def test_exact_linear_is_the_definition():

@@ -12,10 +12,9 @@ import sys
 
 import pytest
 import torch
-
-from cfn import CoinFlipNet, inverse_count
-from kernels import cfn_score as module
-from kernels.cfn_score import cfn_score, fold
+from nanomerci.cfn import CoinFlipNet, inverse_count
+from nanomerci.kernels import cfn_score as module
+from nanomerci.kernels.cfn_score import cfn_score, fold
 
 INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
 ON_GPU = [

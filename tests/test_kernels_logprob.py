@@ -12,10 +12,9 @@ import sys
 
 import pytest
 import torch
+from nanomerci.kernels import logprob
+from nanomerci.kernels.logprob import linear_logprob_entropy, logprob_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
-
-from kernels import logprob
-from kernels.logprob import linear_logprob_entropy, logprob_entropy
 
 INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
 ON_GPU = [

@@ -2,11 +2,11 @@
 
 import torch
 
-import cfn
-from nanomerci import ladder
+from nanomerci import cfn
 from nanomerci.address import address
-from nanomerci.oracle import prefixes
-from nanomerci.rollout import Rollout
+from nanomerci.counts import prefixes
+from nanomerci.lab import counters
+from nanomerci.loop.rollout import Rollout
 
 
 def visits(stage, rare=0.3, P=4, G=12, T=6):
@@ -23,19 +23,19 @@ def visits(stage, rare=0.3, P=4, G=12, T=6):
     states = (address(key_N[:, None], torch.arange(8)).double() / 2**63).float()
     place_N = torch.arange(P * G * T).view(P * G, T)[mask_BT > 0]
     layer_LND = torch.stack([states, states * 2])
-    return ladder.Visits(
+    return counters.Visits(
         Rollout(tokens_BT, mask_BT, mask_BT * 0), layer_LND, key_N, address(stage, place_N), rare_PG
     )
 
 
 def made_up():
-    stages = [visits(i) for i in range(ladder.FIRST + 3)]
+    stages = [visits(i) for i in range(counters.FIRST + 3)]
     return stages, {"same": visits(100), "new": visits(101, P=6)}
 
 
 def test_exact_counts_score_one_everywhere_and_find_the_rare_answers():
-    rho, slope, same, new, _ = ladder.climb(
-        lambda s: (ladder.Table(0), lambda v: v.key_N), made_up(), 0
+    rho, slope, same, new, _ = counters.climb(
+        lambda s: (counters.Table(0), lambda v: v.key_N), made_up(), 0
     )
     assert abs(rho - 1) < 1e-6 and abs(slope - 1) < 1e-6
     assert same == 1.0  # what was said a hundred times beside what was said now and then
@@ -43,30 +43,32 @@ def test_exact_counts_score_one_everywhere_and_find_the_rare_answers():
 
 
 def test_the_table_of_coins_is_the_ideal_estimator():
-    rho, slope, *_ = ladder.climb(lambda s: (ladder.Table(512), lambda v: v.key_N), made_up(), 0)
+    rho, slope, *_ = counters.climb(
+        lambda s: (counters.Table(512), lambda v: v.key_N), made_up(), 0
+    )
     assert rho > 0.95 and abs(slope - 1) < 0.05
 
 
 def test_auc_by_hand():
     v = visits(7)
     flat = torch.ones(len(v.key_N))
-    assert ladder.auc(v, flat) == 0.5
+    assert counters.auc(v, flat) == 0.5
     rows_N = (v.roll.mask_BT > 0).nonzero()[:, 0]
-    assert ladder.auc(v, flat + v.rare_PG.flatten()[rows_N]) == 1.0
-    assert ladder.auc(v, flat - 0.5 * v.rare_PG.flatten()[rows_N]) == 0.0
+    assert counters.auc(v, flat + v.rare_PG.flatten()[rows_N]) == 1.0
+    assert counters.auc(v, flat - 0.5 * v.rare_PG.flatten()[rows_N]) == 0.0
 
 
 def test_every_rung_can_be_climbed():
     data = made_up()
-    for name, make in ladder.rungs(data):
+    for name, make in counters.rungs(data):
         if "1024" not in name:
-            assert len(ladder.climb(make, data, 0)) == 5, name
+            assert len(counters.climb(make, data, 0)) == 5, name
 
 
 def test_prioritised_replay_rehearses_what_is_new():
     torch.manual_seed(0)
     hidden_ND = torch.randn(2, 8).repeat_interleave(torch.tensor([400, 20]), 0)
-    counter = ladder.Prioritised(8, hidden=32, lr=3e-3, batch=64)
+    counter = counters.Prioritised(8, hidden=32, lr=3e-3, batch=64)
     counter.pretrain(hidden_ND, address("visit", torch.arange(420)), passes=40)
     seen = []
     learn, cfn.learn = (

@@ -7,12 +7,12 @@ import json
 import pytest
 import torch
 
-from nanomerci import config, loggers, plots
-from nanomerci import log as log_file
-from nanomerci.grading import Grade
-from nanomerci.log import Log
-from nanomerci.model import tiny
-from nanomerci.rollout import Experience, Rollout, pad
+from nanomerci.loop.model import tiny
+from nanomerci.loop.rollout import Experience, Rollout, pad
+from nanomerci.runtime import config, loggers
+from nanomerci.runtime import log as log_file
+from nanomerci.runtime.log import Log
+from nanomerci.tasks.graders.pool import Grade
 from tests.once import Problem
 
 
@@ -26,7 +26,7 @@ def test_the_live_report_takes_no_more_than_its_share(tmp_path, monkeypatch, cos
         written.append(now[0])
         now[0] += cost
 
-    monkeypatch.setattr(plots, "report", report)
+    monkeypatch.setattr(report, "report", report)
     log = Log(tmp_path, config.Config(), -1)
     for step in range(1000):
         now[0] += 1.0

@@ -10,9 +10,9 @@ from fractions import Fraction
 
 import pytest
 
-from nanomerci.grading import Pool
 from nanomerci.tasks import math
-from nanomerci.tasks.answers import TooLarge, same
+from nanomerci.tasks.graders.math_answers import TooLarge, same
+from nanomerci.tasks.graders.pool import Pool
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,9 @@ changes.
 import pytest
 import torch
 
-from nanomerci import model as model_file
-from nanomerci.model import look_at, recompute, token_logp
-from nanomerci.rollout import Rollout, pad
+from nanomerci.loop import model as model_file
+from nanomerci.loop.model import look_at, recompute, token_logp
+from nanomerci.loop.rollout import Rollout, pad
 
 A, B, C = [5, 6, 7, 8, 9, 10, 11], [5, 6, 7, 8, 9, 10, 0], [12, 13]
 ROWS = [

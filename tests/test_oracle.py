@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-import dapo
-import grpo
+from nanomerci import dapo, grpo
 
 V, G = 3, 2
 TRAJECTORIES = list(itertools.product(range(V), repeat=2))

@@ -6,8 +6,8 @@ from collections import Counter
 
 import torch
 
-from nanomerci.oracle import Oracle, agreement, calibration, prefixes, ranks
-from nanomerci.rollout import Rollout
+from nanomerci.counts import Oracle, agreement, calibration, prefixes, ranks
+from nanomerci.loop.rollout import Rollout
 
 
 def batch(seed, B=40, T=9, words=2):

@@ -7,7 +7,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from nanomerci import config, plots
+from nanomerci.runtime import config
+from nanomerci.view import report
 
 HOSTILE = [
     "</script><script>alert(1)</script>",
@@ -94,7 +95,7 @@ class Blocks(HTMLParser):
 
 
 def read_report(run):
-    plots.report(run)
+    report.report(run)
     blocks = Blocks((run / "report.html").read_text())
     return json.loads(blocks.scripts[0]), blocks
 
@@ -127,7 +128,7 @@ def test_an_empty_folder_and_a_half_written_line(tmp_path):
 
 def test_curves_are_png_files(tmp_path):
     run = write_run(tmp_path / "run", [evaluation(0), step(1), step(2) | evaluation(2, 0.1)])
-    plots.report(run)
+    report.report(run)
     for name in ("reward", "entropy", "length", "bonus", "eval", "pass_at_k"):
         assert (run / f"{name}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n", name
     assert not list(run.glob(".*")), "scratch files left"
@@ -163,8 +164,8 @@ def test_hostile_answers_stay_text(tmp_path):
         tag for tag, _ in blocks.tags
     ]
     assert (
-        not set("<>&\0\u2028") & set(plots.embed(HOSTILE))
-        and json.loads(plots.embed(HOSTILE)) == HOSTILE
+        not set("<>&\0\u2028") & set(report.embed(HOSTILE))
+        and json.loads(report.embed(HOSTILE)) == HOSTILE
     )
     source = (run / "report.html").read_text()
     assert "alert(1)</script>" not in source and "\0" not in source and "\u202e" not in source
@@ -194,7 +195,7 @@ def test_the_report_stays_below_5_megabytes(tmp_path):
     assert steps[0] == 1 and steps[-1] == 40 and len(steps) > 5
     assert data["samples"][0]["answers"][0].endswith("[... 96000 more characters in samples.jsonl]")
     assert (
-        len(data["step"]) == plots.STEPS
+        len(data["step"]) == report.STEPS
         and data["step"][0] == 1
         and data["step"][-1] == 5000
         and data["thinned"] == 4500

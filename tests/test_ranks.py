@@ -26,7 +26,7 @@ def whole(model, tmp_path_factory):
     for name, world, shard in (("one", 1, "none"), ("replicas", 2, "none"), ("shards", 2, "fsdp")):
         (root / f"{name}.groups").mkdir()
         settings = dict(
-            model=model, algo="dapo", prompts=2, minibatches=1, micro_tokens=40, shard=shard
+            model=model, algo="dapo", prompts=2, minibatches=1, micro_batch_tokens=40, shard=shard
         )
         runs[name], status, said = run(
             world, root / name, {"GROUPS": str(root / f"{name}.groups")}, **settings
@@ -102,7 +102,7 @@ def begun(folder, step, timeout=60):
 
 def test_a_dead_rank_ends_the_others_and_the_same_command_goes_on(model, tmp_path, whole):
     settings = dict(
-        model=model, algo="dapo", prompts=2, minibatches=1, micro_tokens=40, shard="fsdp"
+        model=model, algo="dapo", prompts=2, minibatches=1, micro_batch_tokens=40, shard="fsdp"
     )
     processes = start(2, command(tmp_path / "run", **settings), tmp_path / "log", {"SLOW": "0.5"})
     begun(tmp_path / "run", 2)
@@ -191,6 +191,7 @@ def test_a_signal_in_the_first_evaluation_saves_step_0(model, tmp_path):
 
 def test_recomputing_changes_memory_not_numbers(model, tmp_path):
     kept, again = (
-        run(1, tmp_path / str(r), model=model, steps=2, recompute=r)[0] for r in (False, True)
+        run(1, tmp_path / str(r), model=model, steps=2, gradient_checkpointing=r)[0]
+        for r in (False, True)
     )
     assert farthest(weights(kept, 2), weights(again, 2)) == 0 and metrics(kept) == metrics(again)

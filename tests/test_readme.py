@@ -56,7 +56,10 @@ def imports(path):
         ("dapo.py", ("torch", "grpo")),
         ("nanomerci/merci.py", ("torch", "math")),
         ("nanomerci/address.py", ("torch", "zlib")),
-        ("nanomerci/rivals.py", ("torch", "cfn", "nanomerci.address", "hashlib", "collections")),
+        (
+            "nanomerci/bonuses/rivals.py",
+            ("torch", "cfn", "nanomerci.address", "hashlib", "collections"),
+        ),
     ],
 )
 def test_maths_files_import_torch_only(name, allowed):

@@ -10,12 +10,12 @@ import sys
 import pytest
 import torch
 
-import train
-from nanomerci import config, tasks
-from nanomerci.config import Config, UserError, parse
-from nanomerci.grading import Pool
-from nanomerci.model import tiny
+from nanomerci import tasks, train
+from nanomerci.loop.model import tiny
+from nanomerci.runtime import config
+from nanomerci.runtime.config import Config, UserError, parse
 from nanomerci.tasks import sql, toy_math
+from nanomerci.tasks.graders.pool import Pool
 
 MATH = [name for name in config.recipes() if "_math_" in name]
 SQL = [name for name in config.recipes() if "llama3_sql_" in name]
@@ -37,7 +37,7 @@ SMALL = dict(
     prompts=2,
     group=4,
     minibatches=2,
-    max_prompt=300,
+    max_prompt_tokens=300,
     max_new_tokens=12,
     overlong_buffer=0,
     cfn_hidden=16,
@@ -51,15 +51,15 @@ SMALL = dict(
     save_every=0,
     graders=1,
     dtype="float32",
-    context=2048,
+    max_seq_len=2048,
     warmup=0,
     lr=1e-3,
     device="cpu",
     threads=1,
     run=1,
-    slots=8,
+    max_num_seqs=8,
     shard="none",
-    deadline=20,
+    grade_timeout=20,
 )
 
 
@@ -147,7 +147,7 @@ def test_three_real_steps(name, data, model, tmp_path, monkeypatch, capsys):
     options = SMALL | dict(model=model, data_folder=data, out=tmp_path / "run")
     if "dapo" in name:
         options |= dict(
-            overlong_buffer=4, rounds=1
+            overlong_buffer=4, max_gen_rounds=1
         )  # a random model is never right: dynamic sampling would leave no group
     monkeypatch.setattr(
         sys, "argv", ["train.py", name] + [f"--{key}={value}" for key, value in options.items()]
@@ -185,7 +185,7 @@ def test_every_value_says_where_it_is_from(name):
     assert (
         (c.algo == "dapo") == ("dapo" in name) == (c.clip_high == 0.28) == (c.overlong_buffer > 0)
     )
-    assert (c.coins, c.top, c.gamma_decay, c.temperature, c.kl, c.lr) == (
+    assert (c.coins, c.top, c.gamma_decay, c.temperature, c.kl_coef, c.lr) == (
         20,
         0.3,
         200,
@@ -249,7 +249,7 @@ def test_dry_run_counts_the_tokens_of_the_model_at_hand(data, model, monkeypatch
         str(model),
         "--data_folder",
         str(data),
-        "--context",
+        "--max_seq_len",
         "64",
     ]
     monkeypatch.setattr(sys, "argv", argv)
@@ -264,7 +264,8 @@ def test_dry_run_counts_the_tokens_of_the_model_at_hand(data, model, monkeypatch
 
 def test_data_by_option(data, tmp_path):
     spider = tasks.load(
-        Config(task="sql", train_data=str(data / "spider"), sql_match="spider", deadline=20), None
+        Config(task="sql", train_data=str(data / "spider"), sql_match="spider", grade_timeout=20),
+        None,
     )
     assert (
         len(spider.train) == 2
@@ -273,7 +274,11 @@ def test_data_by_option(data, tmp_path):
     )
     mixed = tasks.load(
         Config(
-            task="sql", train_data="bird", test_data="spider", data_folder=str(data), lucky_copies=2
+            task="sql",
+            train_data="bird",
+            test_data="spider",
+            data_folder=str(data),
+            perturbed_copies=2,
         ),
         None,
     )
@@ -314,7 +319,7 @@ def test_prompts_that_are_too_long_are_left_out():
     )  # 0: all stay
     assert tasks.fit(task, length, 47, 10) == (47, 4000 - len(short) + 10 - len(task.test))
     assert task.train == short and all(length(p) <= 47 for p in task.test)
-    with pytest.raises(UserError, match="--max_prompt 5: every train prompt is longer"):
+    with pytest.raises(UserError, match="--max_prompt_tokens 5: every train prompt is longer"):
         tasks.fit(task, length, 5, 10)
 
 
@@ -355,7 +360,7 @@ class TestToyMath:
 
 def test_pool_gives_both_queries_their_time():
     c = parse(["llama3_sql_grpo_cfn"])
-    assert 15 <= c.query_seconds <= 16 and 2 * c.query_seconds < c.deadline
+    assert 15 <= c.query_seconds <= 16 and 2 * c.query_seconds < c.grade_timeout
     assert (
         sql.Task(seconds=c.query_seconds).options[3] == c.query_seconds
         and torch.get_num_threads() == 1

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import redteam
 
-from nanomerci.grading import Pool
 from nanomerci.tasks import math, sql
+from nanomerci.tasks.graders.pool import Pool
 
 DEADLINE = 2.0
 OTHERS = set()  # what else runs when these tests begin: another test's fork server, say

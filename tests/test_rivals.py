@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-import cfn
-from nanomerci import rivals
+from nanomerci import cfn
 from nanomerci.address import address
+from nanomerci.bonuses import rivals
 
 
 def visits(seed, N=400, D=16):

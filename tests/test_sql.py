@@ -8,9 +8,9 @@ import sqlite3
 
 import pytest
 
-from nanomerci.grading import Pool
 from nanomerci.tasks import sql
-from nanomerci.tasks.database import Rejected, Result, Script
+from nanomerci.tasks.graders.pool import Pool
+from nanomerci.tasks.graders.sqlite import Rejected, Result, Script
 
 SHOP = Script("""
 CREATE TABLE owner (id INTEGER PRIMARY KEY, name TEXT, age INTEGER, town TEXT);
@@ -249,9 +249,9 @@ def test_a_database_file_is_neither_changed_nor_accompanied(tmp_path):
 
 
 def test_results_are_remembered_but_bounded():
-    from nanomerci.tasks import database
+    from nanomerci.tasks.graders import sqlite
 
-    results = database._Results()
+    results = sqlite._Results()
     for i in range(1000):
         results.keep(i, Result(1, [(1,)] * 2000))
     assert results.rows <= 500_000 and len(results) < 260 and 999 in results

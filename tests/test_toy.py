@@ -6,20 +6,20 @@ import random
 
 import pytest
 
-from nanomerci.model import encode, tiny
-from nanomerci.tasks import sql, toy
+from nanomerci.loop.model import encode, tiny
+from nanomerci.tasks import sql, toy_sql
 
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory):
-    return toy.ToySQL(tmp_path_factory.mktemp("toy"))
+    return toy_sql.ToySQL(tmp_path_factory.mktemp("toy"))
 
 
 def test_held_out_questions_are_not_trained_on(task):
-    assert len(task.test) == toy.TEST and len(task.train) > 1000
+    assert len(task.test) == toy_sql.TEST and len(task.train) > 1000
     assert not {p.prompt for p in task.test} & {p.prompt for p in task.train}
     assert (
-        task.problems == toy.ToySQL(task.database.rsplit("/", 1)[0]).problems
+        task.problems == toy_sql.ToySQL(task.database.rsplit("/", 1)[0]).problems
     )  # the same ones every time
 
 
@@ -27,7 +27,9 @@ def test_the_robust_idiom_is_always_right_and_the_common_one_fails_on_the_hard_t
     for problem in task.problems[::7]:
         for rare, outcome in ((True, "right"), (False, "wrong" if problem.hard else "right")):
             assert (
-                sql.grade(task.database, problem.gold, toy.answer(problem, rare), "spider").outcome
+                sql.grade(
+                    task.database, problem.gold, toy_sql.answer(problem, rare), "spider"
+                ).outcome
                 == outcome
             ), problem.prompt
     assert abs(sum(p.hard for p in task.problems) / len(task.problems) - 1 / 3) < 0.01
@@ -40,19 +42,20 @@ def test_demonstrations_show_the_rare_idiom_rarely_and_conditions_wrong_often(ta
     rare = sum(task.rare(by_prompt[q], a) for q, a in pairs) / n
     exact = (
         sum(
-            a in (toy.answer(by_prompt[q], False), toy.answer(by_prompt[q], True)) for q, a in pairs
+            a in (toy_sql.answer(by_prompt[q], False), toy_sql.answer(by_prompt[q], True))
+            for q, a in pairs
         )
         / n
     )
     assert (
-        0.009 < rare < 0.031 and abs(exact - (1 - toy.WRONG)) < 0.04
+        0.009 < rare < 0.031 and abs(exact - (1 - toy_sql.WRONG)) < 0.04
     )  # about five standard deviations
 
 
 def test_every_word_is_in_the_vocabulary_and_the_longest_answer_fits(task):
     _, tokenizer = tiny(task.words, width=16, layers=1, heads=2)
     for problem in task.problems:
-        for text in (problem.prompt, toy.answer(problem, True), toy.answer(problem, False)):
+        for text in (problem.prompt, toy_sql.answer(problem, True), toy_sql.answer(problem, False)):
             ids = tokenizer(text, add_special_tokens=False)["input_ids"]
             assert tokenizer.unk_token_id not in ids and tokenizer.decode(ids) == text
             assert len(ids) < 48
@@ -64,14 +67,14 @@ def test_every_word_is_in_the_vocabulary_and_the_longest_answer_fits(task):
 
 def test_what_follows_the_graded_answer_is_noise(task):
     problem = task.train[0]
-    text = toy.answer(problem, True)
+    text = toy_sql.answer(problem, True)
     assert task.noise(problem, text) == [] and task.noise(problem, "plan plan") == []
     assert task.noise(problem, text + " select city") == [(len(text), len(text) + 12)]
     assert task.noise(problem, "plan ```sql select ```sql select name ``` where") == [(41, 47)]
 
 
 def test_small_talk_means_nothing_and_its_words_have_a_long_tail(task):
-    chatty = toy.ToySQLChatty(task.database.rsplit("/", 1)[0])
+    chatty = toy_sql.ToySQLChatty(task.database.rsplit("/", 1)[0])
     rng, by_prompt, words, said = (
         random.Random(0),
         {p.prompt: p for p in chatty.train},
@@ -80,11 +83,11 @@ def test_small_talk_means_nothing_and_its_words_have_a_long_tail(task):
     )
     for question, text in (chatty.demonstration(rng) for _ in range(2000)):
         plan, word, note, *rest = text.split(" ")
-        said += rest[: toy.CHAT]
-        bare = " ".join([plan, word, *rest[toy.CHAT :]])
+        said += rest[: toy_sql.CHAT]
+        bare = " ".join([plan, word, *rest[toy_sql.CHAT :]])
         assert (
             note == "note"
-            and set(rest[: toy.CHAT]) <= set(toy.CHATTER)
+            and set(rest[: toy_sql.CHAT]) <= set(toy_sql.CHATTER)
             and set(text.split()) <= words
         )
         assert (
@@ -96,6 +99,6 @@ def test_small_talk_means_nothing_and_its_words_have_a_long_tail(task):
             assert sql.grade(*chatty.job(problem, text)[1:]) == sql.grade(
                 *task.job(problem, bare)[1:]
             )
-    share = [said.count(word) / len(said) for word in toy.CHATTER]
+    share = [said.count(word) / len(said) for word in toy_sql.CHATTER]
     assert share[0] > 0.25 and 0 < share[-1] < 0.025 and sum(share) == pytest.approx(1)
     assert chatty.problems == task.problems

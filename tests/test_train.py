@@ -14,9 +14,8 @@ import torch
 from conftest import ROOT
 from once import WORDS, Once
 
-import train
-from nanomerci import tasks
-from nanomerci.config import UserError
+from nanomerci import tasks, train
+from nanomerci.runtime.config import UserError
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +42,7 @@ def run(model, tmp_path, monkeypatch):
             eval_k=4,
             eval_every=2,
             save_every=2,
-            keep=9,
+            keep_checkpoints=9,
             out=tmp_path / name,
             threads=1,
             lr_decay=False,
@@ -135,8 +134,8 @@ def test_lines_written_after_the_checkpoint_are_cut_on_resume(run):
 @pytest.mark.parametrize("algo, kl", [("grpo", 0.0), ("dapo", 0.0), ("grpo", 0.1)])
 def test_micro_batches_do_not_change_the_result(run, algo, kl):
     one, many = (
-        run("one", algo=algo, kl=kl, micro_tokens=10**6),
-        run("many", algo=algo, kl=kl, micro_tokens=30),
+        run("one", algo=algo, kl_coef=kl, micro_batch_tokens=10**6),
+        run("many", algo=algo, kl_coef=kl, micro_batch_tokens=30),
     )
     a, b = weights(one, 4), weights(many, 4)
     assert (
@@ -224,7 +223,7 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(run):
 
 
 def test_old_checkpoints_go_but_the_first_stays(run):
-    folder = run("keep", steps=6, save_every=1, keep=2)
+    folder = run("keep", steps=6, save_every=1, keep_checkpoints=2)
     assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == [
         "step_000000",
         "step_000005",
@@ -241,7 +240,7 @@ def test_golden_run(run):
     """Twenty steps against stored numbers: whoever changes the training by accident hears of it
     here.
     """
-    rows = metrics(run("golden", steps=20, eval_every=0, save_every=0, minibatches=1, kl=0.01))
+    rows = metrics(run("golden", steps=20, eval_every=0, save_every=0, minibatches=1, kl_coef=0.01))
     names = (
         "reward/mean",
         "grad_norm",

@@ -12,7 +12,7 @@ The workers import this package too: nothing heavy at the top.
 import sqlite3
 from pathlib import Path
 
-from nanomerci.config import UserError, closest
+from nanomerci.runtime.config import UserError, closest
 
 BUILT_IN = ("toy_sql", "toy_sql_chatty", "toy_math", "arithmetic")
 # problems held back for evaluation where no test set is named: a tenth of the data, at most so many
@@ -33,10 +33,10 @@ def load(c, cache):
 
 def _make(c, cache):
     if c.task in ("toy_sql", "toy_sql_chatty"):
-        from nanomerci.tasks import toy
+        from nanomerci.tasks import toy_sql
 
         try:
-            return (toy.ToySQL if c.task == "toy_sql" else toy.ToySQLChatty)(cache)
+            return (toy_sql.ToySQL if c.task == "toy_sql" else toy_sql.ToySQLChatty)(cache)
         except (OSError, sqlite3.Error) as error:
             raise UserError(
                 f"the cache {cache}: {c.task}'s database cannot be written there ({error}); "
@@ -91,15 +91,17 @@ def _sql(c):
 
     place = lambda name: Path(_folder(c, name) or ".") / name
     train, test = place(_needed(c)), place(c.test_data or c.train_data)
-    options = c.sql_match, c.partial_credit, c.lucky_copies, c.query_seconds
+    options = c.sql_match, c.partial_credit, c.perturbed_copies, c.query_seconds
     return sql.Task(sql.load(train, "train"), sql.load(test, "dev"), *options)
 
 
 def _gym(c):
-    from nanomerci.tasks import gym
+    from nanomerci.tasks import reasoning_gym
 
     name = c.task.partition(":")[2]
-    return gym.Task(gym.load(name, 2000, seed=0), gym.load(name, 200, seed=1))
+    return reasoning_gym.Task(
+        reasoning_gym.load(name, 2000, seed=0), reasoning_gym.load(name, 200, seed=1)
+    )
 
 
 def _needed(c):
@@ -120,7 +122,7 @@ def held_out(name, cache, data_folder="", limit=None):
     NAME: a built-in task, a set of tasks/math.py, a hub id, a file of problems, a Spider or BIRD
     folder, reasoning_gym:NAME.
     """
-    from nanomerci.config import Config
+    from nanomerci.runtime.config import Config
     from nanomerci.tasks import math, sql
 
     if name in BUILT_IN or name.startswith("reasoning_gym:"):
@@ -158,7 +160,7 @@ def fit(task, length, limit, tests):
             left += len(problems) - len(stay)
             if not stay:
                 raise UserError(
-                    f"--max_prompt {limit}: every {name} prompt is longer; the shortest has "
+                    f"--max_prompt_tokens {limit}: every {name} prompt is longer; the shortest has "
                     f"{min(lengths)} tokens"
                 )
             setattr(task, name, stay)

@@ -10,7 +10,7 @@ import re
 import zlib
 from dataclasses import dataclass
 
-from nanomerci.grading import Grade
+from nanomerci.tasks.graders.pool import Grade
 
 TRAIN, TEST = 4000, 400
 ASK = {"+": "What is {} + {}?", "-": "What is {} - {}?", "*": "What is {} times {}?"}

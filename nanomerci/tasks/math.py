@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from nanomerci.grading import Grade
-from nanomerci.tasks.answers import TooLarge, same
+from nanomerci.tasks.graders.math_answers import TooLarge, same
+from nanomerci.tasks.graders.pool import Grade
 
 # ---- the answer in a response
 

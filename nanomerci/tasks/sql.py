@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from nanomerci.grading import Grade
-from nanomerci.tasks.database import Rejected, Script, open_file, run, warm
+from nanomerci.tasks.graders.pool import Grade
+from nanomerci.tasks.graders.sqlite import Rejected, Script, open_file, run, warm
+from nanomerci.tasks.graders.worker import load as load_library
 from nanomerci.tasks.math import repeated
-from nanomerci.worker import load as load_library
 
 COPY_LIMIT = 64 << 20  # bytes of the largest database that is copied for the anti-luck check
 

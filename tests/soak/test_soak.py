@@ -127,7 +127,13 @@ def test_killed_at_random_moments_it_ends_as_if_nothing_had_been(
     then the next run.
     """
     settings = dict(
-        model=model, algo="dapo", steps=30, eval_every=5, save_every=1, keep=2, shard=shard
+        model=model,
+        algo="dapo",
+        steps=30,
+        eval_every=5,
+        save_every=1,
+        keep_checkpoints=2,
+        shard=shard,
     )
     began = time.monotonic()
     whole, status, said = run(world, tmp_path / "whole", **settings)
@@ -319,7 +325,9 @@ def test_a_disk_that_is_full(model, tmp_path):
     """A file system of 4 MB: the run ends with one line and status 2; with more room it goes on."""
     (tmp_path / "disk").mkdir()
     train = f"{sys.executable} {TESTS}/ranks.py"
-    words = " ".join(command("disk/run", model=model, steps=40, save_every=1, keep=30)[1:])
+    words = " ".join(
+        command("disk/run", model=model, steps=40, save_every=1, keep_checkpoints=30)[1:]
+    )
     script = (
         f"mount -t tmpfs -o size=4m disk disk && cd {tmp_path} && {{ {train} {words}; echo "
         "status $?; ls -a disk/run/checkpoints; "
@@ -353,7 +361,7 @@ def test_a_disk_that_is_full(model, tmp_path):
 
 @pytest.mark.parametrize("recipe", ["toy_sql", "smollm2_arithmetic"])
 def test_the_memory_plan_is_near_the_measured_peak(recipe, tmp_path):
-    """SMOLLM2: folder of the model (python -m nanomerci.smollm2 FOLDER)."""
+    """SMOLLM2: folder of the model (python -m nanomerci.lab.smollm2 FOLDER)."""
     words = [
         recipe,
         "--dtype=float32",

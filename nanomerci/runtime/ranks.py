@@ -1,0 +1,337 @@
+"""Several processes, one run. The only file that imports torch.distributed; with one process every
+function is the identity.
+
+`torchrun --nproc-per-node=N train.py ...` sets RANK and WORLD_SIZE; nothing else of the project
+knows about ranks. A rank samples, scores and differentiates its own share of the prompts; sums make
+it one batch again. `--shard none`: every rank holds all of the policy and gradients are summed.
+`--shard fsdp`: a rank holds its slice of the fp32 weights, gradients and moments (torch's
+fully_shard), and beside them one whole copy in the dtype of the arithmetic to sample from.
+"""
+
+import copy
+import datetime
+import os
+from bisect import bisect
+from functools import wraps
+from types import MethodType
+
+import torch
+import torch.distributed as td
+
+from nanomerci.runtime.config import UserError
+
+rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def start(device, patience=1800.0):
+    """Join the other ranks; -> this rank's torch device ("auto": a GPU if there is one). patience:
+    seconds a rank waits for the others before it takes them for dead.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device not in ("cpu", "cuda"):
+        raise UserError(f"--device {device}: wanted cpu, cuda or auto")
+    if device == "cuda":
+        if not torch.cuda.is_available():
+            raise UserError(
+                "--device cuda: this machine has no GPU that torch can use; try --device cpu"
+            )
+        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+        torch.cuda.set_device(device)
+    if world > 1:
+        backend, timeout = (
+            "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl",
+            datetime.timedelta(seconds=patience),
+        )
+        store, *_ = next(td.rendezvous("env://", timeout=timeout))
+        attempt = os.environ.get(
+            "TORCHELASTIC_RESTART_COUNT", "0"
+        )  # else a restarted rank finds its dead predecessor's peers there
+        store = td.PrefixStore(f"attempt {attempt}", store)
+        td.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
+    return torch.device(device)
+
+
+def finish():
+    if world > 1 and td.is_initialized():
+        td.destroy_process_group()
+
+
+# ---- one batch out of the shares of all ranks
+
+
+def sum_(x):
+    """Add a tensor up over ranks, in place. -> the same tensor."""
+    if world > 1:
+        td.all_reduce(x)
+    return x
+
+
+def max_(x):
+    """Elementwise largest of the ranks' tensors, in place. -> the same tensor."""
+    if world > 1:
+        td.all_reduce(x, td.ReduceOp.MAX)
+    return x
+
+
+def most(n):
+    """The largest of the ranks' numbers n."""
+    return int(max_(torch.tensor(n)))
+
+
+def barrier():
+    if world > 1:
+        most(0)
+
+
+def lost(error):
+    """Whether it is what gloo, NCCL or the store raise when a peer is gone, or silent for longer
+    than --rank_timeout.
+    """
+    return isinstance(error, td.DistError) or "gloo" in str(error)
+
+
+def reported(main):
+    """Decorates a main(): that other ranks are gone is said in one line, wherever it was noticed."""
+
+    @wraps(main)
+    def call():
+        try:
+            return main()
+        except RuntimeError as error:
+            if world == 1 or not lost(error):
+                raise
+            raise UserError(
+                f"rank {rank}: lost touch with the other ranks "
+                f"({str(error).strip().splitlines()[0][:150]}); the run is as it "
+                "was last saved: go on with --resume, or let torchrun --max-restarts do it"
+            ) from error
+
+    return call
+
+
+def any(flag):
+    """Whether the flag is set on any rank."""
+    return bool(sum_(torch.tensor(float(bool(flag)))))
+
+
+def share(prompts):
+    """This rank's share of a round's prompts, as a slice: every world-th one."""
+    if prompts % world:
+        raise UserError(
+            f"--prompts {prompts}: must be a multiple of the {world} ranks; try "
+            f"{world * -(-prompts // world)}"
+        )
+    return slice(rank, None, world)
+
+
+def groups(batches):
+    """How many groups these batches hold, over all ranks."""
+    return int(sum_(torch.tensor(sum(len(batch.number_P) for batch in batches))))
+
+
+def place(number_P):
+    """Each group's place in the order of the groups of all ranks. Numbers are positions in the
+    stream of problems -> int64.
+    """
+    order = sorted(gather(number_P.tolist()))
+    return torch.tensor(
+        [bisect(order, n) - 1 for n in number_P.tolist()], dtype=torch.int64, device=number_P.device
+    )
+
+
+def mini_batch(number_P, count):
+    """Which of `count` equal mini-batches each group belongs to: the same whichever ranks hold
+    them.
+    """
+    return place(number_P) * count // max(1, int(sum_(torch.tensor(len(number_P)))))
+
+
+def gather(items):
+    """A list of picklable things -> the lists of all ranks, joined in rank order."""
+    if world == 1:
+        return items
+    parts = [None] * world
+    td.all_gather_object(parts, items)
+    return [item for part in parts for item in part]
+
+
+def mean(sums):
+    """{name: (sum, count)} of this rank -> {name: mean over all ranks} with one exchange; 0 where
+    nothing was counted.
+    """
+    flat = sum_(torch.tensor([[float(s), float(n)] for s, n in sums.values()], dtype=torch.float64))
+    return {name: (s / n if n else 0.0) for name, (s, n) in zip(sums, flat.tolist())}
+
+
+# ---- one model over all ranks
+
+
+def shard(model, how, dtype):
+    """-> the model to train, the model to sample from: under "none", or on one rank, one and the
+    same.
+
+    Under "fsdp" the first keeps on this rank a slice of every fp32 weight, gathered layer by layer
+    to compute in `dtype`; the second is a whole copy in `dtype`. It refuses to compute with weights
+    the first has moved on from: refresh() it.
+    """
+    if how == "none" or world == 1:
+        return model, model
+    from torch.distributed.fsdp import (
+        FSDPModule,
+        MixedPrecisionPolicy,
+        fully_shard,
+        register_fsdp_forward_method,
+    )
+
+    actor = cast(copy.deepcopy(model), dtype).requires_grad_(False)
+    policy = MixedPrecisionPolicy(
+        param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
+    for module in (*model.base_model.layers, model):  # the last holds embedding, norm and head
+        fully_shard(module, mp_policy=policy)
+    for module in model.modules():
+        if isinstance(
+            module, FSDPModule
+        ):  # gradients are summed, not averaged: loss weights are 1 over all ranks
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+    model.call = MethodType(lambda self, function, *arguments: function(self, *arguments), model)
+    register_fsdp_forward_method(model, "call")
+    actor.shards = list(model.parameters())
+    actor.base_model.register_forward_pre_hook(lambda *_: _fresh(actor))
+    refresh(actor)
+    return model, actor
+
+
+def cast(model, dtype):
+    """Its parameters in another dtype, in place. Buffers stay: rotary frequencies rounded to bf16
+    would turn long texts wrong.
+    """
+    for p in model.parameters():
+        p.data = p.data.to(dtype)
+    return model
+
+
+def call(model, function, *arguments):
+    """function(model, *arguments), with the weights of a sharded model gathered around it, as they
+    are around its forward.
+    """
+    return (
+        model.call(function, *arguments) if hasattr(model, "call") else function(model, *arguments)
+    )
+
+
+@torch.no_grad()
+def refresh(actor):
+    """Fill the whole copy from the slices of all ranks, in place, and stamp it with their version."""
+    if hasattr(actor, "shards"):
+        for whole, part in zip(actor.parameters(), actor.shards, strict=True):
+            whole.copy_(part.to(whole.dtype).full_tensor())
+        actor.stamp = _version(actor.shards)
+
+
+def _version(parameters):
+    return sum(p._version for p in parameters)  # torch counts every change in place
+
+
+def _fresh(actor):
+    if actor.stamp != _version(actor.shards):
+        raise RuntimeError(
+            "the copy to sample from is older than the policy: dist.refresh() it after every update"
+        )
+
+
+def even(model, batches):
+    """This rank's micro-batches; of a sharded model, then None until every rank has had as many, as
+    all compute together.
+    """
+    return (
+        batches + [None] * (most(len(batches)) - len(batches))
+        if hasattr(model, "call")
+        else batches
+    )
+
+
+def step(optimizer, max_norm, where):
+    """Add gradients up over ranks, clip their norm, update. -> the norm before clipping. Stops
+    before a non-finite update.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+    for p in parameters:
+        p.grad = (
+            torch.zeros_like(p) if p.grad is None else p.grad
+        )  # a rank whose share taught nothing still takes part
+    sharded = hasattr(parameters[0], "to_local")
+    grads = [
+        p.grad.to_local() if sharded else sum_(p.grad) for p in parameters
+    ]  # FSDP has summed them in the backward pass
+    norm = torch.nn.utils.get_total_norm(grads)
+    if sharded:
+        norm = sum_(norm.square()).sqrt()
+    if not torch.isfinite(norm):
+        raise UserError(
+            f"{where}: the gradient's norm is {norm.item()}; it was not applied. Try a lower "
+            "--lr, or --dtype float32"
+        )
+    for grad in grads:
+        grad.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
+    optimizer.step()
+    optimizer.zero_grad()
+    return norm.item()
+
+
+# ---- checkpoints of a sharded run: weights and moments, each rank its slice; any number of ranks
+# reads them back
+
+
+def save_shards(folder, model, optimizer):
+    from torch.distributed import checkpoint
+
+    _plainly(
+        checkpoint.save,
+        _slices(model, optimizer if optimizer.state else None),
+        checkpoint_id=str(folder),
+        no_dist=world == 1,
+    )
+
+
+def load_shards(folder, model, optimizer):
+    from torch.distributed import checkpoint
+    from torch.distributed.checkpoint.state_dict import (
+        set_model_state_dict,
+        set_optimizer_state_dict,
+    )
+
+    saved = checkpoint.FileSystemReader(str(folder)).read_metadata().state_dict_metadata
+    slices = _slices(
+        model, optimizer if "optimizer" in {name.split(".")[0] for name in saved} else None
+    )
+    _plainly(checkpoint.load, slices, checkpoint_id=str(folder), no_dist=world == 1)
+    set_model_state_dict(model, slices["policy"])
+    if "optimizer" in slices:
+        set_optimizer_state_dict(model, optimizer, slices["optimizer"])
+
+
+def _slices(model, optimizer):
+    """optimizer: None before its first step; asked for moments that it does not have, torch would
+    make it step.
+    """
+    from torch.distributed.checkpoint.state_dict import (
+        get_model_state_dict,
+        get_optimizer_state_dict,
+    )
+
+    moments = {"optimizer": get_optimizer_state_dict(model, optimizer)} if optimizer else {}
+    return {"policy": get_model_state_dict(model)} | moments
+
+
+def _plainly(function, *arguments, **options):
+    """torch.distributed.checkpoint wraps the ranks' errors in a BaseException of its own."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    try:
+        function(*arguments, **options)
+    except CheckpointException as error:
+        where, (first, _) = min(error.failures.items())
+        raise RuntimeError(f"rank {where}: {first}") from error

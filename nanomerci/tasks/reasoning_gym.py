@@ -1,0 +1,140 @@
+"""reasoning_gym:NAME: about a hundred generated tasks with their own scorers, no download (`pip
+install nanomerci[gym]`).
+
+Some of its scorers hand the answer to Python's `eval` or to sympy's parser, which uses it. So an
+answer to such a task must first be a harmless expression (no attribute, no call but of a known
+function); and, like all grading, it runs in a worker.
+"""
+
+import ast
+import inspect
+import random
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+
+from nanomerci.tasks import math
+from nanomerci.tasks.graders.pool import Grade
+from nanomerci.tasks.graders.worker import load as load_library
+
+FORMAT = "\n\nThink step by step, then give the final answer between <answer> and </answer>."
+CALLS = frozenset("sin cos tan asin acos atan sinh cosh tanh exp log ln sqrt pi E Abs abs".split())
+HARMLESS = (
+    ast.Expression,
+    ast.BinOp,
+    ast.UnaryOp,
+    ast.operator,
+    ast.unaryop,
+    ast.Constant,
+    ast.List,
+    ast.Tuple,
+    ast.Name,
+    ast.expr_context,
+    ast.Call,
+)
+
+
+@dataclass(frozen=True)
+class Problem:
+    id: str
+    prompt: str
+    gold: str
+    place: tuple  # task name, seed, size, number: the worker generates the entry again
+
+
+@lru_cache(16)
+def _dataset(name, seed, size):
+    return load_library("reasoning_gym").create_dataset(name, seed=seed, size=size)
+
+
+def load(name, size=1000, seed=0):
+    """`size` problems of one reasoning-gym task, a function of the seed. ValueError with one line."""
+    try:
+        import reasoning_gym
+    except ImportError:
+        raise ValueError(
+            f"reasoning_gym:{name} needs the package reasoning-gym; pip install reasoning-gym"
+        ) from None
+    from reasoning_gym.factory import DATASETS
+
+    if name not in DATASETS:
+        raise ValueError(
+            f"reasoning_gym:{name}: no such task; {reasoning_gym.__name__} has "
+            f"{', '.join(sorted(DATASETS))}"
+        )
+    state = random.getstate()  # a few generators draw from the global one
+    data = _dataset(name, seed, size)
+    problems = [
+        Problem(
+            f"{name}/{seed}/{i}",
+            entry["question"] + FORMAT,
+            str(entry["answer"]),
+            (name, seed, size, i),
+        )
+        for i, entry in enumerate(data[j] for j in range(size))
+    ]
+    random.setstate(state)
+    return problems
+
+
+def answer(text):
+    """Between the last <answer> and its </answer>, else as in mathematics; None if there is none."""
+    head, tag, rest = text.rpartition("<answer>")
+    return rest.partition("</answer>")[0].strip() or None if tag else math.answer(text)
+
+
+def grade(place, text):
+    """reasoning-gym's score, 0 to 1, as the reward; "right" is a full score."""
+    found = answer(text)
+    if found is None:
+        return Grade(0.0, "unparsable")
+    data = _dataset(*place[:3])
+    if _evaluates(type(getattr(data, "dataset", data))) and not harmless(found):
+        return Grade(0.0, "unsafe")
+    score = float(data.score_answer(answer=found, entry=data[place[3]]))
+    return Grade(score, "right" if score >= 1 else "wrong")
+
+
+@lru_cache(256)
+def _evaluates(kind):
+    return bool(
+        re.search(r"\b(eval|exec|parse_expr|sympify)\(", inspect.getsource(inspect.getmodule(kind)))
+    )
+
+
+def harmless(text):
+    """Can this reach `eval`? Literals, arithmetic, names, calls of CALLS. What is no expression
+    must not look like a call.
+    """
+    try:
+        nodes = (
+            list(ast.walk(ast.parse(text.strip(), mode="eval"))) if len(text) <= 2000 else [None]
+        )
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return not re.search(r"[\w\])]\s*\(|\.\s*[^\W\d]|__|lambda|import", text)
+    return all(
+        isinstance(node, HARMLESS)
+        and (not isinstance(node, ast.Name) or len(node.id) <= 2 or node.id in CALLS)
+        and (
+            not isinstance(node, ast.Call)
+            or isinstance(node.func, ast.Name)
+            and node.func.id in CALLS
+        )
+        for node in nodes
+    )
+
+
+class Task:
+    """What train.py sees of a task; see nanomerci/tasks/__init__.py."""
+
+    def __init__(self, train=(), test=()):
+        self.train, self.test = list(train), list(test)
+
+    def noise(self, problem, text):
+        return math.repeated(text)
+
+    def job(self, problem, text):
+        return grade, problem.place, text
+
+    def answer(self, text):
+        return answer(text)
