@@ -1,4 +1,4 @@
-"""Coin Flipping Network: how often has a state been visited, without a table (Lobel, Bagaria,
+"""Coin Flipping Network: approximate visit counts for continuous states (Lobel, Bagaria,
 Konidaris, ICML 2023).
 
 Toss C fair coins c in {-1, +1} at every visit of a state s and let a network f(s) regress on them.
@@ -13,6 +13,9 @@ a table of states and prints the true 1/n beside the estimate.
 
 Axes: N visits (flattened tokens), D hidden width, C coins, H width of the head.
 """
+
+from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -61,10 +64,8 @@ def expected_inverse_count(x_ND, gram_DD, ridge, prior_var=0.0):  # [CFN:coins-i
     D, where the true 1/n add up to the number of different states. D features tell at most D states
     apart; beyond that, look-alikes are counted together.
     """
-    y_DN = torch.linalg.solve(
-        gram_DD + ridge * torch.eye(len(gram_DD), dtype=gram_DD.dtype, device=gram_DD.device),
-        x_ND.T,
-    )
+    identity_DD = torch.eye(len(gram_DD), dtype=gram_DD.dtype, device=gram_DD.device)
+    y_DN = torch.linalg.solve(gram_DD + ridge * identity_DD, x_ND.T)
     return (y_DN * (gram_DD @ y_DN + ridge**2 * prior_var * y_DN)).sum(0)
 
 
@@ -97,8 +98,9 @@ class CoinFlipNet(nn.Module):
     def _mlp(width, hidden, coins, rng):
         sizes = (width, hidden, coins) if hidden else (width, coins)
         layers = []
-        for fan_in, fan_out in zip(sizes, sizes[1:]):
-            linear = nn.Linear(fan_in, fan_out, bias=hidden > 0)
+        for fan_in, fan_out in pairwise(sizes):
+            # without the default initialisation, which would draw from the global generator
+            linear = nn.utils.skip_init(nn.Linear, fan_in, fan_out, bias=hidden > 0)
             nn.init.normal_(linear.weight, std=fan_in**-0.5, generator=rng)
             if linear.bias is not None:
                 nn.init.zeros_(linear.bias)
@@ -114,17 +116,17 @@ class CoinFlipNet(nn.Module):
         stay so). all_sum: sums a tensor over ranks, so that all ranks end with the same moments.
         """
         count = all_sum(torch.tensor(float(len(hidden_ND)), device=hidden_ND.device))
+
+        def fit(mean, scale, x_N):
+            mean.copy_(all_sum(x_N.sum(0)) / count)
+            variance = all_sum((x_N - mean).square().sum(0)) / count
+            scale.copy_((variance + 1e-6).rsqrt())
+
         if features:
-            self.mean_D.copy_(all_sum(hidden_ND.float().sum(0)) / count)
-            self.scale_D.copy_(
-                (all_sum((hidden_ND.float() - self.mean_D).square().sum(0)) / count + 1e-6).rsqrt()
-            )
+            fit(self.mean_D, self.scale_D, hidden_ND.float())
         if self.prior_scale_C.any():
-            raw_NC = self.prior(self.normalise(hidden_ND))
-            self.prior_mean_C.copy_(all_sum(raw_NC.sum(0)) / count)
-            self.prior_scale_C.copy_(
-                (all_sum((raw_NC - self.prior_mean_C).square().sum(0)) / count + 1e-6).rsqrt()
-            )
+            prior_NC = self.prior(self.normalise(hidden_ND))
+            fit(self.prior_mean_C, self.prior_scale_C, prior_NC)
 
     def normalise(self, hidden_ND):
         return (hidden_ND.float() - self.mean_D) * self.scale_D
@@ -134,7 +136,7 @@ class CoinFlipNet(nn.Module):
         return self.head(x_ND) + (self.prior(x_ND) - self.prior_mean_C) * self.prior_scale_C
 
 
-class Replay:
+class ReplayBuffer:
     """A uniform sample of at most about `capacity` of all visits ever made, chosen by address.
 
     A visit stays while uniform(its address) < capacity / visits so far. That is a fair sample of
@@ -174,39 +176,25 @@ class Replay:
 
 
 def learn(
-    net,
-    optimizer,
-    hidden_ND,
-    address_N,
-    *,
-    passes=1,
-    batch=512,
-    all_sum=lambda x: x,
-    targets=draw_coins,
+    net, optimizer, hidden_ND, address_N, coins_NC, *, epochs=1, batch=512, all_sum=lambda x: x
 ):
-    """Regress on the coins of these visits: `passes` times over them in batches of about `batch`
+    """Regress on the coins of these visits: `epochs` times over them in batches of about `batch`
     (over all ranks).
 
     Which batch a visit falls in is a hash of its address, so every rank layout makes the same
-    updates. Returns the mean loss of the last pass, before its updates (a float; the best there is
+    updates. Returns the mean loss of the last epoch, before its updates (a float; the best there is
     is 1 - mean 1/n).
     """
-    coins_NC = targets(address_N, net.head[-1].out_features)
-    batches = max(
-        1,
-        round(float(all_sum(torch.tensor(float(len(address_N)), device=hidden_ND.device))) / batch),
-    )
-    for p in range(passes):
-        batch_N = (uniform(address("pass", p, address_N)) * batches).long()
+    visits = all_sum(torch.tensor(float(len(address_N)), device=hidden_ND.device))
+    batches = max(1, round(float(visits) / batch))
+    for epoch in range(epochs):
+        batch_N = (uniform(address("pass", epoch, address_N)) * batches).long()
         losses = torch.zeros(2, device=hidden_ND.device)
         for b in range(batches):
             rows = (batch_N == b).nonzero()[:, 0]
             loss_N = coin_loss(net(hidden_ND[rows]), coins_NC[rows])
-            total = all_sum(
-                torch.stack(
-                    [loss_N.detach().sum(), torch.tensor(float(len(rows)), device=loss_N.device)]
-                )
-            )
+            here = torch.tensor(float(len(rows)), device=loss_N.device)
+            total = all_sum(torch.stack([loss_N.detach().sum(), here]))
             optimizer.zero_grad()
             (loss_N.sum() / total[1].clamp(min=1)).backward()
             for parameter in net.head.parameters():
@@ -216,80 +204,85 @@ def learn(
     return float(losses[0] / losses[1].clamp(min=1))
 
 
+@dataclass(frozen=True)
+class CounterOptions:
+    coins: int = 20
+    """C, coins per visit (MERCI, CFN: 20)."""
+    hidden: int = 256
+    """H, width of the head's hidden layer; 0: linear."""
+    prior: bool = True
+    """Whether unseen states read 1/n near 1."""
+    lr: float = 1e-3
+    capacity: int = 65536
+    """Visits that the replay buffer remembers."""
+    batch: int = 512
+    """Visits per update of the head, over all ranks."""
+
+
 class Counter:
-    """A CoinFlipNet with what it needs to learn: optimiser and replay. Look first (score), count
-    later (visit).
+    """A CoinFlipNet with what it needs to learn: optimiser and replay buffer. Call score() before
+    update(): the bonus uses counts from before the current batch.
     """
 
     targets = staticmethod(draw_coins)
 
-    def __init__(
-        self,
-        width,
-        *,
-        coins=20,
-        hidden=256,
-        prior=True,
-        lr=1e-3,
-        capacity=65536,
-        batch=512,
-        seed=0,
-        device=None,
-        all_sum=lambda x: x,
-    ):
-        self.net = CoinFlipNet(width, coins, hidden, prior, seed).to(device)
-        self.optimizer = torch.optim.AdamW(self.net.head.parameters(), lr=lr, weight_decay=0.0)
-        self.replay = Replay(capacity, width, device=device)
-        self.batch, self.all_sum = batch, all_sum
+    def __init__(self, width, *, seed=0, device=None, all_sum=lambda x: x, **options):
+        """width: of a hidden state; options: those of CounterOptions."""
+        o = CounterOptions(**options)
+        self.net = CoinFlipNet(width, o.coins, o.hidden, o.prior, seed).to(device)
+        self.optimizer = torch.optim.AdamW(self.net.head.parameters(), lr=o.lr, weight_decay=0.0)
+        self.replay = ReplayBuffer(o.capacity, width, device=device)
+        self.batch, self.all_sum = o.batch, all_sum
 
     @torch.no_grad()
     def score(self, hidden_ND):
         """1/n of each state. (N, D) -> (N,); kernels/cfn_score.py does the same in one pass."""
         return torch.cat([inverse_count(self.net(part_ND)) for part_ND in hidden_ND.split(ROWS)])
 
-    def _count(self, address_N):
-        return int(self.all_sum(torch.tensor(len(address_N), device=address_N.device)))
-
-    def pretrain(self, hidden_ND, address_N, passes):
-        """Fix the normalisation on these visits, then learn them in several passes. -> loss of the
+    def pretrain(self, hidden_ND, address_N, epochs):
+        """Fit the normalisation on these visits, then learn them in several passes. -> loss of the
         last pass.
         """
         self.net.calibrate(hidden_ND, all_sum=self.all_sum)
-        self.replay.add(hidden_ND, address_N, self._count(address_N))
+        self.replay.add(hidden_ND, address_N, self._everywhere(address_N))
+        return self._learn(hidden_ND, address_N, epochs)
+
+    def update(self, hidden_ND, address_N, replayed, stamp):
+        """Learn the new visits together with about `replayed` remembered ones, then remember the
+        new. -> loss.
+        """
+        old_hidden_ND, old_address_N = self.replay.draw(replayed, stamp)
+        both_ND = torch.cat([hidden_ND.float(), old_hidden_ND])
+        loss = self._learn(both_ND, torch.cat([address_N, old_address_N]), 1)
+        self.replay.add(hidden_ND, address_N, self.replay.total + self._everywhere(address_N))
+        return loss
+
+    def _learn(self, hidden_ND, address_N, epochs):
+        coins_NC = self.targets(address_N, self.net.head[-1].out_features)
         return learn(
             self.net,
             self.optimizer,
             hidden_ND,
             address_N,
-            passes=passes,
+            coins_NC,
+            epochs=epochs,
             batch=self.batch,
             all_sum=self.all_sum,
-            targets=self.targets,
         )
 
-    def visit(self, hidden_ND, address_N, rehearse, stamp):
-        """Learn new visits together with about `rehearse` remembered ones, then remember the new.
-        -> loss.
-        """
-        old_hidden_ND, old_address_N = self.replay.draw(rehearse, stamp)
-        both = torch.cat([hidden_ND.float(), old_hidden_ND]), torch.cat([address_N, old_address_N])
-        loss = learn(
-            self.net,
-            self.optimizer,
-            *both,
-            batch=self.batch,
-            all_sum=self.all_sum,
-            targets=self.targets,
-        )
-        self.replay.add(hidden_ND, address_N, self.replay.total + self._count(address_N))
-        return loss
+    def _everywhere(self, address_N):
+        """How many visits these are over all ranks."""
+        return int(self.all_sum(torch.tensor(len(address_N), device=address_N.device)))
 
     def state_dict(self):
-        return {name: getattr(self, name).state_dict() for name in ("net", "optimizer", "replay")}
+        """What all ranks share; under "own" this rank's part of the replay buffer."""
+        shared = {"net": self.net.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return shared | {"own": self.replay.state_dict()}
 
     def load_state_dict(self, state):
-        for name in ("net", "optimizer", "replay"):
-            getattr(self, name).load_state_dict(state[name])
+        self.net.load_state_dict(state["net"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.replay.load_state_dict(state["own"])
 
 
 if __name__ == "__main__":

@@ -1,53 +1,51 @@
 """DAPO (arXiv 2503.14476): four changes to GRPO for long reasoning.
 
-Here: clip-higher (the surrogate is grpo's, with clip_high > clip_low), token-level weights, dynamic
-sampling, the soft overlong penalty. Not here: the KL term (DAPO has none). Run alone: `python
-dapo.py` prints the overlong penalty against length and both reductions on two responses.
+Here: token-level weights, dynamic sampling, the soft overlong penalty. The fourth, clip-higher, is
+grpo.surrogate with clip_low 0.2 and clip_high 0.28. Not here: the KL term (DAPO has none). Run
+alone: `python dapo.py` prints the overlong penalty against length and both reductions on two
+responses.
 
-Axes: P prompts, G samples a prompt, B = P*G rows, T token positions.
+Axes: P prompts, G responses per prompt, B = P*G rows, T token positions.
 """
 
+from itertools import compress
+
 import torch
-from nanomerci.grpo import surrogate  # noqa: F401  the same one, called with clip_low 0.2 and clip_high 0.28 ("clip-higher")
 
 from nanomerci import grpo
 
 
 def units(mask_BT):
-    """What the loss is an average over: here tokens. The sum over all ranks is the `total` of
-    weights().
-    """
+    """Loss denominator: tokens. The sum over all ranks is the `total` of weights()."""
     return mask_BT.sum()
 
 
 def weights(mask_BT, total):  # [DAPO:reduction]
     """Weight of each token's loss, (B, T): every token of the batch counts 1 / total, so long
-    answers count for more.
+    responses count for more.
     """
     return mask_BT / total
 
 
 def mixed(grade_PG):  # [DAPO:dynamic-sampling]
-    """Which groups carry signal: not all grades equal; of right and wrong ones, 0 < right < G. (P,
-    G) -> bool (P,).
-    """
+    """Which groups carry signal: those whose rewards are not all equal. (P, G) -> bool (P,)."""
     return (grade_PG != grade_PG[:, :1]).any(1)
 
 
-def fill(held, ask, wanted, rounds, count):  # [DAPO:refill]
-    """Sample until `wanted` groups carry signal: rounds of ask() -> groups, of which the mixed ones
-    are kept. -> batches, rounds.
+def fill(leftover, collect, prompts, rounds, count):  # [DAPO:refill]
+    """Sample until `prompts` groups carry signal: rounds of collect() -> list of groups, of which
+    the mixed ones are kept. -> groups, rounds.
 
-    held: groups that an earlier step had too many of; they come first. count(batches): how many
-    groups they hold, over all ranks. After `rounds` rounds it makes do with what there is. A round
-    has .grade_PG (no length penalty in it: that one answer of eight is too long makes no group
-    worth learning) and .groups(chosen_P).
+    leftover: groups that an earlier step had too many of; they come first. count(groups): how many
+    these are over all ranks. After `rounds` rounds it makes do with what there is. A group has
+    .graded_G, without any length penalty: a difference in length alone makes no group informative.
     """
-    asked = []
-    while count(held) < wanted and len(asked) < rounds:
-        asked.append(ask())
-        held = [*held, asked[-1].groups(mixed(asked[-1].grade_PG))]
-    return held, asked
+    groups, asked = list(leftover), []
+    while count(groups) < prompts and len(asked) < rounds:
+        asked.append(collect())
+        mixed_P = mixed(torch.stack([group.graded_G for group in asked[-1]]))
+        groups += compress(asked[-1], mixed_P.tolist())
+    return groups, asked
 
 
 def overlong_penalty(length_B, limit, buffer, factor=1.0):  # [DAPO:overlong]

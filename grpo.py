@@ -1,15 +1,14 @@
 """Group Relative Policy Optimisation (DeepSeekMath, arXiv 2402.03300), outcome rewards only.
 
-Sample G answers to a prompt, reward each, and use the group as its own baseline: an answer's
+Sample G responses per prompt, reward each, and use the group as its own baseline: a response's
 advantage is how far its reward lies above the group's mean, in the group's standard deviations.
 Then PPO's clipped surrogate on every token.
 
 Here: advantage, clipped surrogate, k3 KL, the weights that turn per-token losses into one number;
-Dr.GRPO's two changes. Not here: a value network, process rewards, the sampling and the updates
-(train.py). Run alone: `python grpo.py` prints a group's advantages and loss beside values computed
-by hand.
+Dr.GRPO's two changes. Not here: a value network, process rewards; sampling and updates (train.py).
+Run alone: `python grpo.py` prints a group's advantages and loss beside values computed by hand.
 
-Axes: P prompts, G samples a prompt, B = P*G rows, T token positions.
+Axes: P prompts, G responses per prompt, B = P*G rows, T token positions.
 """
 
 import torch
@@ -19,8 +18,7 @@ def advantage(reward_PG, correction=1, eps=1e-6):  # [GRPO:advantage]
     """(r - mean) / (std + eps) within each group. correction=1: unbiased std, as verl and TRL; 0:
     population std.
 
-    A group whose rewards are all equal gets exactly 0: it says nothing about which answer is
-    better.
+    A group with identical rewards gets advantage 0 (no learning signal).
     """
     centred_PG = centred(reward_PG)
     var_P1 = centred_PG.square().sum(1, keepdim=True) / max(reward_PG.shape[1] - correction, 1)
@@ -31,15 +29,14 @@ def centred(reward_PG):  # [DrGRPO:advantage]
     """r - mean: Dr.GRPO (arXiv 2503.20783) drops the std, which over-weights very easy and very
     hard prompts.
     """
-    shifted_PG = (
-        reward_PG - reward_PG[:, :1]
-    )  # changes nothing, but makes equal rewards exactly 0 whatever the rounding
+    # the shift changes nothing, but makes equal rewards exactly 0 whatever the rounding
+    shifted_PG = reward_PG - reward_PG[:, :1]
     return shifted_PG - shifted_PG.mean(1, keepdim=True)
 
 
 def per_token(adv_B):
-    """An advantage a response, (B,), stands for all its tokens: (B, 1). One a token, (B, T), is
-    left as it is.
+    """One advantage per response, (B,), stands for all its tokens: (B, 1). One per token, (B, T),
+    is left as it is.
     """
     return adv_B if adv_B.dim() == 2 else adv_B[:, None]
 
@@ -61,8 +58,8 @@ def surrogate(logp_BT, logp_old_BT, adv_B, clip_low=0.2, clip_high=0.2):  # [GRP
 
 
 def clipped(logp_BT, logp_old_BT, adv_B, clip_low=0.2, clip_high=0.2):
-    """Where the clip holds the gradient back: (below, above), bool (B, T). Below only matters to A
-    < 0, above to A > 0.
+    """Tokens whose gradient is zeroed by clipping: (low, high) masks, bool (B, T). Low only matters
+    for A < 0, high for A > 0.
     """
     rho_BT, adv_BT = ratio(logp_BT, logp_old_BT), per_token(adv_B)
     return (rho_BT < 1 - clip_low) & (adv_BT < 0), (rho_BT > 1 + clip_high) & (adv_BT > 0)
@@ -77,9 +74,7 @@ def kl(logp_BT, logp_ref_BT):  # [GRPO:kl]
 
 
 def units(mask_BT):
-    """What the loss is an average over: here non-empty responses. The sum over all ranks is the
-    `total` of weights().
-    """
+    """Loss denominator: non-empty responses. The sum over all ranks is the `total` of weights()."""
     return mask_BT.any(1).sum()
 
 
@@ -94,8 +89,8 @@ def weights(mask_BT, total):  # [GRPO:reduction]
 
 
 def weights_constant(mask_BT, total, length):  # [DrGRPO:reduction]
-    """Dr.GRPO: every token counts 1 / (total * length) with one constant length, so long answers
-    are not favoured.
+    """Dr.GRPO: every token counts 1 / (total * length) with one constant length, so that long
+    responses are not favoured.
 
     The one reduction whose weights sum to less than 1 (to 1 when every response has `length`
     tokens).

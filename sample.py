@@ -1,224 +1,50 @@
-"""Sampling from Hugging Face causal language models (Qwen2/2.5/3, Llama), fast enough to train
-with.
+"""Sampling from Hugging Face causal language models, fast enough to train with.
 
-A fixed number of slots shares one key-value cache. Each prompt is prefilled once and its keys and
-values copied to its n samples; a row that finishes leaves, the last row moves into its slot, and
-waiting prompts enter as soon as n slots are free: no step computes a finished row. Row r, position
-t is drawn with a random number of its own (nanomerci/address.py) by inverting the distribution
-function, so a sample depends on the seed and its row number, never on the company it was sampled
-in. For the same reason a round that ran out of memory is just sampled again, with half as many
-slots.
+Continuous batching over a fixed number of slots that share one KV cache. Each prompt is prefilled
+once and its keys and values are copied to the slots of its n responses. A row that has ended leaves
+its slot, the last row moves into it, and waiting prompts enter as soon as n slots are free: no step
+computes a row that has ended. Row r, position t is drawn with a random number of its own
+(nanomerci/address.py) by inverting the distribution function, so a response depends on the seed and
+on its row number, never on the rows it was sampled with. For the same reason a call that ran out of
+memory is simply made again with half as many slots.
 
-As a command (nanomerci/view/ask.py):  python sample.py MODEL_OR_RUN "prompt" -n 4
+Here: the algorithm. What only its speed needs is in nanomerci/loop/decode.py.
+Run alone it answers (nanomerci/view/ask.py):  python sample.py MODEL_OR_RUN "prompt" -n 4
 
-Axes: P prompts, n samples a prompt, B = P*n rows, S active slots, T token positions, V vocabulary.
+Axes: P prompts, n responses per prompt, B = P*n rows, S active slots, T token positions,
+C = B*T cells, V vocabulary, D hidden width.
 """
 
-import copy
-import os
-import sys
-from functools import cache
+if __name__ == "__main__":  # --help and mistakes are answered before torch has loaded
+    from nanomerci.view import ask
 
-if (
-    __name__ == "__main__"
-):  # the command; it answers --help and mistakes before torch is there, which takes seconds
-    from nanomerci.view.ask import command
+    request = ask.parse()
 
-    sys.exit(command())
+from contextlib import redirect_stderr
+from dataclasses import dataclass
+from io import StringIO
 
 import torch
 from transformers import DynamicCache
 
 from nanomerci.address import address, uniform
-from nanomerci.loop.model import CACHE
-from nanomerci.loop.rollout import Rollout, pad
-from nanomerci.runtime import ranks
+from nanomerci.loop.decode import DecodeStep, SlotKVCache, announce, inference_copy, max_slots
+from nanomerci.loop.model import CACHE, eos_ids, token_logp
+from nanomerci.loop.rollout import Rollout, SampleOptions, pad
+from nanomerci.runtime.checkpoint import reason
 from nanomerci.runtime.config import UserError
 
 
-class SlotCache:
-    """Keys and values of all slots: a tensor (slots, width, heads, head size) a layer. Slot s is
-    written at its own position.
+@dataclass(frozen=True)
+class Sampling:
+    """The distribution to sample from, and when a response ends."""
 
-    Stands in for a transformers cache, of which a model's forward calls only update() and
-    get_seq_length().
-    """
-
-    def __init__(self, config, slots, width, dtype, device):
-        shape = (config.num_hidden_layers, slots, width, *_heads(config))
-        self.keys, self.values = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
-        self.width, self.place_S, self.longest = (
-            width,
-            None,
-            0,
-        )  # where a forward writes, and how many positions it reads
-
-    def admit(self, first, prefilled, repeats):
-        """Copy each prefilled prompt to `repeats` slots, from slot `first` on."""
-        for layer, filled in enumerate(prefilled.layers):
-            for store, new in ((self.keys, filled.keys), (self.values, filled.values)):
-                rows = slice(first, first + repeats * len(new))
-                store[layer, rows, : new.shape[2]] = (
-                    new.transpose(1, 2).repeat_interleave(repeats, 0).to(store.dtype)
-                )
-
-    def move(self, source, target, longest):
-        for store in (self.keys, self.values):
-            store[:, target, :longest] = store[:, source, :longest]
-
-    def update(self, key, value, layer, *_, **__):
-        read = []
-        for store, new in ((self.keys[layer], key), (self.values[layer], value)):
-            store.flatten(0, 1).index_copy_(
-                0, self.place_S, new[:, :, 0].to(store.dtype)
-            )  # one copy of whole rows of memory
-            read.append(store[: len(new), : self.longest].transpose(1, 2))
-        return read
-
-    def get_seq_length(self, layer=0):
-        return self.longest - 1
-
-
-def cache_bytes(config, itemsize):
-    """Of one position of one row, in all layers: a key and a value a head."""
-    heads, size = _heads(config)
-    return 2 * config.num_hidden_layers * heads * size * itemsize
-
-
-def _heads(config):
-    heads = (
-        getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    )  # GPT-2 has as many as queries
-    return heads, getattr(
-        config, "head_dim", None
-    ) or config.hidden_size // config.num_attention_heads
-
-
-class Step:
-    """The decoding step: newest token and its position of the first S slots -> the state after it,
-    (S, D), and the logits of the next, (S, V) float32.
-
-    On CUDA it is captured once for every power of two of rows and multiple of SPAN positions that
-    occurs, and then replayed: one launch in place of hundreds. Rows up to the power of two compute
-    something nobody reads, in slots nobody is in.
-    """
-
-    SPAN = 256
-
-    def __init__(self, model, slots):
-        self.model, self.slots, self.graphs, self.pool = model, slots, {}, None
-
-    def forward(self, token_S, position_S, longest):
-        device = position_S.device
-        self.slots.longest = longest
-        self.slots.place_S = (
-            torch.arange(len(position_S), device=device) * self.slots.width + position_S
-        )
-        seen_SL = torch.arange(longest, device=device) <= position_S[:, None]
-        hidden_S1D = self.model.base_model(
-            token_S[:, None],
-            position_ids=position_S[:, None],
-            attention_mask=seen_SL[:, None, None],
-            use_cache=True,
-            **{CACHE: self.slots},
-        ).last_hidden_state
-        return hidden_S1D[:, 0], self.model.get_output_embeddings()(hidden_S1D[:, 0]).float()
-
-    def __call__(self, token_S, position_S, longest):
-        if position_S.device.type != "cuda":
-            return self.forward(token_S, position_S, longest)
-        S, rows = len(token_S), min(1 << (len(token_S) - 1).bit_length(), self.slots.keys.shape[1])
-        longest = min(-(-longest // self.SPAN) * self.SPAN, self.slots.width)
-        if (rows, longest) not in self.graphs:
-            self.graphs[rows, longest] = self.capture(rows, longest)
-        graph, token_R, position_R, hidden_RD, logits_RV = self.graphs[rows, longest]
-        token_R[:S], position_R[:S] = token_S, position_S
-        graph.replay()
-        return hidden_RD[:S], logits_RV[:S]
-
-    def capture(self, rows, longest):
-        # the rows write where they are parked, in the last column, which a row uses in its last
-        # step at the earliest: while it warms
-        # up and is captured nobody's keys are touched
-        token_R, position_R = (
-            torch.full((rows,), value, device=self.model.device)
-            for value in (0, self.slots.width - 1)
-        )
-        graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-        dtype, enabled = torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda")
-        with torch.autocast(
-            "cuda", dtype, enabled=enabled, cache_enabled=False
-        ):  # a cast kept for later would not be part of the graph
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                self.forward(
-                    token_R, position_R, longest
-                )  # libraries set themselves up on first use, which cannot be captured
-            torch.cuda.current_stream().wait_stream(side)
-            with torch.cuda.graph(graph, pool=self.pool):
-                hidden_RD, logits_RV = self.forward(token_R, position_R, longest)
-        self.pool = (
-            graph.pool()
-        )  # graphs never run at the same time, so they share their scratch memory
-        return graph, token_R, position_R, hidden_RD, logits_RV
-
-
-def working(model):
-    """The model in the form that samples fastest with the trainer's numbers: itself, or one that
-    shares all but what must be cast.
-
-    Under autocast on CUDA every step would cast every fp32 weight again; linear layers get theirs
-    cast once a round. A processor without bf16 arithmetic multiplies fp32 six times as fast
-    (measured: 64 against 10 GFLOP/s a core); there bf16 weights are widened.
-    """
-    kind, autocast = model.device.type, torch.is_autocast_enabled(model.device.type)
-    if kind == "cpu" and not autocast and model.dtype == torch.bfloat16 and not _bf16_arithmetic():
-        return copy.deepcopy(model).float()
-    if kind == "cuda" and autocast and model.dtype == torch.float32:
-        shared = copy.deepcopy(
-            model, {id(x): x for x in (*model.parameters(), *model.buffers())}
-        )  # new modules, the same tensors
-        for module in shared.modules():
-            if isinstance(module, torch.nn.Linear):
-                for name, value in list(module.named_parameters(recurse=False)):
-                    setattr(
-                        module,
-                        name,
-                        torch.nn.Parameter(
-                            value.to(torch.get_autocast_dtype(kind)), requires_grad=False
-                        ),
-                    )
-        return shared
-    return model
-
-
-@cache
-def _bf16_arithmetic():
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
-def room(config, width, dtype, device):
-    """How many slots fit: in half of what is free on the GPU, or a quarter of the machine's memory.
-    -> int, bytes of a slot.
-    """
-    size = width * cache_bytes(config, dtype.itemsize)
-    if device.type == "cuda":
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        free = (torch.cuda.mem_get_info(device)[0] + unused) // 2
-    else:
-        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
-    return free // size, size
-
-
-def state(slots, size, width, told=set()):  # noqa: B006  it is to be remembered
-    """Said once, and again when it is half as much more: how large the cache is."""
-    if ranks.rank == 0 and slots * size > 1.5 * max(told, default=0):
-        told.add(slots * size)
-        print(
-            f"sampler: {slots} slots of {width} positions, {slots * size / 2**20:,.0f} MiB of "
-            "keys and values",
-            file=sys.stderr,
-        )
+    max_new_tokens: int
+    eos_ids: tuple
+    temperature: float
+    top_p: float
+    top_k: int
+    seed: int
 
 
 def truncate(logits_SV, top_p=1.0, top_k=0):
@@ -230,18 +56,16 @@ def truncate(logits_SV, top_p=1.0, top_k=0):
         logits_SV = logits_SV.masked_fill(logits_SV < least_S1, -torch.inf)
     if top_p < 1:
         sorted_SV, order_SV = logits_SV.sort(descending=True)
-        before_SV = sorted_SV.softmax(-1).cumsum(-1) - sorted_SV.softmax(
-            -1
-        )  # mass of the strictly likelier tokens
-        drop_SV = torch.zeros_like(order_SV, dtype=torch.bool).scatter(
-            1, order_SV, before_SV >= top_p
-        )
+        # mass of the strictly likelier tokens
+        before_SV = sorted_SV.softmax(-1).cumsum(-1) - sorted_SV.softmax(-1)
+        nothing_SV = torch.zeros_like(order_SV, dtype=torch.bool)
+        drop_SV = nothing_SV.scatter(1, order_SV, before_SV >= top_p)
         logits_SV = logits_SV.masked_fill(drop_SV, -torch.inf)
     return logits_SV
 
 
-def draw(logits_SV, uniform_S, temperature=1.0, top_p=1.0, top_k=0):
-    """One token a row by inverting the distribution function. -> ids_S, logp_S under the
+def sample_token(logits_SV, uniform_S, temperature=1.0, top_p=1.0, top_k=0):
+    """One token per row by inverting the distribution function. -> ids_S, and logp_S under the
     distribution drawn from.
 
     temperature 0 is greedy; its log-probs are those of temperature 1.
@@ -252,10 +76,132 @@ def draw(logits_SV, uniform_S, temperature=1.0, top_p=1.0, top_k=0):
     else:
         logp_SV = truncate(logits_SV / temperature, top_p, top_k).log_softmax(-1)
         cdf_SV = logp_SV.exp().cumsum(-1)
-        # right=True: the first token whose cdf is *beyond* the mark, so one of probability 0 is
-        # never drawn
-        ids_S = torch.searchsorted(cdf_SV, uniform_S[:, None] * cdf_SV[:, -1:], right=True)[:, 0]
+        mark_S1 = uniform_S[:, None] * cdf_SV[:, -1:]
+        # right=True: the first token whose cdf is *beyond* the mark, so a token of probability 0
+        # is never drawn
+        ids_S = torch.searchsorted(cdf_SV, mark_S1, right=True)[:, 0]
     return ids_S, logp_SV.gather(1, ids_S[:, None])[:, 0]
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """`generate` for one model and its tokenizer: what the loop, evaluation and pictures are handed."""
+
+    model: torch.nn.Module
+    tokenizer: object
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+
+    def __call__(self, prompts, n, *, seed=0, options=None, temperature=None):
+        """prompts: lists of token ids. -> Rollout. temperature: another than usual."""
+        return generate(
+            self.model,
+            prompts,
+            n,
+            max_new_tokens=self.max_new_tokens,
+            eos_id=eos_ids(self.model, self.tokenizer),
+            temperature=self.temperature if temperature is None else temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            seed=seed,
+            options=options,
+        )
+
+
+class Draft:
+    """The rollout while it is written. Every row has the full width, so a token has a cell: row *
+    width + position. All random numbers are drawn at once: hashing one position at a time would be
+    two dozen small operations per token.
+    """
+
+    def __init__(self, model, prompts, n, width, sampling, options, dtype):
+        device = model.device
+        prompt_BT = pad([p for p in prompts for _ in range(n)], device=device)
+        B, self.width = len(prompt_BT), width
+        self.tokens_BT = torch.nn.functional.pad(prompt_BT, (0, width - prompt_BT.shape[1]))
+        self.logp_BT = torch.zeros(B, width, device=device)
+        length_P = torch.tensor([len(p) for p in prompts], device=device)
+        self.start_B = length_P.repeat_interleave(n)
+        self.end_B = self.start_B + sampling.max_new_tokens  # one past a row's last token
+        # the states of a row: that after the prompt's last token comes first
+        self.columns = (sampling.max_new_tokens + 1) * options.states
+        shape = B * self.columns, model.config.hidden_size
+        self.states_CD = torch.zeros(shape, dtype=dtype, device=device)
+        rows_B = options.rows
+        rows_B = torch.arange(B, device=device) if rows_B is None else rows_B.to(device)
+        position_T = torch.arange(width, device=device)
+        chance_BT = uniform(address("draw", sampling.seed, rows_B[:, None], position_T))
+        self.tokens_C, self.logp_C = self.tokens_BT.view(-1), self.logp_BT.view(-1)
+        self.chance_C = chance_BT.view(-1)
+
+    def rollout(self, states):
+        """What was written, up to the end of the longest response."""
+        column_T = torch.arange(int(self.end_B.max()), device=self.end_B.device)
+        ended_BT = column_T >= self.end_B[:, None]
+        mask_BT = ((column_T >= self.start_B[:, None]) & ~ended_BT).float()
+        tokens_BT = self.tokens_BT[:, : len(column_T)].masked_fill(ended_BT, 0)
+        logp_BT = self.logp_BT[:, : len(column_T)].masked_fill(ended_BT, 0)
+        if not states:
+            return Rollout(tokens_BT, mask_BT, logp_BT)
+        states_BRD = self.states_CD.view(len(tokens_BT), self.columns, -1)[:, 1:]
+        return Rollout(tokens_BT, mask_BT, logp_BT, states_BRD)
+
+
+class Slots:
+    """The rows that are being written, slot by slot. For each: its row, the last position it may
+    have, and of its newest token, which the next forward reads, the position, the cell, and the
+    place of the state after it. They are rows of one tensor, so that one addition advances three.
+    """
+
+    def __init__(self, draft, n, states):
+        self.draft, self.n, self.states = draft, n, int(states)
+        self.longest = 0  # positions that the next forward reads
+        self._hold(torch.zeros(5, 0, dtype=torch.int64, device=draft.end_B.device))
+
+    def _hold(self, table_5S):
+        self.table_5S = table_5S
+        self.row_S, self.last_S, self.position_S, self.cell_S, self.place_S = table_5S
+
+    def __len__(self):
+        return self.table_5S.shape[1]
+
+    def enter(self, entering):
+        """The rows of these prompts take the next free slots."""
+        device, draft = self.table_5S.device, self.draft
+        prompt_P1 = torch.tensor(entering, device=device)[:, None]
+        row_S = (prompt_P1 * self.n + torch.arange(self.n, device=device)).flatten()
+        before_S = draft.start_B[row_S] - 1
+        cell_S = row_S * draft.width + before_S
+        entry = [row_S, draft.end_B[row_S] - 1, before_S, cell_S, row_S * draft.columns]
+        self._hold(torch.cat([self.table_5S, torch.stack(entry)], 1))
+        self.longest = int(self.position_S.max())
+
+    def advance(self):
+        """The newest token of each slot is now the next one."""
+        self.table_5S[2:] += 1
+
+    def ended(self, ids_S, eos_E1):
+        """Which slots have drawn their last token. A state is there once its token is read, so with
+        states a row stays one step longer and draws a token that nobody reads.
+        """
+        stops_S = (ids_S == eos_E1).any(0)
+        here_S = torch.minimum(self.last_S, self.position_S)
+        torch.where(stops_S, here_S, self.last_S, out=self.last_S)
+        return self.position_S == self.last_S + self.states
+
+    def leave(self, done_S, cache):
+        """Rows that have ended free their slots, and the last rows move into the holes."""
+        self.draft.end_B[self.row_S[done_S]] = self.last_S[done_S] + 1
+        stay = (~done_S).nonzero()[:, 0]
+        holes = done_S[: len(stay)].nonzero()[:, 0]
+        movers = stay[stay >= len(stay)]
+        if len(movers):
+            cache.move(movers, holes, self.longest)
+            self.table_5S[:, holes] = self.table_5S[:, movers]
+        self._hold(self.table_5S[:, : len(stay)])
+        self.longest = int(self.position_S.max()) if len(stay) else 0
 
 
 @torch.no_grad()
@@ -270,65 +216,35 @@ def generate(
     top_p=1.0,
     top_k=0,
     seed=0,
-    rows=None,
-    slots=0,
-    states=False,
-    progress=None,
-    stream=None,
+    options=None,
 ):
-    """Sample n responses to each prompt (a list of token ids). -> Rollout on the model's device,
-    row p*n + g = sample g of p. With states=True -> Rollout, states_BRD: the hidden state after
-    token r of each response in the cache's dtype, 0 beyond its end.
+    """Sample n responses to each prompt (a list of token ids). -> Rollout on the model's device, row
+    p*n + g = response g to prompt p.
 
-    eos_id: an id or several; a response ends with one, or after max_new_tokens. seed: an int. rows:
-    the number by which each row's random numbers are addressed (int64, default 0..B-1). slots: rows
-    in flight at once, at least n; bounds the memory, 0 = as many as there is room for. When a GPU's
-    memory does not suffice all the same, half as many are tried. progress: called with the number
-    of rows finished since the last call. stream: called with (row, token id) as each is drawn; not
-    with states.
+    eos_id: an id or several; a response ends with one, or after max_new_tokens. seed: an int. When
+    a GPU's memory does not suffice for the slots, half as many are tried.
     """
-    if stream and states:
+    options = options or SampleOptions()
+    if options.stream and options.states:
         raise ValueError(
             "with states a row draws one token more than its own: it cannot be streamed"
         )
-    width, autocast = (
-        max(map(len, prompts)) + max_new_tokens,
-        torch.is_autocast_enabled(model.device.type),
-    )
-    model = working(model)
-    dtype = torch.get_autocast_dtype(model.device.type) if autocast else model.dtype
-    fit, size = room(model.config, width, dtype, model.device)
-    slots = max(n, min(slots or fit, n * len(prompts)))
-    told = 0  # rows that progress has heard of
-
-    def finished(rows):
-        nonlocal told
-        if progress and rows > told:
-            progress(rows - told)
-            told = rows
-
+    eos_ids = tuple(sorted(eos_id)) if isinstance(eos_id, list | set | tuple) else (eos_id,)
+    sampling = Sampling(max_new_tokens, eos_ids, temperature, top_p, top_k, seed)
+    kind, width = model.device.type, max(map(len, prompts)) + max_new_tokens
+    autocast = torch.is_autocast_enabled(kind)
+    model = inference_copy(model)
+    dtype = torch.get_autocast_dtype(kind) if autocast else model.dtype
+    fit, size = max_slots(model.config, width, dtype, model.device)
+    slots = max(n, min(options.slots or fit, n * len(prompts)))
+    report = Progress(options.progress)
     while True:
-        state(slots, size, width)
+        announce(slots, size, width)
         try:
-            with (
-                torch.inference_mode()
-            ):  # spares the bookkeeping of gradients: a tenth of the time of small steps
-                drawn = _generate(
-                    model,
-                    SlotCache(model.config, slots, width, dtype, model.device),
-                    prompts,
-                    n,
-                    max_new_tokens,
-                    eos_id,
-                    (temperature, top_p, top_k),
-                    seed,
-                    rows,
-                    states,
-                    finished,
-                    stream,
-                )
-            roll = Rollout(*(x.clone() for x in drawn[:3]))  # that training may read
-            return (roll, drawn[3]) if states else roll
+            with torch.inference_mode():  # no bookkeeping of gradients: a tenth of a small step
+                cache = SlotKVCache(model.config, slots, width, dtype, model.device)
+                rollout = _generate(model, cache, prompts, n, sampling, options, report)
+            return rollout.clone()  # training may read it
         except torch.cuda.OutOfMemoryError:
             if slots == n:
                 raise UserError(
@@ -339,106 +255,106 @@ def generate(
         torch.cuda.empty_cache()
 
 
-def _generate(
-    model, cache, prompts, n, max_new_tokens, eos_id, how, seed, rows, states, finished, stream
-):
-    # a state is there once its token is read, so with states a row stays one step longer and draws
-    # a token that nobody reads
-    device, width, slots = model.device, cache.width + states, cache.keys.shape[1]
-    prompt_BT = pad([p for p in prompts for _ in range(n)], device=device)
-    B = len(prompt_BT)
-    tokens_BT = torch.nn.functional.pad(prompt_BT, (0, width - prompt_BT.shape[1]))
-    logp_BT = torch.zeros(B, width, device=device)
-    start_B = torch.tensor([len(p) for p in prompts], device=device).repeat_interleave(n)
-    end_B = start_B + max_new_tokens  # one past a row's last token
-    columns = (
-        max_new_tokens + 1
-    ) * states  # of states: that after the prompt's last token comes first
-    states_CD = torch.zeros(
-        B * columns, model.config.hidden_size, dtype=cache.keys.dtype, device=device
-    )
-    number_B = torch.arange(B, device=device) if rows is None else rows.to(device)
-    # all random numbers at once: hashing one position at a time is two dozen small operations a
-    # token
-    chance_BT = uniform(
-        address("draw", seed, number_B[:, None], torch.arange(width, device=device))
-    )
-    tokens_C, logp_C, chance_C = (
-        tokens_BT.view(-1),
-        logp_BT.view(-1),
-        chance_BT.view(-1),
-    )  # one index a cell, row * width + position
-    eos_E1 = torch.tensor(
-        sorted(eos_id) if isinstance(eos_id, list | set | tuple) else [eos_id], device=device
-    )[:, None]
+def _generate(model, cache, prompts, n, sampling, options, report):
+    """One attempt with the slots of this cache."""
+    eos_E1 = torch.tensor(sampling.eos_ids, device=model.device)[:, None]
+    how = sampling.temperature, sampling.top_p, sampling.top_k
+    width = cache.width + options.states
+    draft = Draft(model, prompts, n, width, sampling, options, cache.keys.dtype)
+    slots = Slots(draft, n, options.states)
+    decode = DecodeStep(model, cache)
+    # taken from the end: the longest prompt starts first
+    waiting = sorted(range(len(prompts)), key=lambda p: len(prompts[p]))
+    ended = 0
+    while waiting or len(slots):
+        free = cache.slots - len(slots)
+        if waiting and free >= n:
+            entering = [waiting.pop() for _ in range(min(len(waiting), free // n))]
+            prefill(model, cache, [prompts[p] for p in entering], len(slots), n)
+            slots.enter(entering)
 
-    step = Step(model, cache)
-    waiting = sorted(
-        range(len(prompts)), key=lambda p: len(prompts[p])
-    )  # taken from the end: the longest prompt starts first
-    # of each active slot: its row, the last position it may have, and of its newest token, which
-    # the next forward reads: the
-    # position, the cell and the place of the state
-    state_5S = torch.zeros(5, 0, dtype=torch.int64, device=device)
-    longest = over = 0  # positions that the next forward reads, rows that are finished
+        slots.longest += 1
+        cell_S = slots.cell_S
+        hidden_SD, logits_SV = decode(draft.tokens_C[cell_S], slots.position_S, slots.longest)
+        if options.states:
+            draft.states_CD.index_copy_(0, slots.place_S, hidden_SD.to(draft.states_CD.dtype))
+        slots.advance()
+        ids_S, logp_S = sample_token(logits_SV, draft.chance_C[cell_S], *how)
+        draft.tokens_C.index_copy_(0, cell_S, ids_S)
+        draft.logp_C.index_copy_(0, cell_S, logp_S)
+        if options.stream:
+            for row, token in zip(slots.row_S.tolist(), ids_S.tolist(), strict=True):
+                options.stream(row, token)
 
-    while waiting or state_5S.shape[1]:
-        active = state_5S.shape[1]
-        if waiting and slots - active >= n:
-            entering = [waiting.pop() for _ in range(min(len(waiting), (slots - active) // n))]
-            if (
-                max(len(prompts[p]) for p in entering) > 1
-            ):  # all but the last token, which the first step of decoding reads
-                prefilled = DynamicCache()
-                model.base_model(
-                    pad([prompts[p][:-1] for p in entering], device=device),
-                    use_cache=True,
-                    **{CACHE: prefilled},
-                )
-                cache.admit(active, prefilled, n)
-            new_S = (
-                torch.tensor(entering, device=device)[:, None] * n + torch.arange(n, device=device)
-            ).flatten()
-            before_S = start_B[new_S] - 1
-            entry = torch.stack(
-                [new_S, end_B[new_S] - 1, before_S, new_S * width + before_S, new_S * columns]
-            )
-            state_5S = torch.cat([state_5S, entry], 1)
-            longest = int(state_5S[2].max())
-
-        longest += 1
-        row_S, last_S, position_S, cell_S, place_S = state_5S
-        hidden_SD, logits_SV = step(tokens_C[cell_S], position_S, longest)
-        if states:
-            states_CD.index_copy_(0, place_S, hidden_SD.to(states_CD.dtype))
-        state_5S[2:] += 1
-        ids_S, drawn_logp_S = draw(logits_SV, chance_C[cell_S], *how)
-        tokens_C.index_copy_(0, cell_S, ids_S)
-        logp_C.index_copy_(0, cell_S, drawn_logp_S)
-        for row, token in zip(row_S.tolist(), ids_S.tolist()) if stream else ():
-            stream(row, token)
-
-        torch.where((ids_S == eos_E1).any(0), torch.minimum(last_S, position_S), last_S, out=last_S)
-        done_S = position_S == last_S + states
+        done_S = slots.ended(ids_S, eos_E1)
         if done_S.any():
-            end_B[row_S[done_S]] = last_S[done_S] + 1
-            stay = (~done_S).nonzero()[:, 0]
-            holes, movers = done_S[: len(stay)].nonzero()[:, 0], stay[stay >= len(stay)]
-            if len(movers):
-                cache.move(movers, holes, longest)
-                state_5S[:, holes] = state_5S[:, movers]
-            over += len(done_S) - len(stay)
-            state_5S = state_5S[:, : len(stay)]
-            longest = int(state_5S[2].max()) if len(stay) else 0
-            finished(over)
+            before = len(slots)
+            slots.leave(done_S, cache)
+            ended += before - len(slots)
+            report(ended)
+    return draft.rollout(options.states)
 
-    column_T = torch.arange(int(end_B.max()), device=device)
-    ended_BT = column_T >= end_B[:, None]
-    mask_BT = ((column_T >= start_B[:, None]) & ~ended_BT).float()
-    states_BRD = states_CD.view(B, columns, states_CD.shape[1])[:, 1:]
-    return (
-        tokens_BT[:, : len(column_T)].masked_fill(ended_BT, 0),
-        mask_BT,
-        logp_BT[:, : len(column_T)].masked_fill(ended_BT, 0),
-        states_BRD,
-    )
+
+def prefill(model, cache, prompts, first, n):
+    """Keys and values of all but the last token of each prompt, which the first step of decoding
+    reads, into n slots per prompt from slot `first` on.
+    """
+    if max(map(len, prompts)) > 1:
+        prefilled = DynamicCache()
+        tokens_PT = pad([prompt[:-1] for prompt in prompts], device=model.device)
+        model.base_model(tokens_PT, use_cache=True, **{CACHE: prefilled})
+        cache.insert_prefill(first, prefilled, n)
+
+
+class Progress:
+    """Tells a function how many rows have ended since its last call; a repeated attempt is quiet
+    until it is further than the one before.
+    """
+
+    def __init__(self, function):
+        self.function, self.told = function, 0
+
+    def __call__(self, ended):
+        if self.function and ended > self.told:
+            self.function(ended - self.told)
+            self.told = ended
+
+
+def check(model, name):
+    """Log-probs are computed from hidden states and the head's weight alone, and responses are
+    sampled over a KV cache of our own: try both on two short prompts, and refuse (UserError) a
+    model with which they differ from its own logits.
+    """
+    advice = "use a Qwen2/2.5/3, Llama or GPT-2 like model"
+    words = model.config.vocab_size
+    with torch.no_grad():
+        logits_1TV = model(torch.arange(2, device=model.device)[None] % words).logits
+    if not logits_1TV.isfinite().all():
+        raise UserError(
+            f"--model {name}: its logits are not finite; some of its weights are damaged"
+        )
+    prompts = [[i % words for i in range(length)] for length in (2, 4)]
+    try:
+        with redirect_stderr(StringIO()):  # how large this little cache is, is of no interest
+            rollout = generate(model, prompts, 2, max_new_tokens=2, eos_id=-1)
+        with torch.no_grad():
+            trained_BT = token_logp(model, rollout.tokens_BT, rollout.mask_BT)[0]
+            logp_BTV = model(rollout.tokens_BT).logits.float()[:, :-1].log_softmax(-1)
+    except Exception as error:  # whatever a foreign forward makes of our arguments
+        raise UserError(
+            f"--model {name}: cannot be sampled with our KV cache ({reason(error)}); {advice}"
+        ) from error
+    theirs_BT = logp_BTV.gather(2, rollout.tokens_BT[:, 1:, None])[..., 0]
+    for what, logp_BT in (
+        ("are not head(hidden): soft-capping, scaling or a bias", trained_BT),
+        ("change with our cache", rollout.logp_BT),
+    ):
+        gap = ((logp_BT[:, 1:] - theirs_BT) * rollout.mask_BT[:, 1:]).abs().max()
+        if gap > (0.01 if model.dtype == torch.float32 else 0.3):
+            raise UserError(
+                f"--model {name}: its logits {what} (log-probs differ by {gap:.2g}); {advice}"
+            )
+
+
+if __name__ == "__main__":
+    ask.main(request, generate)

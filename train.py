@@ -1,24 +1,24 @@
 #!/usr/bin/env python
-"""nanoMERCI: train a language model with verifiable rewards, and pay it a little for going where it
-has rarely been.
+"""nanoMERCI: train a language model with GRPO/DAPO and verifiable rewards, with MERCI's count-based
+exploration bonus.
 
-    python train.py                                     the default recipe: a tiny model learns SQL in minutes on a CPU
-    python train.py toy_sql --gamma 0                   the same without the bonus: plain GRPO, bit for bit
-    python train.py smollm2_arithmetic --model DIR      a real pretrained model, the same code
-    torchrun --nproc-per-node=8 train.py RECIPE         many GPUs
-    python train.py --resume runs/toy_sql-seed0         go on where a run was stopped or killed
-    python train.py --help                              every option; --list: recipes, tasks, bonuses
+    python train.py                                  default: a tiny model learns SQL on a CPU
+    python train.py toy_sql --gamma 0                without the bonus: plain GRPO, bit for bit
+    python train.py smollm2_arithmetic --model DIR   a real pretrained model, the same code
+    torchrun --nproc-per-node=8 train.py RECIPE      many GPUs
+    python train.py --resume runs/toy_sql-seed0      go on where a run was stopped or killed
+    python train.py --help                           every option; --list: recipes, tasks, bonuses
 
-The loop in main() is the picture of the README: sample, grade, compare within the group; look how
-new the visited states were, add the exploration advantage; update the policy; count the states. The
-algorithms are in the files it calls.
+The loop in main() is the picture of the README: roll out, grade, compare within the group; score
+how novel the visited states are, add the exploration advantage; update the policy; count the
+states. The formulas are in the files it calls.
 
-Axes: P prompts, G samples a prompt, B = P*G rows, T token positions.
+Axes: P prompts, G responses per prompt, B = P*G rows, T token positions.
 """
 
 import os
 import sys
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 # A thread that waits for another spins, by default for so long that on busy cores a step takes 10 x
@@ -31,320 +31,320 @@ if __name__ == "__main__":
     config.early(sys.argv[1:])  # --help and mistakes are answered before torch has loaded
 
 import torch
-from nanomerci.sample import generate
 
-from nanomerci import dapo, grpo, merci, tasks
-from nanomerci.address import address, seed
-from nanomerci.bonuses import explore
+from nanomerci import grpo, merci, tasks
+from nanomerci.bonuses import BONUSES, Bonus
 from nanomerci.loop import cost, dryrun
+from nanomerci.loop.collect import Collector
 from nanomerci.loop.evaluate import evaluate
-from nanomerci.loop.model import encode, eos_ids, recompute, token_logp
-from nanomerci.loop.rollout import Experience, Rollout, micro_batches, noise_mask
-from nanomerci.loop.warmstart import cache_folder, load_models
+from nanomerci.loop.metrics import sample_record, step_metrics
+from nanomerci.loop.model import (
+    StateReader,
+    autocast,
+    enable_gradient_checkpointing,
+    frozen_copy,
+    token_logp,
+)
+from nanomerci.loop.rollout import Batch, Rollout, SampleOptions, micro_batches
+from nanomerci.loop.warmstart import load_models
+from nanomerci.objectives import OBJECTIVES
 from nanomerci.runtime import checkpoint, ranks
-from nanomerci.runtime.log import Clock, Log, Stop, bar, say, tally
+from nanomerci.runtime.config import UserError, closest
+from nanomerci.runtime.log import GracefulShutdown, Log, StepTimer, log0, progress_bar
+from nanomerci.runtime.plugins import load_name
+from nanomerci.sample import Sampler, check
 from nanomerci.tasks.graders.pool import Pool
-from nanomerci.view import report
-
-ADVANTAGE = {"grpo": grpo.advantage, "dapo": grpo.advantage, "dr_grpo": grpo.centred}
+from nanomerci.view.report import LiveReport, report
 
 
 @ranks.reported
-def main():
-    c = config.parse(sys.argv[1:])
+def main(c):
+    """Train. c: a Config. -> the metrics of the last step."""
+    bonus_class, c = settle(c)
     if c.dry_run:
         return dryrun.show(c)
     device, run = ranks.start(c.device, c.rank_timeout), Path(c.out)
     torch.set_num_threads(c.threads or torch.get_num_threads())
     checkpoint.verify(run) if c.resume else checkpoint.claim(run)
-    task = tasks.load(c, cache_folder())
-    policy, trunk, tokenizer = load_models(c, run, task, device)
-    policy, actor = ranks.shard(
-        policy, c.shard, getattr(torch, c.dtype)
-    )  # one learns, one samples; unsharded they are the same
-    trunk = actor if trunk is policy else trunk
-    if c.gradient_checkpointing:
-        recompute(policy)
+    task = tasks.load(c)
+    models = Models.load(c, run, task, device, bonus_class)
     optimizer = torch.optim.AdamW(
-        policy.parameters(), lr=c.lr, betas=(0.9, c.beta2), weight_decay=c.weight_decay
+        models.policy.parameters(), lr=c.lr, betas=(0.9, c.beta2), weight_decay=c.weight_decay
     )
-    explorer = explore.Explorer(c, trunk, policy.config.hidden_size, device)
-    precision = partial(torch.autocast, device.type, torch.bfloat16, enabled=c.dtype == "bfloat16")
-    done, cursor, held = (
-        -1,
-        0,
-        [],
-    )  # step of the newest checkpoint; prompts sampled so far; groups that wait for the next step
-    if c.resume:
-        pick = partial(tasks.pick, task.train, seed=c.seed)
-        done, cursor, held = checkpoint.resume(
-            run, device, policy, actor, optimizer, explorer, pick
-        )
-
-    def sample(first, purpose):
-        """G answers to this rank's share of the P prompts from position `first` of the stream of
-        problems on. Row r of the whole run is drawn, and its visits' coins are tossed, under its
-        own number.
-        """
-        number_P = first + torch.arange(c.prompts, device=device)[ranks.share(c.prompts)]
-        row_B = (number_P[:, None] * c.group + torch.arange(c.group, device=device)).flatten()
-        problem_P = tasks.pick(task.train, number_P.tolist(), c.seed)
-        with precision():
-            drawn = generate(
-                actor,
-                [encode(tokenizer, p.prompt) for p in problem_P],
-                c.group,
-                max_new_tokens=c.max_new_tokens,
-                eos_id=eos_ids(actor, tokenizer),
-                temperature=c.temperature,
-                seed=seed(purpose, c.seed),
-                rows=row_B,
-                slots=c.max_num_seqs,
-                states=explorer.reads,
-            )
-        roll, states_BRD = drawn if explorer.reads else (drawn, None)
-        visit_BT = address(
-            purpose, c.seed, row_B[:, None], torch.arange(roll.tokens_BT.shape[1], device=device)
-        )
-        return number_P, problem_P, roll, visit_BT, states_BRD
-
-    def ask():
-        """A round of the step: sample, grade, look how new the states are that it went through."""
-        nonlocal cursor
-        number_P, problem_P, roll, *visited = sample(cursor, "train")
-        cursor += c.prompts
-        text_B = tokenizer.batch_decode(roll.responses(), skip_special_tokens=True)
-        problem_B = [problem for problem in problem_P for _ in range(c.group)]
-        clock("sample")
-        grades = pool.start(
-            [task.job(problem, text) for problem, text in zip(problem_B, text_B)]
-        )  # other processes grade, meanwhile
-        with precision():
-            novelty_BT, logp_ref_BT = explorer.look(roll, *visited)
-        top_BT = merci.percentile(novelty_BT, roll.mask_BT, c.top)
-        kept_BT = run_BT = merci.coherent(top_BT, c.run)
-        if c.noise_filter:
-            kept_BT = merci.suppress(
-                run_BT, noise_mask(tokenizer, roll, map(task.noise, problem_B, text_B))
-            )
-        bonus_B = explorer.bonus(
-            [p.id for p in problem_B], map(task.answer, text_B), novelty_BT, kept_BT, roll.mask_BT
-        )
-        clock("score")
-        grade_B = grades.result()
-        reward_B = torch.tensor([g.reward for g in grade_B], device=device)
-        if c.overlong_buffer:
-            reward_B = reward_B + dapo.overlong_penalty(
-                roll.length_B, c.max_new_tokens, c.overlong_buffer
-            )
-        clock("grade")
-        return Experience(
-            number_P,
-            problem_P,
-            roll,
-            text_B,
-            grade_B,
-            reward_B,
-            novelty_BT,
-            torch.stack([top_BT, run_BT, kept_BT]).sum(0),
-            bonus_B,
-            logp_ref_BT,
-        )
-
-    def examine(step):
-        """How good is the policy on held-out problems? -> metrics."""
-        problems = task.test[: c.eval_problems]
-        with (
-            precision(),
-            bar(
-                len(problems) * (c.eval_k + 1) // ranks.world, f"evaluate, step {step}", "answer"
-            ) as progress,
-        ):
-            metrics, records = evaluate(
-                actor,
-                tokenizer,
-                task,
-                problems,
-                pool,
-                K=c.eval_k,
-                max_new_tokens=c.max_new_tokens,
-                temperature=c.temperature,
-                run_seed=c.seed,
-                slots=c.max_num_seqs,
-                progress=progress.update,
-            )
-        log.write("evals.jsonl", {"step": step, "records": records})
-        return metrics
-
-    def save(step):
-        log.sync()
-        checkpoint.store(c, run, step, policy, actor, tokenizer, optimizer, explorer, cursor, held)
-        if ranks.rank == 0 and c.report:
-            report.report(run)
-
-    with Pool(c.graders, c.grade_timeout) as pool, Stop() as stop:
-        log = Log(run, c, done)
-        if done < 0:  # before the first step: how good is it, and what would it visit anyway
-            clock, metrics = Clock(), {"step": 0} | examine(0)
-            clock("eval")
-            if explorer.counts:
-                with precision():
-                    for i in range(c.cfn_pretrain):
-                        explorer.look(*sample(i * c.prompts, "pretrain")[2:])
-                metrics |= explorer.pretrain()
-            clock("pretrain")
-            log.step(metrics | clock.times)
-            save(0)
-
-        stopping = ranks.any(stop.asked)
+    bonus = bonus_class(c, models.policy.config.hidden_size, device, ranks)
+    sampler = Sampler(models.actor, models.tokenizer, c.max_new_tokens, c.temperature)
+    metrics = {}
+    with Pool(c.graders, c.grade_timeout) as pool, GracefulShutdown() as shutdown:
+        collector = Collector(c, task, sampler, models.reader(c, bonus), bonus, pool)
+        parts = {"optimizer": optimizer, "bonus": bonus, "collector": collector}
+        done = checkpoint.restore(run, device, models, parts) if c.resume else -1
+        log = Log(run, c, done, [LiveReport(run)] if c.report else [])
+        if done < 0:
+            before_training(c, log, sampler, task, pool, collector, bonus)
+            save(c, log, run, 0, models, parts)
+        stopping = ranks.any_rank(shutdown.requested)
         for step in log.progress(max(done, 0) + 1, c.steps):
             if stopping:
-                say(f"stopped after step {step - 1}; go on with: python train.py --resume {run}")
+                log0(f"stopped after step {step - 1}; go on with: python train.py --resume {run}")
                 break
-            clock, first = Clock(), cursor
-            # sample, grade, look: once, or (DAPO) until P groups carry signal; what is too many
-            # waits for the next step
-            held, asked = (
-                dapo.fill(held, ask, c.prompts, c.max_gen_rounds, ranks.groups)
-                if c.max_gen_rounds > 1
-                else ([], [ask()])
-            )
-            ready = Experience.join(held or asked)
-            place_P = ranks.place(ready.number_P)
-            batch, held = ready.groups(place_P < c.prompts), [ready.groups(place_P >= c.prompts)]
-            used = min(ranks.groups([ready]), c.prompts)
-            # compare within the group, add the exploration advantage
-            adv_PG = ADVANTAGE[c.algo](batch.reward_PG)
+            timer, first = StepTimer(), collector.prompts_sampled
+            groups, rounds = collector.batch(timer)  # sample, grade, score the novelty
+            batch = Batch.of(groups, c.group, device)
+            adv_PG = compare(c, batch)  # within the group
             gamma = merci.gamma_at(step - 1, c.gamma, c.gamma_decay)
-            merged = explorer.merge(batch, adv_PG, gamma, step)
-            clock("score")
-            # update the policy, then count the states
-            rate = (
-                c.lr
-                * min(1.0, step / max(c.warmup, 1))
-                * (1 - (step - 1) / c.steps if c.lr_decay else 1.0)
-            )
-            learned = update(
-                c, policy, actor, optimizer, rate, batch, first, merged, precision, f"step {step}"
-            )
-            clock("update")
-            counted, calibration = explorer.learn(step)
-            clock("count")
-            # log, evaluate, save
+            shaped_adv = bonus.merge(batch, adv_PG, gamma, step)  # add the exploration advantage
+            timer("score")
+            learned = update(c, models, optimizer, bonus, batch, shaped_adv, first, step)
+            timer("update")
+            counted, calibration = bonus.after_step(collector.take_visits(), step)
+            timer("count")
+
             metrics = {
                 "step": step,
-                "prompts": cursor,
-                "groups/asked": c.prompts * len(asked),
-                "groups/used": used,
-                "lr": rate,
+                "prompts": collector.prompts_sampled,
+                "groups/asked": c.prompts * len(rounds),
+                "groups/used": ranks.count(groups),
+                "lr": learning_rate(c, step),
                 "merci/gamma": gamma,
                 "grad_norm": learned.pop("grad_norm"),
                 **counted,
             }
-            metrics |= ranks.mean(tally(Experience.join(asked), batch, adv_PG, merged) | learned)
+            seen = Batch.of([group for round_ in rounds for group in round_], c.group, device)
+            metrics |= ranks.mean(step_metrics(seen, batch, adv_PG, shaped_adv) | learned)
+            rolls = [Batch.of(groups, c.group, device).rollout for groups in rounds]
             metrics |= cost.utilisation(
-                c, actor, [asking.roll for asking in asked], batch.roll, merged, clock.times
+                c, models.actor, rolls, batch.rollout, shaped_adv, timer.times
             )
-            log.samples(step, batch, merged, tokenizer)
+            if groups:
+                record = sample_record(step, batch, shaped_adv, models.tokenizer)
+                log.write("samples.jsonl", record)
             if calibration:
                 log.write("calibration.jsonl", {"step": step} | calibration)
-            last = step == c.steps or 0 < c.budget <= cursor
+            last = step == c.steps or 0 < c.budget <= collector.prompts_sampled
             if last or c.eval_every and step % c.eval_every == 0:
-                metrics |= examine(step)
-                clock("eval")
-            log.step(metrics | clock.metrics)
-            stopping = ranks.any(stop.asked)
+                metrics |= run_eval(c, log, sampler, task, pool, step)
+                timer("eval")
+            log.step(metrics | timer.metrics)
+            stopping = ranks.any_rank(shutdown.requested)
             if last or stopping or c.save_every and step % c.save_every == 0:
-                save(step)
+                save(c, log, run, step, models, parts)
             if last:
                 break
     log.summary()
     ranks.finish()
+    return metrics
 
 
-def update(c, policy, actor, optimizer, rate, batch, first, adv, precision, where):
-    """The policy learns from the batch: one optimiser step a mini-batch. -> {metric: (sum, count)},
-    and grad_norm.
-
-    adv: (B,) or, with per-token credit, (B, T). first: groups from this position of the stream on
-    are the policy's own; earlier ones an older policy sampled, so their pi_old is always the
-    sampler's. Rows whose advantage is 0 all along add nothing to the gradient (unless the KL term
-    is on) and are left out.
+def settle(c):
+    """Names are checked here, where all are known, and what depends on them is filled in. -> the
+    bonus's class, a Config.
     """
-    algo, roll = dapo if c.algo == "dapo" else grpo, batch.roll
-    for group in optimizer.param_groups:
-        group["lr"] = rate
+    if c.algo not in OBJECTIVES:
+        raise UserError(
+            f"--algo {c.algo}: unknown{closest(c.algo, OBJECTIVES)}. Choose from "
+            f"{', '.join(OBJECTIVES)}"
+        )
+    if ".py:" in c.bonus:
+        bonus = load_name(c.bonus, "bonus")
+        if not (isinstance(bonus, type) and issubclass(bonus, Bonus)):
+            raise UserError(f"--bonus {c.bonus}: is no subclass of nanomerci.bonuses.Bonus")
+    elif c.bonus in BONUSES:
+        bonus = BONUSES[c.bonus]
+    else:
+        raise UserError(
+            f"--bonus {c.bonus}: unknown{closest(c.bonus, BONUSES)}. Choose from "
+            f"{', '.join(BONUSES)}, or FILE.py:CLASS"
+        )
+    objective = OBJECTIVES[c.algo]
+    if c.clip_high < 0:
+        c = replace(c, clip_high=objective.clip_high)
+    if c.max_gen_rounds == 0:
+        c = replace(c, max_gen_rounds=objective.max_gen_rounds)
+    return bonus, c
 
-    def forward(model, part):
-        with precision():
-            return ranks.call(
-                model, token_logp, part.tokens_BT, part.mask_BT, c.temperature, c.backend
+
+@dataclass(frozen=True)
+class Models:
+    """policy learns, actor samples (unsharded they are the same); features: whose hidden states are
+    counted and whose log-probs are the KL reference, frozen unless it is the actor.
+    """
+
+    policy: torch.nn.Module
+    actor: torch.nn.Module
+    features: torch.nn.Module
+    tokenizer: object
+
+    @classmethod
+    def load(cls, c, run, task, device, bonus_class):
+        policy, initial, tokenizer = load_models(c, run, task, device)
+        check(policy, c.model)
+        dtype = getattr(torch, c.dtype)
+        features = None
+        if bonus_class.counts_states and c.cfn_features == "frozen" or c.kl_coef:
+            features = frozen_copy(initial, device, dtype)
+        policy, actor = ranks.shard(policy, c.shard, dtype)
+        if c.gradient_checkpointing:
+            enable_gradient_checkpointing(policy)
+        return cls(policy, actor, features or actor, tokenizer)
+
+    def reader(self, c, bonus):
+        """What reads hidden states, or None."""
+        if not (bonus.counts_states or c.kl_coef):
+            return None
+        score = bonus.score if bonus.counts_states else None
+        return StateReader(
+            self.features,
+            score,
+            c.kl_coef > 0,
+            c.temperature,
+            budget=c.micro_batch_tokens,
+            backend=c.backend,
+        )
+
+
+def before_training(c, log, sampler, task, pool, collector, bonus):
+    """How good is the initial policy, and what would it visit anyway?"""
+    timer, metrics = StepTimer(), {"step": 0} | run_eval(c, log, sampler, task, pool, 0)
+    timer("eval")
+    if bonus.pretrains:
+        collector.visit_before_training()
+        metrics |= bonus.before_training(collector.take_visits())
+    timer("pretrain")
+    log.step(metrics | timer.times)
+
+
+def run_eval(c, log, sampler, task, pool, step):
+    """How good is the policy on held-out problems? -> metrics."""
+    problems = task.test[: c.eval_problems]
+    total = len(problems) * (c.eval_k + 1) // ranks.world
+    with progress_bar(total, f"evaluate, step {step}", "response") as progress:
+        options = SampleOptions(slots=c.max_num_seqs, progress=progress.update)
+        with autocast(c, sampler.model.device):
+            metrics, records = evaluate(
+                sampler, task, problems, pool, K=c.eval_k, run_seed=c.seed, options=options
             )
+    log.write("evals.jsonl", {"step": step, "records": records})
+    return metrics
 
-    new_BT, old_BT = torch.zeros_like(roll.logp_BT), roll.logp_BT.clone()
-    fresh_B = (batch.number_P >= first).repeat_interleave(c.group)
-    learning_B = (
-        torch.ones_like(fresh_B)
-        if c.kl_coef
-        else (adv != 0)
-        if adv.dim() == 1
-        else (adv != 0).any(1)
-    )
+
+def save(c, log, run, step, models, parts):
+    log.sync()
+    checkpoint.save(run, step, models, parts, c.keep_checkpoints)
+    if ranks.rank == 0 and c.report:
+        report(run)
+
+
+def compare(c, batch):
+    """The objective's advantage of each response over its group. -> adv_PG."""
+    objective = OBJECTIVES[c.algo]
+    if not objective.reads_outcomes:
+        return objective.advantage(batch.reward_PG)
+    number = {answer: i for i, answer in enumerate(dict.fromkeys(batch.answer_B))}
+    outcome_B = torch.tensor([number[answer] for answer in batch.answer_B])
+    return objective.advantage(batch.reward_PG, outcome_B.view_as(batch.reward_PG))
+
+
+def learning_rate(c, step):
+    """Linear warm-up, then constant or linear to 0."""
+    rising = min(1.0, step / max(c.warmup, 1))
+    falling = 1 - (step - 1) / c.steps if c.lr_decay else 1.0
+    return c.lr * rising * falling
+
+
+def update(c, models, optimizer, bonus, batch, adv, first, step):
+    """The policy learns from the batch: one optimiser step per mini-batch. -> {metric: (sum,
+    count)}, and grad_norm.
+
+    adv: (B,) or, with per-token credit, (B, T). first: groups at or after this position of the
+    stream were generated by the current policy; earlier ones were carried over, so their old
+    log-probs are the sampler's. Rows whose advantage is 0 all along add nothing to the gradient
+    (unless the KL term is on) and are left out.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(c, step)
+    objective, rollout = OBJECTIVES[c.algo], batch.rollout
+    on_policy_B = (batch.number_P >= first).repeat_interleave(c.group)
+    learning_B = torch.ones_like(on_policy_B) if c.kl_coef else (adv != 0).view(len(adv), -1).any(1)
+    logp = LogProbs(c, rollout, on_policy_B)
     if c.minibatches > 1 and c.old_logp == "trainer":
-        with torch.no_grad():
-            for part in micro_batches(roll.end_B[fresh_B], c.micro_batch_tokens):
-                rows = fresh_B.nonzero()[part, 0]
-                logp_bT = forward(actor, roll.rows(rows))[0]
-                old_BT[rows, : logp_bT.shape[1]] = logp_bT
+        logp.recompute_old(models.actor)
     mini_B = ranks.mini_batch(batch.number_P, c.minibatches).repeat_interleave(c.group)
     norm = 0.0
     for m in range(c.minibatches):
         batch_B = mini_B == m
-        mask_BT = roll.mask_BT * batch_B[:, None]
-        total = ranks.sum_(algo.units(mask_BT))
-        weight_BT = (
-            grpo.weights_constant(mask_BT, total, c.max_new_tokens)
-            if c.algo == "dr_grpo"
-            else algo.weights(mask_BT, total)
-        )
-        learning = (learning_B & batch_B).nonzero()[:, 0]
-        if not ranks.any(len(learning)):
+        mask_BT = rollout.mask_BT * batch_B[:, None]
+        total = ranks.sum_(objective.units(mask_BT))
+        weight_BT = objective.weigh(mask_BT, total, c.max_new_tokens)
+        rows = (learning_B & batch_B).nonzero()[:, 0]
+        if not ranks.any_rank(len(rows)):
             continue  # on no rank
-        for part in ranks.even(policy, micro_batches(roll.end_B[learning], c.micro_batch_tokens)):
+        parts = micro_batches(rollout.end_B[rows], c.micro_batch_tokens)
+        for part in ranks.pad_micro_batches(models.policy, parts):
             if part is None:  # nothing left here, but other ranks need our slice of the weights
-                (forward(policy, Rollout.blank(adv.device))[0] * 0).sum().backward()
+                blank = Rollout.blank(adv.device)
+                (logp.forward(models.policy, blank)[0] * 0).sum().backward()
                 continue
-            rows = learning[part]
-            logp_bT, entropy_bT = forward(
-                policy, roll.rows(rows)
-            )  # only as wide as these rows need
-            here = rows, slice(logp_bT.shape[1])
-            new_BT[here] = logp_bT.detach()
-            if c.minibatches == 1:  # the batch is used once: pi_old is pi, the ratio 1
-                old_BT[here] = torch.where(fresh_B[rows, None], new_BT[here], old_BT[here])
-            adv_b = adv[rows] if adv.dim() == 1 else adv[here]
-            if c.bonus == "entropy":
-                adv_b = explore.entropy_advantage(adv_b, entropy_bT.detach())
-            loss_bT = algo.surrogate(logp_bT, old_BT[here], adv_b, c.clip_low, c.clip_high)
+            here, logp_bT, entropy_bT = logp.current(models.policy, rows[part])
+            adv_b = adv[here] if adv.dim() == 2 else adv[rows[part]]
+            adv_b = bonus.at_tokens(adv_b, entropy_bT.detach())
+            old_bT = logp.old_BT[here]
+            loss_bT = objective.surrogate(logp_bT, old_bT, adv_b, c.clip_low, c.clip_high)
             if c.kl_coef:
                 loss_bT = loss_bT + c.kl_coef * grpo.kl(logp_bT, batch.logp_ref_BT[here])
             (loss_bT * weight_BT[here]).sum().backward()
-        norm = ranks.step(optimizer, c.max_grad_norm, where)
-    ranks.refresh(actor)
-    mask_BT = roll.mask_BT * learning_B[:, None]
-    low_BT, high_BT = grpo.clipped(new_BT, old_BT, adv, c.clip_low, c.clip_high)
-    values = {
-        "clip/low": low_BT,
-        "clip/high": high_BT,
-        "kl": grpo.kl(new_BT, batch.logp_ref_BT) if c.kl_coef else mask_BT * 0,
-    }
-    sums = {name: ((x * mask_BT).sum(), mask_BT.sum()) for name, x in values.items()}
-    mask_BT = (
-        mask_BT * (fresh_B & (mini_B == 0))[:, None]
-    )  # the first mini-batch's forward saw the policy that sampled
-    gap_BT = (new_BT - roll.logp_BT).abs() * mask_BT
-    return sums | {"sampler/logp_gap": (gap_BT.sum(), mask_BT.sum()), "grad_norm": norm}
+        norm = ranks.step(optimizer, c.max_grad_norm, f"step {step}")
+    ranks.refresh(models.actor)
+    first_B = on_policy_B & (mini_B == 0)  # whose forward saw the policy that sampled
+    return update_metrics(c, batch, logp, adv, learning_B, first_B) | {"grad_norm": norm}
+
+
+class LogProbs:
+    """Log-probs of the batch's tokens: the current policy's (new_BT, as far as computed) and those
+    that the ratio is taken to (old_BT).
+    """
+
+    def __init__(self, c, rollout, on_policy_B):
+        self.c, self.rollout, self.on_policy_B = c, rollout, on_policy_B
+        self.new_BT, self.old_BT = torch.zeros_like(rollout.logp_BT), rollout.logp_BT.clone()
+
+    def forward(self, model, part):
+        c = self.c
+        with autocast(c, part.tokens_BT.device):
+            return ranks.call(
+                model, token_logp, part.tokens_BT, part.mask_BT, c.temperature, c.backend
+            )
+
+    @torch.no_grad()
+    def recompute_old(self, model):
+        """The policy's own before the update, in place of the sampler's, of rows it generated."""
+        own = self.on_policy_B.nonzero()[:, 0]
+        for part in micro_batches(self.rollout.end_B[own], self.c.micro_batch_tokens):
+            rows = own[part]
+            logp_bT = self.forward(model, self.rollout.rows(rows))[0]
+            self.old_BT[rows, : logp_bT.shape[1]] = logp_bT
+
+    def current(self, policy, rows):
+        """-> the place of these rows (only as wide as they need), logp_bT and entropy_bT there."""
+        logp_bT, entropy_bT = self.forward(policy, self.rollout.rows(rows))
+        here = rows, slice(logp_bT.shape[1])
+        self.new_BT[here] = logp_bT.detach()
+        if self.c.minibatches == 1:  # the batch is used once: pi_old is pi, the ratio 1
+            own_b1 = self.on_policy_B[rows, None]
+            self.old_BT[here] = torch.where(own_b1, self.new_BT[here], self.old_BT[here])
+        return here, logp_bT, entropy_bT
+
+
+def update_metrics(c, batch, logp, adv, learning_B, first_B):
+    """{metric: (sum, count)}"""
+    mask_BT = batch.rollout.mask_BT * learning_B[:, None]
+    low_BT, high_BT = grpo.clipped(logp.new_BT, logp.old_BT, adv, c.clip_low, c.clip_high)
+    kl_BT = grpo.kl(logp.new_BT, batch.logp_ref_BT) if c.kl_coef else mask_BT * 0
+    values = {"clip/low": low_BT, "clip/high": high_BT, "kl": kl_BT}
+    sums = {name: ((x_BT * mask_BT).sum(), mask_BT.sum()) for name, x_BT in values.items()}
+    mask_BT = mask_BT * first_B[:, None]
+    gap_BT = (logp.new_BT - batch.rollout.logp_BT).abs() * mask_BT
+    return sums | {"sampler/logp_gap": (gap_BT.sum(), mask_BT.sum())}
 
 
 if __name__ == "__main__":
-    config.run_command(main)
+    config.run_command(lambda: main(config.parse(sys.argv[1:])))

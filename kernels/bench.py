@@ -17,10 +17,11 @@ import sys
 import time
 
 import torch
+from torch import nn
+
 from nanomerci.kernels import triton
 from nanomerci.kernels.cfn_score import cfn_score, cfn_score_reference
 from nanomerci.kernels.logprob import linear_logprob_entropy, logprob_entropy
-from torch import nn
 
 HEADS = {
     "Qwen2.5-0.5B": (896, 151936),

@@ -18,6 +18,7 @@ Axes: N states, D hidden width, H units of head and prior together, C coins.
 """
 
 import torch
+
 from nanomerci.kernels import choose, triton
 
 # states at a time in the torch twin, so that nothing of size N x H, nor an fp32 copy of N x D, is

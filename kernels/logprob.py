@@ -15,6 +15,7 @@ Axes: N tokens, V vocabulary (v: a tile of it), D hidden width.
 """
 
 import torch
+
 from nanomerci.kernels import choose, triton
 
 TILE_BYTES = 88 * 2**20  # the fp32 logits alive at any time: one tile of this size ...

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
-from nanomerci.sample import generate
 from once import WORDS, Once
 from transformers import AutoModelForCausalLM, BertConfig, GPT2Config, OPTConfig
 
@@ -21,6 +20,7 @@ from nanomerci.loop import warmstart
 from nanomerci.loop.model import load, tiny, token_logp
 from nanomerci.runtime import config
 from nanomerci.runtime.config import Config, UserError, parse
+from nanomerci.sample import generate
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import sys
 
 import pytest
 import torch
+
 from nanomerci.cfn import CoinFlipNet, inverse_count
 from nanomerci.kernels import cfn_score as module
 from nanomerci.kernels.cfn_score import cfn_score, fold

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
-from nanomerci.kernels import cfn_score, logprob  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
+
+from nanomerci.kernels import cfn_score, logprob  # noqa: E402
 
 pytestmark = pytest.mark.skipif(
     not isinstance(logprob.scan_kernel, triton.JITFunction), reason="Triton is interpreting"

@@ -12,9 +12,10 @@ import sys
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
 from nanomerci.kernels import logprob
 from nanomerci.kernels.logprob import linear_logprob_entropy, logprob_entropy
-from torch.utils._python_dispatch import TorchDispatchMode
 
 INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
 ON_GPU = [

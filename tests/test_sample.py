@@ -5,11 +5,11 @@ import os
 
 import pytest
 import torch
-from nanomerci.sample import SlotCache, Step, draw, generate, room, truncate, working
 
 from nanomerci.loop.model import look_at, token_logp
 from nanomerci.loop.rollout import Rollout, micro_batches, noise_mask, pad
 from nanomerci.runtime.config import UserError
+from nanomerci.sample import SlotCache, Step, draw, generate, room, truncate, working
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14], [15, 16]]
 

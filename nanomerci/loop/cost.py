@@ -9,7 +9,7 @@ appendix B).
 
 import torch
 
-from nanomerci.sample import cache_bytes
+from nanomerci.loop.decode import cache_bytes
 
 # peak of dense bf16 arithmetic in FLOP/s, bandwidth of the memory in bytes/s: the makers' data
 # sheets. The first name found counts.

@@ -15,15 +15,14 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, LlamaConfig, Qwen2Config
 
 from nanomerci import tasks
-from nanomerci.bonuses.explore import own_trunk, reads
+from nanomerci.bonuses import BONUSES
 from nanomerci.kernels.logprob import TILE_BYTES
 from nanomerci.loop.cost import forward_flops
+from nanomerci.loop.decode import cache_bytes
 from nanomerci.loop.model import encode, tiny
 from nanomerci.loop.rollout import CACHED
-from nanomerci.loop.warmstart import cache_folder
 from nanomerci.runtime import ranks
 from nanomerci.runtime.config import UserError
-from nanomerci.sample import cache_bytes
 from nanomerci.tasks.graders.sqlite import Script
 
 GPU = (
@@ -159,7 +158,7 @@ def go_offline():
 def examples(c):
     """-> task or None, some of its problems (spread over the training data)."""
     try:
-        task = tasks.load(c, cache_folder())
+        task = tasks.load(c)
     except UserError as error:
         from nanomerci.tasks import math, sql
 
@@ -234,7 +233,7 @@ def plan(c, config, n, width, fleet):
     cut = fleet if sharded else 1
     rows, D, L = slots(c, fleet), config.hidden_size, config.num_hidden_layers
     shared = config.num_key_value_heads / config.num_attention_heads
-    trunk, answers = own_trunk(c), -(-c.prompts * c.group // fleet)
+    trunk, answers = (BONUSES[c.bonus].counts_states and c.cfn_features == "frozen" or c.kl_coef > 0), -(-c.prompts * c.group // fleet)
     on_cpu = c.device == "cpu" or c.dtype == "float32"
     budget = min(c.micro_batch_tokens, CACHED) if on_cpu else c.micro_batch_tokens
     batch = min(max(1, budget // width), -(-answers // c.minibatches))  # rows of a micro-batch
@@ -303,9 +302,9 @@ def plan(c, config, n, width, fleet):
         ),
         (
             "states",
-            half * answers * (c.max_new_tokens + 1) * D * reads(c),
+            half * answers * (c.max_new_tokens + 1) * D * (BONUSES[c.bonus].counts_states and c.cfn_features == "policy"),
             "sampling",
-            f"read by the sampler, of {answers} answers" if reads(c) else "none",
+            f"read by the sampler, of {answers} answers" if (BONUSES[c.bonus].counts_states and c.cfn_features == "policy") else "none",
         ),
         ("gradients", 4 * n / cut, "updating", "fp32"),
         (
@@ -374,7 +373,7 @@ def seconds(c, config, prompt, fleet):
         forward = B * forward_flops(config, n, torch.tensor([prompt + length]))
         read = half * n + rows * (prompt + length / 2) * cache_bytes(config, half)
         sampling = max(tokens * 2 * n / flops, reads * read / bandwidth)
-        looks = own_trunk(c) + (c.minibatches > 1 and c.old_logp == "trainer")
+        looks = (BONUSES[c.bonus].counts_states and c.cfn_features == "frozen" or c.kl_coef > 0) + (c.minibatches > 1 and c.old_logp == "trainer")
         update = (3 + looks) * forward / flops
         print(
             f"responses of {length:7,.0f} tokens: {sampling + update:9,.1f}   sampling "

@@ -8,9 +8,9 @@ Axes: B rows, T token positions, N response tokens, D hidden width, V vocabulary
 
 import copy
 import inspect
-from contextlib import redirect_stderr
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from io import StringIO
 from pathlib import Path
 
 import torch
@@ -39,14 +39,18 @@ CACHE = (
 
 
 def load(name, device="cpu", dtype=torch.float32):
-    """A hub id, a Hugging Face folder or a run folder -> model in `dtype` on `device`, tokenizer."""
+    """A hub id, a Hugging Face folder or a run folder -> model in `dtype` on `device`, tokenizer.
+
+    UserError where there are no weights, or they and the tokenizer do not belong together. That the
+    sampler computes what the model computes, sample.check() says.
+    """
     folder = Path(name)
     if (folder / "checkpoints").is_dir():
         folder = newest(folder) / "model"
     name = str(folder) if folder.exists() else str(name)
     if folder.is_dir() and not [*folder.glob("*.safetensors"), *folder.glob("*.bin")]:
         raise UserError(
-            f"--model {name}: no weights there; wanted a Hugging Face folder with "
+            f"--model {name}: no weights there; expected a Hugging Face folder with "
             "*.safetensors (or a hub id)"
         )
     try:
@@ -54,9 +58,9 @@ def load(name, device="cpu", dtype=torch.float32):
         encode(tokenizer, "a")  # through its chat template
         model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, attn_implementation="sdpa")
     except Exception as error:
-        # what a broken folder provokes in there is anyone's guess; it is the user's folder all the same
+        # a broken folder can provoke anything in there
         raise UserError(
-            f"--model {name}: cannot be loaded ({reason(error)}); wanted a Hugging Face or run "
+            f"--model {name}: cannot be loaded ({reason(error)}); expected a Hugging Face or run "
             "folder, or a hub id"
         ) from None
     if tokenizer.eos_token_id is None:
@@ -70,55 +74,7 @@ def load(name, device="cpu", dtype=torch.float32):
             f"--model {name}: its tokenizer has {words} tokens, the model only {rows}; they do "
             "not belong together"
         )
-    model.to(device).eval()
-    _check(model, name)
-    return model, tokenizer
-
-
-def _check(model, name):
-    """Log-probs are computed from hidden states and the head's weight alone, and samples are drawn
-    over a cache of our own: try both on two short prompts, and refuse a model with which they
-    differ from its own logits.
-    """
-    from nanomerci.sample import generate
-
-    advice = "use a Qwen2/2.5/3, Llama or GPT-2 like model"
-    with torch.no_grad():
-        if (
-            not model(torch.arange(2, device=model.device)[None] % model.config.vocab_size)
-            .logits.isfinite()
-            .all()
-        ):
-            raise UserError(
-                f"--model {name}: its logits are not finite; some of its weights are damaged"
-            )
-    try:
-        with redirect_stderr(StringIO()):  # how large this little cache is, is of no interest
-            roll = generate(
-                model,
-                [[i % model.config.vocab_size for i in range(n)] for n in (2, 4)],
-                2,
-                max_new_tokens=2,
-                eos_id=-1,
-            )
-        with torch.no_grad():
-            ours_BT = token_logp(model, roll.tokens_BT, roll.mask_BT)[0]
-            logits_BTV = model(roll.tokens_BT).logits.float()
-    except Exception as error:  # whatever a foreign forward makes of our arguments
-        raise UserError(
-            f"--model {name}: cannot be sampled with our key-value cache ({reason(error)}); "
-            f"{advice}"
-        ) from error
-    theirs_BT = logits_BTV[:, :-1].log_softmax(-1).gather(2, roll.tokens_BT[:, 1:, None])[..., 0]
-    for what, logp_BT in (
-        ("are not head(hidden): soft-capping, scaling or a bias", ours_BT),
-        ("change with our cache", roll.logp_BT),
-    ):
-        gap = ((logp_BT[:, 1:] - theirs_BT) * roll.mask_BT[:, 1:]).abs().max()
-        if gap > (0.01 if model.dtype == torch.float32 else 0.3):
-            raise UserError(
-                f"--model {name}: its logits {what} (log-probs differ by {gap:.2g}); {advice}"
-            )
+    return model.to(device).eval(), tokenizer
 
 
 def eos_ids(model, tokenizer):
@@ -126,8 +82,18 @@ def eos_ids(model, tokenizer):
     lists three).
     """
     extra = getattr(model.generation_config, "eos_token_id", None)
-    extra = extra if isinstance(extra, list) else [] if extra is None else [extra]
+    if extra is None:
+        extra = []
+    elif not isinstance(extra, list):
+        extra = [extra]
     return sorted({tokenizer.eos_token_id, *extra})
+
+
+def heads(config):
+    """Key-value heads and their size. GPT-2 has as many key-value heads as queries."""
+    count = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return count, size
 
 
 def context(model):
@@ -144,6 +110,11 @@ def encode(tokenizer, prompt):
     )["input_ids"]
 
 
+def autocast(c, device):
+    """The precision of forward and backward passes: --dtype."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=c.dtype == "bfloat16")
+
+
 def hidden_states(model, tokens_BT):
     """Final hidden states (B, T, D): column t summarises the prefix that ends in token t.
     Right-padded rows need no mask.
@@ -151,26 +122,26 @@ def hidden_states(model, tokens_BT):
     return model.base_model(tokens_BT, use_cache=False).last_hidden_state
 
 
-class Prompts:
+class SharedPrefixCache:
     """Keys and values of prompts, each computed once, for the many responses to it to read. Stands
     in for a transformers cache.
 
-    Prompts() takes those of a forward over prompts; Prompts(kept, of_B) gives them to a forward
-    over responses, row b those of prompt of_B[b]. Nothing is appended, so that layers may be run
-    again (recompute).
+    SharedPrefixCache() takes those of a forward over prompts; SharedPrefixCache(kept, of_B) gives
+    them to a forward over responses, row b those of prompt of_B[b]. Nothing is appended, so that
+    layers may be run again (gradient checkpointing).
     """
 
     def __init__(self, kept=None, of_B=None):
-        self.kept, self.of_B = {} if kept is None else kept, of_B
+        self.kept = {} if kept is None else kept
+        self.of_B = of_B
 
     def update(self, key, value, layer, *_, **__):
         if self.of_B is None:
             self.kept[layer] = key, value
             return key, value
-        return [
-            torch.cat([prompt[self.of_B], own], 2)
-            for prompt, own in zip(self.kept[layer], (key, value))
-        ]
+        prompt_key, prompt_value = self.kept[layer]
+        keys = torch.cat([prompt_key[self.of_B], key], 2)
+        return keys, torch.cat([prompt_value[self.of_B], value], 2)
 
 
 def states(model, tokens_BT, mask_BT, last=True):
@@ -183,21 +154,21 @@ def states(model, tokens_BT, mask_BT, last=True):
     is not worth the explicit mask where responses are long, and sharded models must not do it, as
     all ranks have to call their layers equally often.
     """
-    device, column_T = tokens_BT.device, torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
+    column_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
     start_B = mask_BT.argmax(1).clamp(min=1)
-    end_B = torch.maximum((mask_BT * (column_T + 1)).amax(1).long() - (0 if last else 1), start_B)
+    end_B = (mask_BT * (column_T + 1)).amax(1).long() - int(not last)
+    end_B = torch.maximum(end_B, start_B)
     P, R, T = int(start_B.max()), int((end_B - start_B).max()), int(end_B.max())
     prompt_BT = tokens_BT[:, :P].masked_fill(column_T[:P] >= start_B[:, None], 0)
-    prompt_PT, prompt_B = torch.cat([start_B[:, None], prompt_BT], 1).unique(
-        dim=0, return_inverse=True
-    )
-    if prompt_PT[:, 1:].numel() + len(tokens_BT) * R > 0.75 * len(tokens_BT) * T or hasattr(
-        model, "call"
-    ):
+    keyed_BT = torch.cat([start_B[:, None], prompt_BT], 1)
+    keyed_PT, prompt_B = keyed_BT.unique(dim=0, return_inverse=True)
+    start_P, prompt_PT = keyed_PT[:, 0], keyed_PT[:, 1:]
+    shared = prompt_PT.numel() + len(tokens_BT) * R
+    if shared > 0.75 * len(tokens_BT) * T or hasattr(model, "call"):
         return hidden_states(model, tokens_BT[:, :T]), torch.ones_like(start_B)
 
-    start_P, prompt_PT = prompt_PT[:, 0], prompt_PT[:, 1:]
-    once, causal_TT = Prompts(), column_T[:P] <= column_T[:P, None]
+    once = SharedPrefixCache()
+    causal_TT = column_T[:P] <= column_T[:P, None]
     prompt_PTD = model.base_model(
         prompt_PT,
         position_ids=column_T[None, :P],
@@ -205,22 +176,21 @@ def states(model, tokens_BT, mask_BT, last=True):
         use_cache=True,
         **{CACHE: once},
     ).last_hidden_state
-    first_B1D = prompt_PTD[torch.arange(len(start_P), device=device), start_P - 1][prompt_B][
-        :, None
-    ]
+    row_P = torch.arange(len(start_P), device=start_P.device)
+    first_B1D = prompt_PTD[row_P, start_P - 1][prompt_B][:, None]
     if not R:
         return first_B1D, start_B
-    position_BR = start_B[:, None] + torch.arange(R, device=device)
-    key_BK = torch.cat(
-        [column_T[:P].where(column_T[:P] < start_B[:, None], T), position_BR], 1
-    )  # where each key stands; a pad, beyond all
+    position_BR = start_B[:, None] + torch.arange(R, device=start_B.device)
+    # where each key stands; a pad, beyond all
+    prompt_key_BT = column_T[:P].where(column_T[:P] < start_B[:, None], T)
+    key_BK = torch.cat([prompt_key_BT, position_BR], 1)
     seen_B1RK = (key_BK[:, None] <= position_BR[:, :, None])[:, None]
     response_BRD = model.base_model(
         tokens_BT.gather(1, position_BR.clamp(max=tokens_BT.shape[1] - 1)),
         position_ids=position_BR,
         attention_mask=seen_B1RK,
         use_cache=True,
-        **{CACHE: Prompts(once.kept, prompt_B)},
+        **{CACHE: SharedPrefixCache(once.kept, prompt_B)},
     ).last_hidden_state
     return torch.cat([first_B1D, response_BRD], 1), start_B
 
@@ -229,11 +199,12 @@ def head_logp(model, hidden_ND, ids_N, temperature, backend):
     """The fused head, in the precision autocast asks for (its own custom backward is invisible to
     autocast).
     """
-    weight_VD, device = model.get_output_embeddings().weight, hidden_ND.device.type
+    weight_VD = model.get_output_embeddings().weight
+    device = hidden_ND.device.type
     if torch.is_autocast_enabled(device):
-        hidden_ND, weight_VD = (
-            x.to(torch.get_autocast_dtype(device)) for x in (hidden_ND, weight_VD)
-        )
+        dtype = torch.get_autocast_dtype(device)
+        hidden_ND = hidden_ND.to(dtype)
+        weight_VD = weight_VD.to(dtype)
     return linear_logprob_entropy(hidden_ND, weight_VD, ids_N, temperature, backend=backend)
 
 
@@ -244,86 +215,83 @@ def token_logp(model, tokens_BT, mask_BT, temperature=1.0, backend=None):
     The one place where logits are shifted: the hidden state at t - 1 predicts token t. Prompts and
     pads never reach the head.
     """
-    row_N, column_N = mask_BT.nonzero(as_tuple=True)
+    at = row_N, column_N = mask_BT.nonzero(as_tuple=True)
     states_BKD, before_B = states(model, tokens_BT, mask_BT, last=False)
     hidden_ND = states_BKD[row_N, column_N - before_B[row_N]]
-    logp_N, entropy_N = head_logp(
-        model, hidden_ND, tokens_BT[row_N, column_N], temperature, backend
-    )
+    logp_N, entropy_N = head_logp(model, hidden_ND, tokens_BT[at], temperature, backend)
     empty_BT = torch.zeros(mask_BT.shape, device=mask_BT.device)
-    return empty_BT.index_put((row_N, column_N), logp_N), empty_BT.index_put(
-        (row_N, column_N), entropy_N
-    )
+    return empty_BT.index_put(at, logp_N), empty_BT.index_put(at, entropy_N)
 
 
-@torch.no_grad()
-def look_at(
-    trunk,
-    roll,
-    address_BT,
-    states_BRD=None,
-    *,
-    score=None,
-    kl=False,
-    temperature=1.0,
-    budget=16384,
-    limit=65536,
-    backend=None,
-):
-    """One forward of the trunk for everything that is read off it; none where the sampler has read
-    its states already (states_BRD, not with kl).
-
-    -> invn_BT, score(hidden_ND) of every response prefix (a counter's 1/n), 0 elsewhere; logp_BT,
-    the reference log-probs, if kl; and the visits to learn, (hidden_ND, address_N): all, or where
-    there are more than `limit`, a fair sample of about so many.
+@dataclass(frozen=True)
+class StateReader:
+    """One forward pass of a model for everything that is read off its hidden states; none where the
+    rollout brings the states that its sampler went through (not with kl).
     """
-    invn_BT, logp_BT = torch.zeros_like(roll.logp_BT), torch.zeros_like(roll.logp_BT)
-    share, hiddens, addresses = limit / max(float(roll.mask_BT.sum()), 1.0), [], []
-    for rows in micro_batches(roll.end_B, budget):
-        part = roll.rows(rows)
-        width = part.mask_BT.shape[1]
-        row_N, column_N = part.mask_BT.nonzero(as_tuple=True)
-        address_N = address_BT[rows, :width][row_N, column_N]
-        if states_BRD is None:
-            states_BKD, before_B = states(trunk, part.tokens_BT, part.mask_BT)
-            state_N = column_N - before_B[row_N]
-            hidden_ND = states_BKD[row_N, state_N + 1]
-        else:
-            hidden_ND = states_BRD[rows[row_N], column_N - part.mask_BT.argmax(1)[row_N]]
-        if score is not None:
-            invn_BT[rows[row_N], column_N] = score(hidden_ND)
-        if kl:
-            ids_N = part.tokens_BT[row_N, column_N]
-            logp_BT[rows[row_N], column_N] = head_logp(
-                trunk, states_BKD[row_N, state_N], ids_N, temperature, backend
-            )[0]
-        keep_N = uniform(address("learn", address_N)) < share
-        hiddens.append(hidden_ND[keep_N])
-        addresses.append(address_N[keep_N])
-    return invn_BT, logp_BT, (torch.cat(hiddens), torch.cat(addresses))
+
+    model: torch.nn.Module
+    score: Callable | None = None
+    """hidden_ND -> novelty_N, such as a counter's 1/n."""
+    kl: bool = False
+    """Whether reference log-probs are wanted."""
+    temperature: float = 1.0
+    budget: int = 16384
+    """Tokens per micro-batch."""
+    limit: int = 65536
+    """About how many visits to keep, a fair sample, where there are more."""
+    backend: str | None = None
+
+    @torch.no_grad()
+    def __call__(self, rollout, address_BT):
+        """-> novelty_BT, score of every response prefix, 0 elsewhere; logp_BT, the reference
+        log-probs, 0 without kl; and the visits to learn, hidden_ND and address_N.
+        """
+        novelty_BT, logp_BT = torch.zeros_like(rollout.logp_BT), torch.zeros_like(rollout.logp_BT)
+        share = self.limit / max(float(rollout.mask_BT.sum()), 1.0)
+        hiddens, addresses = [], []
+        for rows in micro_batches(rollout.end_B, self.budget):
+            part = rollout.rows(rows)
+            row_N, column_N = part.mask_BT.nonzero(as_tuple=True)
+            at = rows[row_N], column_N
+            if rollout.states_BRD is None:
+                states_BKD, before_B = states(self.model, part.tokens_BT, part.mask_BT)
+                state_N = column_N - before_B[row_N]
+                hidden_ND = states_BKD[row_N, state_N + 1]
+            else:
+                start_N = part.mask_BT.argmax(1)[row_N]
+                hidden_ND = rollout.states_BRD[rows[row_N], column_N - start_N]
+            if self.score is not None:
+                novelty_BT[at] = self.score(hidden_ND)
+            if self.kl:
+                before_ND, ids_N = states_BKD[row_N, state_N], part.tokens_BT[row_N, column_N]
+                logp_N, _ = head_logp(self.model, before_ND, ids_N, self.temperature, self.backend)
+                logp_BT[at] = logp_N
+            address_N = address_BT[at]
+            keep_N = uniform(address("learn", address_N)) < share
+            hiddens.append(hidden_ND[keep_N])
+            addresses.append(address_N[keep_N])
+        return novelty_BT, logp_BT, torch.cat(hiddens), torch.cat(addresses)
 
 
 def frozen_copy(model, device, dtype):
-    """The trunk: the initial policy, never trained. Its hidden states feed the CFN, its log-probs
-    are the KL reference.
+    """The reference model: the initial policy, never trained. Its hidden states feed the counter,
+    its log-probs the KL term.
     """
     return ranks.cast(copy.deepcopy(model).to(device), dtype).eval().requires_grad_(False)
 
 
-def recompute(model):
+def enable_gradient_checkpointing(model):
     """Keep only what enters each layer, and compute the layer again on the way back. The numbers
     stay the same.
     """
     for layer in model.base_model.layers:
-        layer.forward = partial(_again, layer.forward)
+        layer.forward = partial(_checkpointed, layer.forward)
 
 
-def _again(forward, *arguments, **options):
-    return (
-        checkpoint(forward, *arguments, use_reentrant=False, **options)
-        if torch.is_grad_enabled()
-        else forward(*arguments, **options)
-    )
+def _checkpointed(forward, *arguments, **options):
+    if torch.is_grad_enabled():
+        return checkpoint(forward, *arguments, use_reentrant=False, **options)
+    return forward(*arguments, **options)
 
 
 def tiny(words, width=96, layers=3, heads=4, seed=0):

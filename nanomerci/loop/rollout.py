@@ -7,8 +7,10 @@ mask: nothing real ever looks at a pad).
 Axes: P prompts, G samples a prompt, B = P*G rows, T token positions.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
+from itertools import chain
 
 import torch
 
@@ -18,16 +20,33 @@ CACHED = 4096
 
 
 @dataclass(frozen=True)
-class Rollout:
-    """Row p*G + g is sample g of prompt p. Later stages make new tensors, they never edit these."""
+class SampleOptions:
+    """What a caller of the sampler may want beyond the distribution to sample from."""
 
-    tokens_BT: torch.Tensor  # int64
-    mask_BT: (
-        torch.Tensor
-    )  # float 1 on response tokens (the end-of-sequence token included), 0 on prompt and padding
-    logp_BT: (
-        torch.Tensor
-    )  # float32 log p(token t | before) under the sampling distribution, 0 where mask is 0
+    rows: torch.Tensor | None = None
+    """(B,) int64: the number by which each row's random numbers are addressed; None: 0..B-1."""
+    slots: int = 0
+    """Rows in flight at once, at least n; bounds the memory. 0: as many as there is room for."""
+    states: bool = False
+    """Whether the rollout also holds the hidden states the model went through."""
+    progress: Callable | None = None
+    """Called with the number of rows that have ended since its last call."""
+    stream: Callable | None = None
+    """Called with (row, token id) as each token is drawn; not with states."""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Row p*G + g is response g to prompt p. Later stages make new tensors, they never edit these."""
+
+    tokens_BT: torch.Tensor
+    """int64"""
+    mask_BT: torch.Tensor
+    """float: 1 on response tokens (end-of-sequence token included), 0 on prompt and padding."""
+    logp_BT: torch.Tensor
+    """float32: log p(token t | before) under the sampling distribution, 0 where mask is 0."""
+    states_BRD: torch.Tensor | None = None
+    """If asked for, the hidden state after token r of each response, 0 beyond its end."""
 
     @property
     def length_B(self):
@@ -41,148 +60,141 @@ class Rollout:
 
     def responses(self):
         """Token ids of each response as lists, pads and prompt left out."""
-        return [tokens[mask > 0].tolist() for tokens, mask in zip(self.tokens_BT, self.mask_BT)]
+        rows = zip(self.tokens_BT, self.mask_BT, strict=True)
+        return [tokens_T[mask_T > 0].tolist() for tokens_T, mask_T in rows]
 
     @staticmethod
     def blank(device):
         """One row of two tokens that means nothing."""
-        return Rollout(
-            torch.zeros(1, 2, dtype=torch.int64, device=device),
-            torch.tensor([[0.0, 1.0]], device=device),
-            torch.zeros(1, 2, device=device),
-        )
+        tokens_BT = torch.zeros(1, 2, dtype=torch.int64, device=device)
+        mask_BT = torch.tensor([[0.0, 1.0]], device=device)
+        return Rollout(tokens_BT, mask_BT, torch.zeros(1, 2, device=device))
 
     def rows(self, rows):
         """A smaller rollout: these rows, and only as many columns as they need."""
         used = self.mask_BT[rows].any(0).nonzero()
         width = int(used[-1]) + 1 if len(used) else 1
+        tensors = self.tokens_BT, self.mask_BT, self.logp_BT
+        return Rollout(*(x_BT[rows, :width] for x_BT in tensors))
+
+    def clone(self):
+        """The same in memory that autograd may save, which what inference mode made may not be."""
+        states_BRD = self.states_BRD
         return Rollout(
-            self.tokens_BT[rows, :width], self.mask_BT[rows, :width], self.logp_BT[rows, :width]
+            self.tokens_BT.clone(), self.mask_BT.clone(), self.logp_BT.clone(), states_BRD
         )
 
 
 @dataclass(frozen=True)
-class Experience:
-    """A round of sampling in whole groups, with all that can be said of an answer on its own: row
-    p*G + g is answer g to prompt p.
-
-    It can be cut and joined by groups, so dynamic sampling may keep some for later.
+class Group:
+    """The G responses to one prompt, with all that is known of each by itself. Dynamic sampling
+    moves groups between steps, ranks deal them out anew on resume.
     """
 
-    # int64: the prompt's position in the run's stream of problems, by which all that is random is
-    # addressed
+    number: int
+    """The prompt's position in the run's stream of prompts, by which all that is random is addressed."""
+    problem: object
+    tokens_GT: torch.Tensor
+    mask_GT: torch.Tensor
+    logp_GT: torch.Tensor
+    novelty_GT: torch.Tensor
+    """1/n of the prefix that ends in token t when it was visited, or what another bonus puts there."""
+    passed_GT: torch.Tensor
+    """int64: how many of the three filters, one after the other, the token passed."""
+    logp_ref_GT: torch.Tensor
+    """Log-probs of the reference model, where the KL term needs them, else 0."""
+    reward_G: torch.Tensor
+    """The grade's, with any overlong penalty."""
+    bonus_G: torch.Tensor
+    """Of the whole response."""
+    grade_G: list
+    text_G: list
+    answer_G: list
+    """The final answers, where something counts them, else None."""
+
+    def state(self):
+        """As plain data for a checkpoint; the problem is found again by its number."""
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "problem"}
+        return plain | {"grade_G": [tuple(grade) for grade in self.grade_G]}
+
+    @property
+    def graded_G(self):
+        """float64, on the CPU: what the grader gave, without any penalty."""
+        return torch.tensor([grade.reward for grade in self.grade_G], dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Groups side by side, padded to the widest: row p*G + g is response g to prompt p."""
+
     number_P: torch.Tensor
     problem_P: list
-    roll: Rollout
-    text_B: list  # the answers, decoded
-    grade_B: list
-    reward_B: torch.Tensor  # the grade's, with any overlong penalty
-    # 1/n of the prefix that ends in token t when it was visited (or what a rival bonus puts there)
+    rollout: Rollout
     novelty_BT: torch.Tensor
-    passed_BT: (
-        torch.Tensor
-    )  # int64: how many of the three filters, one after the other, the token passed
-    bonus_B: torch.Tensor  # of the whole response
-    logp_ref_BT: torch.Tensor  # of the initial policy, where the KL term wants it, else 0
+    passed_BT: torch.Tensor
+    logp_ref_BT: torch.Tensor
+    reward_PG: torch.Tensor
+    bonus_PG: torch.Tensor
+    grade_B: list
+    text_B: list
+    answer_B: list
+
+    @staticmethod
+    def of(groups, G, device):
+        """groups: a list of Group, which may be empty where other ranks have some."""
+        width = max((group.tokens_GT.shape[1] for group in groups), default=1)
+
+        def rows(name, dtype=torch.float32):
+            wide = [widen(getattr(group, f"{name}_GT"), width) for group in groups]
+            return torch.cat(wide or [torch.zeros(0, width, dtype=dtype, device=device)])
+
+        def values(name):
+            each = [getattr(group, f"{name}_G") for group in groups]
+            return torch.stack(each) if each else torch.zeros(0, G, device=device)
+
+        def listed(name):
+            return list(chain.from_iterable(getattr(group, f"{name}_G") for group in groups))
+
+        number_P = torch.tensor([group.number for group in groups], dtype=torch.int64)
+        return Batch(
+            number_P.to(device),
+            [group.problem for group in groups],
+            Rollout(rows("tokens", torch.int64), rows("mask"), rows("logp")),
+            rows("novelty"),
+            rows("passed", torch.int64),
+            rows("logp_ref"),
+            values("reward"),
+            values("bonus"),
+            listed("grade"),
+            listed("text"),
+            listed("answer"),
+        )
 
     @property
     def group(self):
-        return len(self.text_B) // max(len(self.number_P), 1)
+        return self.reward_PG.shape[1]
 
     @property
-    def grade_PG(self):
+    def graded_PG(self):
         """What the grader gave, without any penalty."""
-        rewards = [g.reward for g in self.grade_B]
-        return torch.tensor(rewards, dtype=self.reward_B.dtype, device=self.reward_B.device).view(
-            self.reward_PG.shape
-        )
+        rewards = [grade.reward for grade in self.grade_B]
+        graded_B = torch.tensor(rewards, dtype=self.reward_PG.dtype, device=self.reward_PG.device)
+        return graded_B.view_as(self.reward_PG)
 
     @property
-    def right_B(self):
-        return torch.tensor(
-            [g.outcome == "right" for g in self.grade_B],
-            dtype=torch.bool,
-            device=self.reward_B.device,
-        )
+    def correct_PG(self):
+        correct = [grade.outcome == "right" for grade in self.grade_B]
+        correct_B = torch.tensor(correct, dtype=torch.bool, device=self.reward_PG.device)
+        return correct_B.view_as(self.reward_PG)
 
     @property
     def kept_BT(self):
         """bool: the tokens that all three filters left."""
         return self.passed_BT == 3
 
-    @property
-    def reward_PG(self):
-        return self.reward_B.view(len(self.number_P), self.group or 1)
 
-    def groups(self, chosen_P):
-        """Only these groups: indices, or a bool for each."""
-        G, device = self.group, self.number_P.device
-        chosen_P = chosen_P.nonzero()[:, 0] if chosen_P.dtype == torch.bool else chosen_P
-        row_B = (chosen_P[:, None] * G + torch.arange(G, device=device)).flatten()
-
-        def cut(name, value):
-            index = chosen_P if name.endswith("_P") else row_B
-            if isinstance(value, Rollout):
-                return Rollout(
-                    **{f.name: cut(f.name, getattr(value, f.name)) for f in fields(value)}
-                )
-            return (
-                value[index]
-                if isinstance(value, torch.Tensor)
-                else [value[i] for i in index.tolist()]
-            )
-
-        return Experience(**{f.name: cut(f.name, getattr(self, f.name)) for f in fields(self)})
-
-    def state(self):
-        """As plain data for a checkpoint; the problems are found again by their numbers."""
-        parts = {
-            f.name: getattr(self, f.name)
-            for f in fields(self)
-            if f.name not in ("problem_P", "roll", "grade_B")
-        }
-        return parts | {
-            "grade_B": [tuple(g) for g in self.grade_B],
-            "roll": {f.name: getattr(self.roll, f.name) for f in fields(Rollout)},
-        }
-
-    @staticmethod
-    def of_state(state, pick):
-        """pick: list of numbers -> list of problems."""
-        from nanomerci.tasks.graders.pool import Grade
-
-        return Experience(
-            **state
-            | {
-                "problem_P": pick(state["number_P"].tolist()),
-                "roll": Rollout(**state["roll"]),
-                "grade_B": [Grade(*g) for g in state["grade_B"]],
-            }
-        )
-
-    @staticmethod
-    def join(parts):
-        """One after the other; columns are padded to the widest."""
-        width = max(part.passed_BT.shape[1] for part in parts)
-
-        def link(values):
-            if isinstance(values[0], Rollout):
-                return Rollout(
-                    **{
-                        f.name: link([getattr(v, f.name) for v in values])
-                        for f in fields(values[0])
-                    }
-                )
-            if isinstance(values[0], list):
-                return [item for value in values for item in value]
-            widen = lambda v: (
-                torch.nn.functional.pad(v, (0, width - v.shape[1])) if v.dim() == 2 else v
-            )
-            return torch.cat([widen(v) for v in values])
-
-        return Experience(
-            **{f.name: link([getattr(part, f.name) for part in parts]) for f in fields(Experience)}
-        )
+def widen(x_GT, width):
+    return torch.nn.functional.pad(x_GT, (0, width - x_GT.shape[1]))
 
 
 def pad(rows, value=0, device=None):
@@ -253,7 +265,7 @@ def token_spans(tokenizer, ids, spans):
     return marked
 
 
-class Pieces:
+class StreamingDetokenizer:
     """Token ids one after another -> the text each adds. A character that several tokens share
     comes with the last of them.
     """
@@ -270,7 +282,7 @@ class Pieces:
         return now[len(before) :]
 
 
-def pieces(tokenizer, ids):
+def token_texts(tokenizer, ids):
     """Token ids -> the text each adds; joined they are the text."""
-    add = Pieces(tokenizer)
+    add = StreamingDetokenizer(tokenizer)
     return [add(token, last=place == len(ids)) for place, token in enumerate(ids, 1)]

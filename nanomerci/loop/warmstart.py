@@ -1,8 +1,8 @@
-"""What RL starts from: a pretrained policy, or a tiny one and its schooling on answers the task
-makes up, so that it can talk.
+"""What RL starts from: a pretrained model, or a tiny one trained by SFT on the task's synthetic
+demonstrations.
 
-The schooled one is cached between runs under a hash of what makes it: the demonstrations, the
-numbers of its training, the seed.
+The tiny one is cached between runs under a hash of what makes it: the demonstrations, the numbers
+of its training, the seed.
 """
 
 import hashlib
@@ -10,42 +10,36 @@ import math
 import os
 import random
 import tempfile
-from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from tqdm import tqdm
 
 from nanomerci import tasks
-from nanomerci.bonuses.explore import own_trunk
-from nanomerci.loop.model import context, encode, eos_ids, frozen_copy, load, tiny, token_logp
+from nanomerci.loop.model import context, encode, eos_ids, load, tiny, token_logp
 from nanomerci.loop.rollout import pad
 from nanomerci.runtime.checkpoint import newest, reason, writable
 from nanomerci.runtime.config import UserError
-from nanomerci.runtime.log import say
+from nanomerci.runtime.log import log0
 
 STEPS, BATCH, LR = 500, 64, 3e-3
 
 
-def cache_folder():
-    return Path(os.environ.get("NANOMERCI_CACHE") or Path.home() / ".cache" / "nanomerci")
-
-
 def load_models(c, run, task, device):
-    """-> policy (of the newest checkpoint when resuming), trunk (the initial policy, frozen),
-    tokenizer.
+    """-> policy (of the newest checkpoint when resuming), the initial policy, tokenizer; and the
+    task loses prompts longer than --max_prompt_tokens.
     """
     if c.kernels == "triton" and device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         raise UserError(
-            "--kernels triton: wants a GPU (or, to check values, TRITON_INTERPRET=1); on a CPU "
+            "--kernels triton: expected a GPU (or, to check values, TRITON_INTERPRET=1); on a CPU "
             "use --kernels torch"
         )
     first = run / "checkpoints/step_000000/model"
     if c.model == "tiny" and not first.exists():
         if not hasattr(task, "demonstration"):
             raise UserError(
-                f"--model tiny: --task {c.task} has no demonstrations to warm it up with; give "
-                "a pretrained --model"
+                f"--model tiny: --task {c.task} provides no SFT demonstrations for it; pass a "
+                "pretrained --model"
             )
         initial, tokenizer = tiny_policy(task, c.sft_seed)
     else:
@@ -53,53 +47,44 @@ def load_models(c, run, task, device):
     policy = load(newest(run) / "model", device)[0] if c.resume else initial
     if c.max_seq_len:
         policy.config.max_position_embeddings = c.max_seq_len
-    longest, left = tasks.fit(
-        task, lambda p: len(encode(tokenizer, p.prompt)), c.max_prompt_tokens, c.eval_problems
-    )
+    check_lengths(c, task, tokenizer, context(policy))
+    return policy.to(device), initial, tokenizer
+
+
+def check_lengths(c, task, tokenizer, limit):
+    """Leave out what is longer than --max_prompt_tokens; the rest must fit into the context."""
+
+    def length(problem):
+        return len(encode(tokenizer, problem.prompt))
+
+    longest, left = tasks.fit(task, length, c.max_prompt_tokens, c.eval_problems)
     if left:
-        say(
-            f"--max_prompt_tokens {c.max_prompt_tokens}: {left} problems have longer prompts and are left out"
+        log0(
+            f"--max_prompt_tokens {c.max_prompt_tokens}: {left} problems have longer prompts and "
+            "are left out"
         )
-    if longest + c.max_new_tokens > context(policy):
+    if longest + c.max_new_tokens > limit:
         raise UserError(
-            f"--max_new_tokens {c.max_new_tokens}: with the longest prompt ({longest} tokens) "
-            "that exceeds the "
-            f"model's context of {context(policy)}"
+            f"--max_new_tokens {c.max_new_tokens}: with the longest prompt ({longest} tokens) that "
+            f"exceeds the model's context of {limit}"
         )
-    return (
-        policy.to(device),
-        frozen_copy(initial, device, getattr(torch, c.dtype)) if own_trunk(c) else policy,
-        tokenizer,
-    )
 
 
 def tiny_policy(task, seed=0):
-    """-> model, tokenizer: a tiny model that answers the task's questions the way its
-    demonstrations do.
+    """-> model, tokenizer: a tiny model that answers the task's prompts the way its demonstrations
+    do.
     """
-    rng, model, tokenizer = random.Random(seed), *tiny(task.words, seed=seed)
-    shown = [
-        task.demonstration(rng) for _ in range(16 * BATCH)
-    ]  # the first of those it will learn; a changed task changes them
-    made_of = (
-        STEPS,
-        BATCH,
-        LR,
-        seed,
-        len(task.train),
-        model.config.to_json_string(),
-        tokenizer.get_vocab(),
-        shown,
-    )
-    key = hashlib.sha256(repr(made_of).encode()).hexdigest()[:12]
-    folder = cache_folder() / f"warmstart-{type(task).__name__}-{key}"
+    model, tokenizer = tiny(task.words, seed=seed)
+    rng = random.Random(seed)
+    shown = [task.demonstration(rng) for _ in range(16 * BATCH)]  # the first of those it will learn
+    numbers = STEPS, BATCH, LR, seed, len(task.train), model.config.to_json_string()
+    key = repr((*numbers, tokenizer.get_vocab(), shown))
+    digest = hashlib.sha256(key.encode()).hexdigest()[:12]
+    folder = tasks.cache_folder() / f"warmstart-{type(task).__name__}-{digest}"
     if not folder.exists():
-        writable(
-            folder.parent,
-            "the cache",
-            "set NANOMERCI_CACHE to a folder with room that you may write to",
-        )
-        school(model, tokenizer, task, seed)
+        remedy = "set NANOMERCI_CACHE to a folder with room that you may write to"
+        writable(folder.parent, "the cache", remedy)
+        sft(model, tokenizer, task, seed)
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
@@ -110,31 +95,22 @@ def tiny_policy(task, seed=0):
                     os.mkdir(scratch)
         except (OSError, SafetensorError) as error:
             raise UserError(
-                f"the cache {folder.parent}: cannot be written ({reason(error)}); make room, "
-                "or set NANOMERCI_CACHE"
+                f"the cache {folder.parent}: cannot be written ({reason(error)}); make room, or set "
+                "NANOMERCI_CACHE"
             ) from error
     return load(folder)
 
 
-def school(model, tokenizer, task, seed):
-    """AdamW on the negative log-prob of demonstrated answers, learning rate by warm-up and cosine."""
+def sft(model, tokenizer, task, seed):
+    """AdamW on the negative log-prob of demonstrations, learning rate by warm-up and cosine."""
     rng, eos = random.Random(seed), eos_ids(model, tokenizer)[0]
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=(0.9, 0.98), weight_decay=0.01)
     bar = tqdm(range(STEPS), desc="warm start (once, then cached)", unit="step", dynamic_ncols=True)
     for step in bar:
+        cosine = 0.05 + 0.475 * (1 + math.cos(math.pi * step / STEPS))
         for group in optimizer.param_groups:
-            group["lr"] = LR * min(
-                (step + 1) / 50, 0.05 + 0.475 * (1 + math.cos(math.pi * step / STEPS))
-            )
-        pairs = [task.demonstration(rng) for _ in range(BATCH)]
-        prompts = [encode(tokenizer, question) for question, _ in pairs]
-        answers = [
-            tokenizer(text, add_special_tokens=False)["input_ids"] + [eos] for _, text in pairs
-        ]
-        tokens_BT = pad([p + a for p, a in zip(prompts, answers)])
-        column_T = torch.arange(tokens_BT.shape[1])
-        start_B1, length_B1 = (torch.tensor(list(map(len, x)))[:, None] for x in (prompts, answers))
-        mask_BT = ((column_T >= start_B1) & (column_T < start_B1 + length_B1)).float()
+            group["lr"] = LR * min((step + 1) / 50, cosine)
+        tokens_BT, mask_BT = demonstrations(task, tokenizer, rng, eos)
         logp_BT, _ = token_logp(model, tokens_BT, mask_BT)
         loss = -logp_BT.sum() / mask_BT.sum()
         optimizer.zero_grad()
@@ -143,3 +119,17 @@ def school(model, tokenizer, task, seed):
         optimizer.step()
         if step % 20 == 0 or step == STEPS - 1:
             bar.set_postfix(loss=f"{loss.item():.3f}")
+
+
+def demonstrations(task, tokenizer, rng, eos):
+    """-> tokens_BT, mask_BT of BATCH demonstrations."""
+    prompts, responses = [], []
+    for _ in range(BATCH):
+        prompt, response = task.demonstration(rng)
+        prompts.append(encode(tokenizer, prompt))
+        responses.append([*tokenizer(response, add_special_tokens=False)["input_ids"], eos])
+    tokens_BT = pad([p + r for p, r in zip(prompts, responses, strict=True)])
+    column_T = torch.arange(tokens_BT.shape[1])
+    start_B1 = torch.tensor([len(p) for p in prompts])[:, None]
+    end_B1 = start_B1 + torch.tensor([len(r) for r in responses])[:, None]
+    return tokens_BT, ((column_T >= start_B1) & (column_T < end_B1)).float()

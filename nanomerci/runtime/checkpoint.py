@@ -1,13 +1,17 @@
 """Checkpoints that survive kill -9, and resuming from them exactly, on as many ranks as one likes.
 
 A checkpoint is a folder checkpoints/step_000040/:
-    model/             an ordinary Hugging Face folder (sharded runs: in the dtype they compute in)
-    shards/            sharded runs: fp32 weights and the optimiser's moments, each rank its slice (torch.distributed.checkpoint)
-    state.pt           what all ranks share: step, position in the data, counter, optimiser (of an unsharded run)
-    rank_00000.pt      what that rank had: its part of the replay, groups that wait for the next step
-    checksums.json     size and CRC-32 of every file above
-It is written aside, synced and renamed, so a folder under its final name is complete. There is no random state to save: random
-numbers are functions of their address (nanomerci/address.py).
+    model/          an ordinary Hugging Face folder (sharded runs: in the dtype they compute in)
+    shards/         sharded runs: fp32 weights and the optimiser's moments, each rank its slice
+                    (torch.distributed.checkpoint)
+    state.pt        what all ranks share of each part: optimiser, bonus, collector; the step
+    rank_00000.pt   what that rank has for itself: its replay buffer, groups for the next step
+    checksums.json  size and CRC-32 of every file above
+It is written aside, synced and renamed, so a folder under its final name is complete. There is no
+random state to save: random numbers are functions of their address (nanomerci/address.py).
+
+A part is anything with state_dict and load_state_dict; what it has under the key "own" is this
+rank's alone.
 """
 
 import json
@@ -16,56 +20,13 @@ import shutil
 import tempfile
 import zlib
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 
-from nanomerci.loop.rollout import Experience
 from nanomerci.runtime import ranks
 from nanomerci.runtime.config import UserError
-
-OWN = ("replay",)  # what of the bonus's state each rank has for itself; the rest is the same on all
-
-
-def store(c, run, step, policy, actor, tokenizer, optimizer, explorer, cursor, held):
-    """Everything a run is, as checkpoint `step`. cursor: prompts sampled so far; held: groups that
-    wait for the next step.
-    """
-    bonus, sharded = explorer.state_dict(), c.shard == "fsdp"
-    own = {
-        "bonus": {name: bonus.pop(name) for name in OWN if name in bonus},
-        "held": held[0].state() if held else {},
-    }
-    shared = {
-        "step": step,
-        "cursor": cursor,
-        "counter": bonus,
-        "optimizer": {} if sharded else optimizer.state_dict(),
-    }
-    shards = partial(ranks.save_shards, model=policy, optimizer=optimizer) if sharded else None
-    save(run, step, actor, tokenizer, shared, c.keep_checkpoints, own, shards)
-
-
-def resume(run, device, policy, actor, optimizer, explorer, pick):
-    """The newest checkpoint back into what is given. -> its step, cursor, held. pick: numbers ->
-    problems of the stream.
-    """
-    checkpoint = newest(run)
-    shared, own, share = load(checkpoint, device)
-    if (checkpoint / "shards").exists():  # of a sharded run, on however few ranks
-        with whole(checkpoint):
-            ranks.load_shards(checkpoint / "shards", policy, optimizer)
-        ranks.refresh(actor)
-    else:
-        optimizer.load_state_dict(shared["optimizer"])
-    explorer.load_state_dict(shared["counter"] | join([part["bonus"] for part in own], share))
-    held = [Experience.of_state(part["held"], pick) for part in own if part["held"]]
-    if held:
-        everything = Experience.join(held)
-        held = [everything.groups(torch.arange(len(everything.number_P), device=device)[share])]
-    return shared["step"], shared["cursor"], held
 
 
 def writable(folder, what, remedy):
@@ -103,139 +64,161 @@ def complete(run):
 def newest(run):
     found = complete(run)
     if not found:
-        raise UserError(f"{run}: no checkpoint there to go on from")
+        raise UserError(f"{run}: no checkpoint found in this folder")
     return found[-1]
 
 
-def save(run, step, model, tokenizer, state, keep, own=None, shards=None):
+def save(run, step, models, parts, keep):
     """Write checkpoint `step`, all ranks together; then forget all but the newest `keep` (and step
-    0, the run's frozen trunk).
+    0, the run's initial policy).
 
-    state: what all ranks share; own: what this one has. shards: called with a folder, in which
-    every rank writes its slice.
+    models: with policy, actor (a whole copy of it) and tokenizer. parts: {name: part}; of a sharded
+    run the optimizer's state goes into the shards.
     """
     folder = Path(run) / "checkpoints"
     final, scratch = folder / f"step_{step:06d}", folder / f".step_{step:06d}.partial"
     if final.exists():
-        return final
-
-    def together(write):
-        """All write; where one cannot, all stop."""
-        problem = []
-        try:
-            write()
-        except (
-            OSError,
-            RuntimeError,
-            SafetensorError,
-        ) as error:  # what a full disk provokes in the three libraries that write here
-            if ranks.lost(error):
-                raise
-            problem = [reason(error)]
-        if problem := ranks.gather(problem):
-            if ranks.rank == 0:
-                shutil.rmtree(scratch, ignore_errors=True)
-            whole, free = complete(run), shutil.disk_usage(folder.parent).free
-            raise UserError(
-                f"{final}: could not be written ({problem[0]}; {free / 1e9:.1f} GB free). "
-                + (
-                    f"The checkpoint before it, {whole[-1].name}, is whole: make room, then go "
-                    f"on with --resume {run}"
-                    if whole
-                    else "There is none before it: make room and start again"
-                )
-            )
-
-    def begin():
+        return
+    sharded = ranks.is_sharded(models.policy)
+    shared = {
+        name: {} if sharded and name == "optimizer" else part.state_dict()
+        for name, part in parts.items()
+    }
+    own = {name: state.pop("own") for name, state in shared.items() if "own" in state}
+    with on_all_ranks(final, scratch):
         if ranks.rank == 0:
             shutil.rmtree(scratch, ignore_errors=True)
             scratch.mkdir(parents=True)
-
-    def write():
+    with on_all_ranks(final, scratch):
         if ranks.rank == 0:
-            model.save_pretrained(scratch / "model")
-            tokenizer.save_pretrained(scratch / "model")
-            torch.save(state, scratch / "state.pt")
-        torch.save(own or {}, scratch / f"rank_{ranks.rank:05d}.pt")
-
-    def seal():
+            models.actor.save_pretrained(scratch / "model")
+            models.tokenizer.save_pretrained(scratch / "model")
+            torch.save(shared | {"step": step}, scratch / "state.pt")
+        torch.save(own, scratch / f"rank_{ranks.rank:05d}.pt")
+    if sharded:
+        with on_all_ranks(final, scratch):
+            ranks.save_shards(scratch / "shards", models.policy, parts["optimizer"])
+    mine = files(scratch)[ranks.rank :: ranks.world]
+    sums = ranks.gather([(name, checksum(scratch / name)) for name in mine])
+    with on_all_ranks(final, scratch):
         if ranks.rank == 0:
             (scratch / "checksums.json").write_text(json.dumps(dict(sorted(sums)), indent=0))
             for path in [*scratch.rglob("*"), scratch]:
                 sync(path)
             os.rename(scratch, final)
             sync(folder)
-
-    together(begin)
-    together(write)
-    if shards:
-        together(lambda: shards(scratch / "shards"))
-    sums = ranks.gather(
-        [(name, checksum(scratch / name)) for name in files(scratch)[ranks.rank :: ranks.world]]
-    )
-    together(seal)
     if ranks.rank == 0:
-        for old in complete(run)[:-keep]:
-            if old.name != "step_000000":
-                os.rename(
-                    old, old.with_name(f".{old.name}.old")
-                )  # never a half-deleted folder under a final name
-        for waste in folder.glob(".step_*"):
-            shutil.rmtree(waste, ignore_errors=True)
+        forget(run, keep)
     ranks.barrier()
-    return final
 
 
-def load(checkpoint, device):
-    """-> what all ranks share; a list of what ranks had, and the slice of all that (joined) which
-    is this rank's now.
+@contextmanager
+def on_all_ranks(final, scratch):
+    """A block of a checkpoint's writing: where one rank cannot, all stop."""
+    problem = []
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # what a full disk provokes in the three libraries that write here
+        if ranks.lost(error):
+            raise
+        problem = [reason(error)]
+    problem = ranks.gather(problem)
+    if not problem:
+        return
+    if ranks.rank == 0:
+        shutil.rmtree(scratch, ignore_errors=True)
+    run = final.parent.parent
+    before, free = complete(run), shutil.disk_usage(run).free
+    if before:
+        remedy = (
+            f"The checkpoint before it, {before[-1].name}, is whole: make room, then go on with "
+            f"--resume {run}"
+        )
+    else:
+        remedy = "There is none before it: make room and start again"
+    raise UserError(
+        f"{final}: could not be written ({problem[0]}; {free / 1e9:.1f} GB free). {remedy}"
+    )
+
+
+def forget(run, keep):
+    """Remove all but the newest checkpoints and the first."""
+    for old in complete(run)[:-keep]:
+        if old.name != "step_000000":
+            # never a half-deleted folder under a final name
+            os.rename(old, old.with_name(f".{old.name}.old"))
+    for waste in (Path(run) / "checkpoints").glob(".step_*"):
+        shutil.rmtree(waste, ignore_errors=True)
+
+
+def restore(run, device, models, parts):
+    """The newest checkpoint back into what is given. -> its step.
 
     With as many ranks as before, each gets its own back; otherwise everything is dealt out anew.
+    The weights of an unsharded policy are read by whoever loads the model.
     """
+    folder = newest(run)
 
     def read(name):
-        return torch.load(checkpoint / name, map_location=device, weights_only=True)
+        return torch.load(folder / name, map_location=device, weights_only=True)
 
-    checkpoint = Path(checkpoint)
-    with whole(checkpoint):
-        names = [name for name in files(checkpoint) if name.startswith("rank_")]
+    with reading(folder):
+        names = [name for name in files(folder) if name.startswith("rank_")]
         if len(names) == ranks.world:
-            return read("state.pt"), [read(names[ranks.rank])], slice(None)
-        return (
-            read("state.pt"),
-            [read(name) for name in names],
-            slice(ranks.rank, None, ranks.world),
-        )
+            own, share = [read(names[ranks.rank])], slice(None)
+        else:
+            own, share = [read(name) for name in names], slice(ranks.rank, None, ranks.world)
+        shared = read("state.pt")
+        if "bonus" not in shared:
+            raise UserError(
+                f"{folder}: was written before version 0.2 and cannot be continued; use its model/ "
+                f"as --model {folder / 'model'}"
+            )
+    sharded = (folder / "shards").exists()  # resumed on however few ranks
+    if sharded:
+        with reading(folder):
+            ranks.load_shards(folder / "shards", models.policy, parts["optimizer"])
+        ranks.refresh(models.actor)
+    for name, part in parts.items():
+        if not (sharded and name == "optimizer"):
+            mine = {"own": join([o[name] for o in own], share)} if name in own[0] else {}
+            part.load_state_dict(shared[name] | mine)
+    return shared["step"]
 
 
 def join(parts, share):
-    """What ranks had -> one of the same form: dicts by key, of tensors this rank's share of the
-    first axis, and what is the same in all, such as numbers, as it is.
+    """What ranks had -> one of the same form: dicts by key, of tensors and lists this rank's share
+    of all, and what is the same in all, such as numbers, as it is.
     """
     if isinstance(parts[0], dict):
         return {key: join([part[key] for part in parts], share) for key in parts[0]}
-    return torch.cat(parts)[share] if isinstance(parts[0], torch.Tensor) else parts[0]
+    if isinstance(parts[0], torch.Tensor):
+        return torch.cat(parts)[share]
+    if isinstance(parts[0], list):
+        return [item for part in parts for item in part][share]
+    return parts[0]
 
 
 def verify(run):
-    """Compare all files of the newest checkpoint and of the first, which holds the trunk, with
-    their checksums; each rank some.
+    """Compare all files of the newest checkpoint and of the first, which holds the initial policy,
+    with their checksums; each rank some.
     """
-    for checkpoint in {newest(run): 0, complete(run)[0]: 0}:
-        with whole(checkpoint):
-            sums = json.loads((checkpoint / "checksums.json").read_text())
+    for folder in dict.fromkeys([newest(run), complete(run)[0]]):
+        with reading(folder):
+            sums = json.loads((folder / "checksums.json").read_text())
             mine = sorted(sums)[ranks.rank :: ranks.world]
             wrong = [
                 name
                 for name in mine
-                if not (checkpoint / name).exists() or checksum(checkpoint / name) != sums[name]
+                if not (folder / name).exists() or checksum(folder / name) != sums[name]
             ]
         if wrong := ranks.gather(wrong):
-            raise UserError(corrupt(checkpoint, f"{wrong[0]} is not what was written"))
+            raise UserError(corrupt(folder, f"{wrong[0]} is not what was written"))
 
 
 @contextmanager
-def whole(checkpoint):
+def reading(folder):
     """Whatever reading a checkpoint raises becomes one line that names it and offers the one
     before.
     """
@@ -244,14 +227,12 @@ def whole(checkpoint):
     except UserError:
         raise
     except Exception as error:  # torch raises what the bytes happen to provoke
-        raise UserError(corrupt(checkpoint, reason(error))) from error
+        raise UserError(corrupt(folder, reason(error))) from error
 
 
-def corrupt(checkpoint, why):
-    before = [
-        found.name for found in complete(checkpoint.parent.parent) if found.name < checkpoint.name
-    ]
-    return f"{checkpoint}: the checkpoint is corrupt ({why}); " + (
+def corrupt(folder, why):
+    before = [found.name for found in complete(folder.parent.parent) if found.name < folder.name]
+    return f"{folder}: the checkpoint is corrupt ({why}); " + (
         f"delete that folder to go on from {before[-1]}"
         if before
         else "there is none before it: start the run again"

@@ -42,13 +42,11 @@ class Config:
     """
     sft_seed: int = 0
     """Of the weights and the schooling of `--model tiny`: another number, another warm start."""
-    algo: Literal["grpo", "dapo", "dr_grpo"] = "grpo"
+    algo: str = "grpo"
     """Advantage and loss: grpo (DeepSeekMath), dapo, dr_grpo (GRPO without std and length
     normalisation).
     """
-    bonus: Literal[
-        "none", "cfn", "exact", "elliptical", "outcome", "rnd", "entropy", "surprisal", "random"
-    ] = "cfn"
+    bonus: str = "cfn"
     """Bonus: none; cfn (MERCI, a Coin Flipping Network's 1/n); exact (1/n from a table of
     prefixes); rivals (nanomerci/bonuses/rivals.py).
     """

@@ -23,14 +23,15 @@ from nanomerci.runtime.config import UserError
 rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
-def start(device, patience=1800.0):
-    """Join the other ranks; -> this rank's torch device ("auto": a GPU if there is one). patience:
-    seconds a rank waits for the others before it takes them for dead.
+def start(device, rank_timeout=1800.0):
+    """Join the other ranks. -> this rank's torch device ("auto": a GPU if there is one).
+
+    rank_timeout: seconds a rank waits for the others before it takes them for dead.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device not in ("cpu", "cuda"):
-        raise UserError(f"--device {device}: wanted cpu, cuda or auto")
+        raise UserError(f"--device {device}: expected cpu, cuda or auto")
     if device == "cuda":
         if not torch.cuda.is_available():
             raise UserError(
@@ -39,14 +40,11 @@ def start(device, patience=1800.0):
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
         torch.cuda.set_device(device)
     if world > 1:
-        backend, timeout = (
-            "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl",
-            datetime.timedelta(seconds=patience),
-        )
+        backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
+        timeout = datetime.timedelta(seconds=rank_timeout)
         store, *_ = next(td.rendezvous("env://", timeout=timeout))
-        attempt = os.environ.get(
-            "TORCHELASTIC_RESTART_COUNT", "0"
-        )  # else a restarted rank finds its dead predecessor's peers there
+        # a store per attempt, or a restarted rank finds its dead predecessor's peers there
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         store = td.PrefixStore(f"attempt {attempt}", store)
         td.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
     return torch.device(device)
@@ -74,14 +72,14 @@ def max_(x):
     return x
 
 
-def most(n):
+def max_over_ranks(n):
     """The largest of the ranks' numbers n."""
     return int(max_(torch.tensor(n)))
 
 
 def barrier():
     if world > 1:
-        most(0)
+        max_over_ranks(0)
 
 
 def lost(error):
@@ -95,14 +93,14 @@ def reported(main):
     """Decorates a main(): that other ranks are gone is said in one line, wherever it was noticed."""
 
     @wraps(main)
-    def call():
+    def call(*arguments):
         try:
-            return main()
+            return main(*arguments)
         except RuntimeError as error:
             if world == 1 or not lost(error):
                 raise
             raise UserError(
-                f"rank {rank}: lost touch with the other ranks "
+                f"rank {rank}: lost connection to the other ranks "
                 f"({str(error).strip().splitlines()[0][:150]}); the run is as it "
                 "was last saved: go on with --resume, or let torchrun --max-restarts do it"
             ) from error
@@ -110,12 +108,12 @@ def reported(main):
     return call
 
 
-def any(flag):
+def any_rank(flag):
     """Whether the flag is set on any rank."""
     return bool(sum_(torch.tensor(float(bool(flag)))))
 
 
-def share(prompts):
+def local_slice(prompts):
     """This rank's share of a round's prompts, as a slice: every world-th one."""
     if prompts % world:
         raise UserError(
@@ -125,12 +123,12 @@ def share(prompts):
     return slice(rank, None, world)
 
 
-def groups(batches):
-    """How many groups these batches hold, over all ranks."""
-    return int(sum_(torch.tensor(sum(len(batch.number_P) for batch in batches))))
+def count(items):
+    """How many items the ranks' lists hold together."""
+    return int(sum_(torch.tensor(len(items))))
 
 
-def place(number_P):
+def global_order(number_P):
     """Each group's place in the order of the groups of all ranks. Numbers are positions in the
     stream of problems -> int64.
     """
@@ -144,7 +142,7 @@ def mini_batch(number_P, count):
     """Which of `count` equal mini-batches each group belongs to: the same whichever ranks hold
     them.
     """
-    return place(number_P) * count // max(1, int(sum_(torch.tensor(len(number_P)))))
+    return global_order(number_P) * count // max(1, int(sum_(torch.tensor(len(number_P)))))
 
 
 def gather(items):
@@ -204,6 +202,10 @@ def shard(model, how, dtype):
     return model, actor
 
 
+def is_sharded(model):
+    return hasattr(model, "call")
+
+
 def cast(model, dtype):
     """Its parameters in another dtype, in place. Buffers stay: rotary frequencies rounded to bf16
     would turn long texts wrong.
@@ -242,13 +244,13 @@ def _fresh(actor):
         )
 
 
-def even(model, batches):
+def pad_micro_batches(model, batches):
     """This rank's micro-batches; of a sharded model, then None until every rank has had as many, as
     all compute together.
     """
     return (
-        batches + [None] * (most(len(batches)) - len(batches))
-        if hasattr(model, "call")
+        batches + [None] * (max_over_ranks(len(batches)) - len(batches))
+        if is_sharded(model)
         else batches
     )
 

@@ -10,6 +10,7 @@ import re
 import zlib
 from dataclasses import dataclass
 
+from nanomerci.tasks import Task
 from nanomerci.tasks.graders.pool import Grade
 
 TRAIN, TEST = 4000, 400
@@ -41,7 +42,7 @@ def grade(gold, text):
     )
 
 
-class Arithmetic:
+class Arithmetic(Task):
     def __init__(self):
         rng, held_out, self.train = random.Random(5), {}, []
         while len(held_out) < TEST or len(self.train) < TRAIN:
@@ -71,5 +72,6 @@ class Arithmetic:
     def answer(self, text):
         return answer(text)
 
-    def noise(self, problem, text):
-        return []
+
+def load(c):
+    return Arithmetic()

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from nanomerci.runtime.config import UserError
+from nanomerci.tasks import Task, folder_of, needed
 from nanomerci.tasks.graders.math_answers import TooLarge, same
 from nanomerci.tasks.graders.pool import Grade
 
@@ -311,11 +313,8 @@ def _column(record, given, known, what, where):
     return record[name]
 
 
-class Task:
-    """What train.py sees of a task; see nanomerci/tasks/__init__.py."""
-
-    def __init__(self, train=(), test=()):
-        self.train, self.test = list(train), list(test)
+class Math(Task):
+    """Problems with a gold answer, graded by what stands in the last \\boxed{}."""
 
     def noise(self, problem, text):
         return noise(text)
@@ -325,3 +324,13 @@ class Task:
 
     def answer(self, text):
         return answer(text)
+
+
+def load(c):
+    """--train_data, --test_data: sets of SOURCES, hub ids, files or folders. -> Math."""
+    columns = [name.strip() or None for name in c.columns.split(",")] if c.columns else [None, None]
+    if len(columns) != 2:
+        raise UserError(f"--columns {c.columns}: expected two names, QUESTION,ANSWER")
+    train = needed(c)
+    test = read_problems(c.test_data, folder_of(c, c.test_data)) if c.test_data else []
+    return Math(read_problems(train, folder_of(c, train), *columns), test)

@@ -1,4 +1,4 @@
-"""reasoning_gym:NAME: about a hundred generated tasks with their own scorers, no download (`pip
+"""reasoning_gym: about a hundred generated tasks with their own scorers, no download (`pip
 install nanomerci[gym]`).
 
 Some of its scorers hand the answer to Python's `eval` or to sympy's parser, which uses it. So an
@@ -13,7 +13,8 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-from nanomerci.tasks import math
+from nanomerci.runtime.config import UserError
+from nanomerci.tasks import Task, math
 from nanomerci.tasks.graders.pool import Grade
 from nanomerci.tasks.graders.worker import load as load_library
 
@@ -47,7 +48,7 @@ def _dataset(name, seed, size):
     return load_library("reasoning_gym").create_dataset(name, seed=seed, size=size)
 
 
-def load(name, size=1000, seed=0):
+def read_problems(name, size=1000, seed=0):
     """`size` problems of one reasoning-gym task, a function of the seed. ValueError with one line."""
     try:
         import reasoning_gym
@@ -124,12 +125,7 @@ def harmless(text):
     )
 
 
-class Task:
-    """What train.py sees of a task; see nanomerci/tasks/__init__.py."""
-
-    def __init__(self, train=(), test=()):
-        self.train, self.test = list(train), list(test)
-
+class ReasoningGym(Task):
     def noise(self, problem, text):
         return math.repeated(text)
 
@@ -138,3 +134,11 @@ class Task:
 
     def answer(self, text):
         return answer(text)
+
+
+def load(c):
+    """--task reasoning_gym:NAME -> ReasoningGym."""
+    name = c.task.partition(":")[2]
+    if not name:
+        raise UserError("--task reasoning_gym: expected reasoning_gym:NAME, such as :countdown")
+    return ReasoningGym(read_problems(name, 2000, seed=0), read_problems(name, 200, seed=1))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from nanomerci.tasks import Task, folder_of, needed
 from nanomerci.tasks.graders.pool import Grade
 from nanomerci.tasks.graders.sqlite import Rejected, Script, open_file, run, warm
 from nanomerci.tasks.graders.worker import load as load_library
@@ -280,7 +281,7 @@ def _create(connection, table, count, width):
     return f"CREATE TABLE {name(table)} (\n{body}\n);"
 
 
-def load(folder, split="train", budget=12_000):
+def read_problems(folder, split="train", budget=12_000):
     """Problems of a Spider or BIRD folder as they are distributed, in file order. split: train |
     dev | test.
 
@@ -362,17 +363,14 @@ def noise(text):
     return sorted(spans)
 
 
-class Task:
-    """What train.py sees of a task; see nanomerci/tasks/__init__.py. Options as in `grade`."""
+class SQL(Task):
+    """Questions about databases, graded by executing the SQL. Options as in `grade`."""
 
     def __init__(self, train=(), test=(), match="bird", partial=False, copies=0, seconds=4.0):
+        super().__init__(train, test)
         if match not in MATCH:
-            raise ValueError(f"match {match}: wanted one of {', '.join(MATCH)}")
-        self.train, self.test, self.options = (
-            list(train),
-            list(test),
-            (match, partial, copies, seconds),
-        )
+            raise ValueError(f"match {match}: expected one of {', '.join(MATCH)}")
+        self.options = match, partial, copies, seconds
 
     def noise(self, problem, text):
         return noise(text)
@@ -382,3 +380,11 @@ class Task:
 
     def answer(self, text):
         return answer(text)
+
+
+def load(c):
+    """--train_data, --test_data: Spider or BIRD folders. -> SQL."""
+    train, test = needed(c), c.test_data or c.train_data
+    train, test = (Path(folder_of(c, name) or ".") / name for name in (train, test))
+    options = c.sql_match, c.partial_credit, c.perturbed_copies, c.query_seconds
+    return SQL(read_problems(train, "train"), read_problems(test, "dev"), *options)

@@ -17,7 +17,7 @@ import random
 import re
 from dataclasses import dataclass
 
-from nanomerci.tasks import math
+from nanomerci.tasks import Task, math
 
 RARE, WRONG, HARD = (
     0.05,
@@ -58,7 +58,7 @@ def work(a, b, more, carry, slip=None):
     )
 
 
-class ToyMath:
+class ToyMath(Task):
     """The task: problems, grader; and what only a built-in task has: its vocabulary and its
     demonstrations.
     """
@@ -97,9 +97,8 @@ class ToyMath:
         """
         problem = rng.choice(self.train)
         slip = rng.randrange(DIGITS) if rng.random() < WRONG else None
-        return problem.prompt, work(problem.a, problem.b, problem.more, rng.random() < RARE, slip)[
-            0
-        ]
+        text, _ = work(problem.a, problem.b, problem.more, rng.random() < RARE, slip)
+        return problem.prompt, text
 
     def job(self, problem, text):
         return math.grade, problem.gold, text
@@ -115,3 +114,7 @@ class ToyMath:
         hard questions ask for it.
         """
         return re.search(r"= 1 \d ; \d \+ \d \+ 1 ", text) is not None
+
+
+def load(c):
+    return ToyMath()

@@ -22,17 +22,12 @@ from functools import cached_property
 from itertools import combinations, product
 from pathlib import Path
 
-from nanomerci.tasks import sql
+from nanomerci.runtime.config import UserError
+from nanomerci.tasks import Task, cache_folder, sql
 
-RARE, WRONG, HARD = (
-    0.02,
-    0.4,
-    1 / 3,
-)  # share of the robust idiom, of answers with a wrong condition, of hard questions
-CHAT, CHATTER = (
-    6,
-    [f"n{i:02d}" for i in range(20)],
-)  # toy_sql_chatty: words of small talk an answer, and the words it chooses from
+RARE = 0.02  # share of demonstrations that use the robust idiom
+WRONG = 0.4  # share of demonstrations with a wrong condition
+HARD = 1 / 3  # share of hard questions
 TEST = 400  # held-out questions; the rest is for training
 
 DEPTS = "'ops' 'sales' 'legal' 'design' 'support'".split()
@@ -141,7 +136,7 @@ def build_database(folder):
     return path
 
 
-class ToySQL:
+class ToySQL(Task):
     """The task: problems, prompts, graders; and what only a built-in task has: its vocabulary and
     its demonstrations.
     """
@@ -231,22 +226,17 @@ class ToySQL:
         return f"plan {FAMILIES[problem.family][2][0]} " in text
 
 
-class ToySQLChatty(ToySQL):
-    """toy_sql_chatty: the same questions, answered with small talk:   plan WORD note n03 n00 n17
-    ... ```sql select ... ```
+def load(c):
+    """The task, over a database in the cache."""
+    return with_database(ToySQL)
 
-    The words of the note mean nothing and no reward depends on them. They are drawn by Zipf's law,
-    so that they are the most surprising tokens of an answer, and stay so: surprisal pays for small
-    talk for ever. But they lead nowhere: whatever the note says, what can follow is the same, and a
-    counter of states has seen it often.
-    """
 
-    @property
-    def words(self):
-        return sorted({*super().words, "note", *CHATTER})
-
-    def demonstration(self, rng):
-        question, text = super().demonstration(rng)
-        plan, word, query = text.split(" ", 2)
-        chat = rng.choices(CHATTER, [1 / (i + 1) for i in range(len(CHATTER))], k=CHAT)
-        return question, " ".join([plan, word, "note", *chat, query])
+def with_database(kind):
+    cache = cache_folder()
+    try:
+        return kind(cache)
+    except (OSError, sqlite3.Error) as error:
+        raise UserError(
+            f"the cache {cache}: toy_sql's database cannot be written there ({error}); make room, "
+            "or set NANOMERCI_CACHE to a folder you may write to"
+        ) from error

@@ -336,3 +336,21 @@ def before_after(path, before, after):
         axes.set_xticks(k, [str(x) for x in k])
     axes.legend(frameon=False)
     save(figure, path)
+
+
+class LiveReport:
+    """A sink of the log: the report is written anew at most every PAUSE seconds, and for at most
+    SHARE of the run's time.
+    """
+
+    PAUSE, SHARE = 10.0, 0.02
+
+    def __init__(self, run):
+        self.run, self.next = run, 0.0
+
+    def __call__(self, metrics):
+        start = time.perf_counter()
+        if start > self.next:
+            report(self.run, pictures=False)
+            now = time.perf_counter()
+            self.next = now + max(self.PAUSE, (now - start) / self.SHARE)

@@ -1,0 +1,180 @@
+"""What only the speed of decoding needs: one KV cache for all slots, the decoding step (captured as
+a CUDA graph on a GPU), a copy of the model in the fastest dtype, and how many slots fit.
+
+Axes: S active slots, R rows of a captured graph, V vocabulary, D hidden width.
+"""
+
+import copy
+import os
+import sys
+from functools import cache
+
+import torch
+
+from nanomerci.loop.model import CACHE, heads
+from nanomerci.runtime import ranks
+
+announced_bytes = 0  # the largest KV cache that was announced
+
+
+class SlotKVCache:
+    """Keys and values of all slots: a tensor (slots, width, heads, head size) per layer. Slot s is
+    written at its own position.
+
+    Stands in for a transformers cache, of which a model's forward calls only update() and
+    get_seq_length().
+    """
+
+    def __init__(self, config, slots, width, dtype, device):
+        shape = (config.num_hidden_layers, slots, width, *heads(config))
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.slots, self.width = slots, width
+        self.place_S, self.longest = None, 0  # where a forward writes, how many positions it reads
+
+    def insert_prefill(self, first, prefilled, repeats):
+        """Copy each prefilled prompt to `repeats` slots, from slot `first` on."""
+        for layer, filled in enumerate(prefilled.layers):
+            for store, new in ((self.keys, filled.keys), (self.values, filled.values)):
+                rows = slice(first, first + repeats * len(new))
+                copies = new.transpose(1, 2).repeat_interleave(repeats, 0)
+                store[layer, rows, : new.shape[2]] = copies.to(store.dtype)
+
+    def move(self, source, target, longest):
+        for store in (self.keys, self.values):
+            store[:, target, :longest] = store[:, source, :longest]
+
+    def update(self, key, value, layer, *_, **__):
+        read = []
+        for store, new in ((self.keys[layer], key), (self.values[layer], value)):
+            # one copy of whole rows of memory
+            store.flatten(0, 1).index_copy_(0, self.place_S, new[:, :, 0].to(store.dtype))
+            read.append(store[: len(new), : self.longest].transpose(1, 2))
+        return read
+
+    def get_seq_length(self, layer=0):
+        return self.longest - 1
+
+
+class DecodeStep:
+    """The decoding step: newest token and its position of the first S slots -> the state after it,
+    (S, D), and the logits of the next token, (S, V) float32.
+
+    On CUDA it is captured once for every power of two of rows and multiple of SPAN positions that
+    occurs, and then replayed: one launch in place of hundreds. Rows up to the power of two compute
+    something nobody reads, in slots nobody is in.
+    """
+
+    SPAN = 256
+
+    def __init__(self, model, cache):
+        self.model, self.cache, self.graphs, self.pool = model, cache, {}, None
+
+    def forward(self, token_S, position_S, longest):
+        rows_S = torch.arange(len(position_S), device=position_S.device)
+        self.cache.longest = longest
+        self.cache.place_S = rows_S * self.cache.width + position_S
+        seen_SL = torch.arange(longest, device=position_S.device) <= position_S[:, None]
+        hidden_S1D = self.model.base_model(
+            token_S[:, None],
+            position_ids=position_S[:, None],
+            attention_mask=seen_SL[:, None, None],
+            use_cache=True,
+            **{CACHE: self.cache},
+        ).last_hidden_state
+        hidden_SD = hidden_S1D[:, 0]
+        return hidden_SD, self.model.get_output_embeddings()(hidden_SD).float()
+
+    def __call__(self, token_S, position_S, longest):
+        if position_S.device.type != "cuda":
+            return self.forward(token_S, position_S, longest)
+        S = len(token_S)
+        rows = min(1 << (S - 1).bit_length(), self.cache.slots)
+        longest = min(-(-longest // self.SPAN) * self.SPAN, self.cache.width)
+        if (rows, longest) not in self.graphs:
+            self.graphs[rows, longest] = self.capture(rows, longest)
+        graph, token_R, position_R, hidden_RD, logits_RV = self.graphs[rows, longest]
+        token_R[:S] = token_S
+        position_R[:S] = position_S
+        graph.replay()
+        return hidden_RD[:S], logits_RV[:S]
+
+    def capture(self, rows, longest):
+        # The rows write into the last column, which a row uses in its last step at the earliest:
+        # while the graph warms up and is captured, no key in use is touched.
+        token_R = torch.zeros(rows, dtype=torch.int64, device=self.model.device)
+        position_R = torch.full_like(token_R, self.cache.width - 1)
+        graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+        dtype, enabled = torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda")
+        # without autocast's cache: a cast kept for later would not be part of the graph
+        with torch.autocast("cuda", dtype, enabled=enabled, cache_enabled=False):
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                # libraries set themselves up on first use, which cannot be captured
+                self.forward(token_R, position_R, longest)
+            torch.cuda.current_stream().wait_stream(side)
+            with torch.cuda.graph(graph, pool=self.pool):
+                hidden_RD, logits_RV = self.forward(token_R, position_R, longest)
+        self.pool = graph.pool()  # graphs never run at the same time, so they share scratch memory
+        return graph, token_R, position_R, hidden_RD, logits_RV
+
+
+def inference_copy(model):
+    """The model in the form that samples fastest with the trainer's numbers: itself, or a copy that
+    shares all but what must be cast.
+
+    Under autocast on CUDA every step would cast every fp32 weight again; linear layers get theirs
+    cast once per call. A processor without bf16 arithmetic multiplies fp32 six times as fast
+    (measured: 64 against 10 GFLOP/s per core); there bf16 weights are widened.
+    """
+    kind = model.device.type
+    autocast = torch.is_autocast_enabled(kind)
+    if kind == "cpu" and not autocast and model.dtype == torch.bfloat16 and not bf16_arithmetic():
+        return copy.deepcopy(model).float()
+    if kind == "cuda" and autocast and model.dtype == torch.float32:
+        tensors = {id(x): x for x in (*model.parameters(), *model.buffers())}
+        shared = copy.deepcopy(model, tensors)  # new modules, the same tensors
+        for module in shared.modules():
+            if isinstance(module, torch.nn.Linear):
+                for name, value in list(module.named_parameters(recurse=False)):
+                    cast = value.to(torch.get_autocast_dtype(kind))
+                    setattr(module, name, torch.nn.Parameter(cast, requires_grad=False))
+        return shared
+    return model
+
+
+@cache
+def bf16_arithmetic():
+    """Whether this processor multiplies bf16 matrices in hardware."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def cache_bytes(config, itemsize):
+    """Bytes of one position of one row in all layers: a key and a value per head."""
+    count, size = heads(config)
+    return 2 * config.num_hidden_layers * count * size * itemsize
+
+
+def max_slots(config, width, dtype, device):
+    """How many slots fit into half of what is free on the GPU, or a quarter of the machine's
+    memory. -> slots, bytes per slot.
+    """
+    size = width * cache_bytes(config, dtype.itemsize)
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        free = (torch.cuda.mem_get_info(device)[0] + unused) // 2
+    else:
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+    return free // size, size
+
+
+def announce(slots, size, width):
+    """Say how large the KV cache is: once, and again when it is half as much more."""
+    global announced_bytes
+    if ranks.rank == 0 and slots * size > 1.5 * announced_bytes:
+        announced_bytes = slots * size
+        mebibytes = slots * size / 2**20
+        print(
+            f"sampler: {slots} slots of {width} positions, {mebibytes:,.0f} MiB of KV cache",
+            file=sys.stderr,
+        )

@@ -1,0 +1,44 @@
+"""Objectives, one row each, picked by `--algo`: how rewards become advantages, and per-token losses
+one number. The formulas are in grpo.py and dapo.py.
+
+A new objective is a function and a row. `advantage` takes reward_PG; with reads_outcomes also
+outcome_PG, equal numbers for equal final answers.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from nanomerci import dapo, grpo
+
+
+class Objective(NamedTuple):
+    advantage: Callable = grpo.advantage
+    """reward_PG -> adv_PG"""
+    reads_outcomes: bool = False
+    surrogate: Callable = grpo.surrogate
+    """logp_BT, logp_old_BT, adv, clip_low, clip_high -> loss_BT"""
+    units: Callable = grpo.units
+    """mask_BT -> what this rank adds to the loss denominator"""
+    weights: Callable = grpo.weights
+    """mask_BT, denominator over all ranks -> weights_BT; with constant_length also max_new_tokens"""
+    constant_length: bool = False
+    clip_high: float = 0.2
+    """The default of --clip_high."""
+    max_gen_rounds: int = 1
+    """The default of --max_gen_rounds; above 1: dynamic sampling."""
+
+    def weigh(self, mask_BT, total, length):
+        """Weight of each token's loss. length: --max_new_tokens."""
+        if self.constant_length:
+            return self.weights(mask_BT, total, length)
+        return self.weights(mask_BT, total)
+
+
+DAPO = Objective(units=dapo.units, weights=dapo.weights, clip_high=0.28, max_gen_rounds=10)
+DR_GRPO = Objective(grpo.centred, weights=grpo.weights_constant, constant_length=True)
+
+OBJECTIVES = {
+    "grpo": Objective(),
+    "dapo": DAPO,
+    "dr_grpo": DR_GRPO,
+}
