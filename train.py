@@ -19,6 +19,7 @@ Axes: P prompts, G responses per prompt, B = P*G rows, T token positions.
 import os
 import sys
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 # A thread that waits for another spins, by default for so long that on busy cores a step takes 10 x
@@ -63,42 +64,27 @@ def main(c):
     bonus_class, c = settle(c)
     if c.dry_run:
         return dryrun.show(c)
-    device, run = ranks.start(c.device, c.rank_timeout), Path(c.out)
-    torch.set_num_threads(c.threads or torch.get_num_threads())
-    checkpoint.verify(run) if c.resume else checkpoint.claim(run)
-    task = tasks.load(c)
-    models = Models.load(c, run, task, device, bonus_class)
-    optimizer = torch.optim.AdamW(
-        models.policy.parameters(), lr=c.lr, betas=(0.9, c.beta2), weight_decay=c.weight_decay
-    )
-    bonus = bonus_class(c, models.policy.config.hidden_size, device, ranks)
-    sampler = Sampler(models.actor, models.tokenizer, c.max_new_tokens, c.temperature)
-    metrics = {}
-    with Pool(c.graders, c.grade_timeout) as pool, GracefulShutdown() as shutdown:
-        collector = Collector(c, task, sampler, models.reader(c, bonus), bonus, pool)
-        parts = {"optimizer": optimizer, "bonus": bonus, "collector": collector}
-        done = checkpoint.restore(run, device, models, parts) if c.resume else -1
-        log = Log(run, c, done, [LiveReport(run)] if c.report else [])
-        if done < 0:
-            before_training(c, log, sampler, task, pool, collector, bonus)
-            save(c, log, run, 0, models, parts)
+    with Run(c, bonus_class) as run, GracefulShutdown() as shutdown:
+        models, bonus, collector = run.models, run.bonus, run.collector
+        metrics = run.begin()
         stopping = ranks.any_rank(shutdown.requested)
-        for step in log.progress(max(done, 0) + 1, c.steps):
+        for step in run.log.progress(run.done + 1, c.steps):
             if stopping:
-                log0(f"stopped after step {step - 1}; go on with: python train.py --resume {run}")
+                log0(f"stopped after step {step - 1}; go on with: python train.py --resume {c.out}")
                 break
             timer, first = StepTimer(), collector.prompts_sampled
-            groups, rounds = collector.batch(timer)  # sample, grade, score the novelty
-            batch = Batch.of(groups, c.group, device)
-            adv_PG = compare(c, batch)  # within the group
+            groups, rounds = collector.batch(timer)  # roll out, grade, score the novelty
+            batch = Batch.of(groups, c.group, run.device)
+            adv_PG = compare(c, batch)  # within each group
             gamma = merci.gamma_at(step - 1, c.gamma, c.gamma_decay)
             shaped_adv = bonus.merge(batch, adv_PG, gamma, step)  # add the exploration advantage
             timer("score")
-            learned = update(c, models, optimizer, bonus, batch, shaped_adv, first, step)
+            learned = update(c, models, run.optimizer, bonus, batch, shaped_adv, first, step)
             timer("update")
             counted, calibration = bonus.after_step(collector.take_visits(), step)
             timer("count")
 
+            seen = Batch.of(list(chain.from_iterable(rounds)), c.group, run.device)
             metrics = {
                 "step": step,
                 "prompts": collector.prompts_sampled,
@@ -108,29 +94,25 @@ def main(c):
                 "merci/gamma": gamma,
                 "grad_norm": learned.pop("grad_norm"),
                 **counted,
+                **ranks.mean(step_metrics(seen, batch, adv_PG, shaped_adv) | learned),
+                **cost.utilisation(c, models.actor, rounds, batch, shaped_adv, timer.times),
             }
-            seen = Batch.of([group for round_ in rounds for group in round_], c.group, device)
-            metrics |= ranks.mean(step_metrics(seen, batch, adv_PG, shaped_adv) | learned)
-            rolls = [Batch.of(groups, c.group, device).rollout for groups in rounds]
-            metrics |= cost.utilisation(
-                c, models.actor, rolls, batch.rollout, shaped_adv, timer.times
-            )
             if groups:
                 record = sample_record(step, batch, shaped_adv, models.tokenizer)
-                log.write("samples.jsonl", record)
+                run.log.write("samples.jsonl", record)
             if calibration:
-                log.write("calibration.jsonl", {"step": step} | calibration)
+                run.log.write("calibration.jsonl", {"step": step} | calibration)
             last = step == c.steps or 0 < c.budget <= collector.prompts_sampled
             if last or c.eval_every and step % c.eval_every == 0:
-                metrics |= run_eval(c, log, sampler, task, pool, step)
+                metrics |= run.evaluate(step)
                 timer("eval")
-            log.step(metrics | timer.metrics)
+            run.log.step(metrics | timer.metrics)
             stopping = ranks.any_rank(shutdown.requested)
             if last or stopping or c.save_every and step % c.save_every == 0:
-                save(c, log, run, step, models, parts)
+                run.save(step)
             if last:
                 break
-    log.summary()
+        run.log.summary()
     ranks.finish()
     return metrics
 
@@ -175,63 +157,107 @@ class Models:
     tokenizer: object
 
     @classmethod
-    def load(cls, c, run, task, device, bonus_class):
-        policy, initial, tokenizer = load_models(c, run, task, device)
+    def load(cls, c, folder, task, device, frozen):
+        """frozen: whether a copy of the initial policy is needed."""
+        policy, initial, tokenizer = load_models(c, folder, task, device)
         check(policy, c.model)
         dtype = getattr(torch, c.dtype)
-        features = None
-        if bonus_class.counts_states and c.cfn_features == "frozen" or c.kl_coef:
-            features = frozen_copy(initial, device, dtype)
+        features = frozen_copy(initial, device, dtype) if frozen else None
         policy, actor = ranks.shard(policy, c.shard, dtype)
         if c.gradient_checkpointing:
             enable_gradient_checkpointing(policy)
         return cls(policy, actor, features or actor, tokenizer)
 
-    def reader(self, c, bonus):
-        """What reads hidden states, or None."""
-        if not (bonus.counts_states or c.kl_coef):
-            return None
-        score = bonus.score if bonus.counts_states else None
-        return StateReader(
-            self.features,
-            score,
+
+class Run:
+    """Everything a run is made of, and what surrounds its steps: evaluation and checkpoints."""
+
+    def __init__(self, c, bonus_class):
+        self.c, self.folder = c, Path(c.out)
+        self.device = ranks.start(c.device, c.rank_timeout)
+        torch.set_num_threads(c.threads or torch.get_num_threads())
+        if c.resume:
+            checkpoint.verify(self.folder)
+        else:
+            checkpoint.claim(self.folder)
+        self.task = tasks.load(c)
+        counts = bonus_class.counts_states
+        frozen = counts and c.cfn_features == "frozen" or c.kl_coef > 0
+        models = Models.load(c, self.folder, self.task, self.device, frozen)
+        self.models = models
+        self.optimizer = torch.optim.AdamW(
+            models.policy.parameters(), lr=c.lr, betas=(0.9, c.beta2), weight_decay=c.weight_decay
+        )
+        self.bonus = bonus_class(c, models.policy.config.hidden_size, self.device, ranks)
+        self.sampler = Sampler(models.actor, models.tokenizer, c.max_new_tokens, c.temperature)
+        reader = StateReader(
+            models.features,
+            self.bonus.score if counts else None,
             c.kl_coef > 0,
             c.temperature,
             budget=c.micro_batch_tokens,
             backend=c.backend,
         )
+        self.pool = Pool(c.graders, c.grade_timeout)
+        reader = reader if counts or c.kl_coef else None
+        self.collector = Collector(c, self.task, self.sampler, reader, self.bonus, self.pool)
+        self.parts = {
+            "optimizer": self.optimizer,
+            "bonus": self.bonus,
+            "collector": self.collector,
+        }
 
+    def __enter__(self):
+        return self
 
-def before_training(c, log, sampler, task, pool, collector, bonus):
-    """How good is the initial policy, and what would it visit anyway?"""
-    timer, metrics = StepTimer(), {"step": 0} | run_eval(c, log, sampler, task, pool, 0)
-    timer("eval")
-    if bonus.pretrains:
-        collector.visit_before_training()
-        metrics |= bonus.before_training(collector.take_visits())
-    timer("pretrain")
-    log.step(metrics | timer.times)
+    def __exit__(self, *_):
+        self.pool.close()
 
+    def begin(self):
+        """Before the first step: the newest checkpoint, or how good the initial policy is and what
+        it would visit anyway. -> metrics of step 0.
+        """
+        c, bonus, metrics = self.c, self.bonus, {}
+        resumed = -1
+        if c.resume:
+            resumed = checkpoint.restore(self.folder, self.device, self.models, self.parts)
+        self.done = max(resumed, 0)
+        self.log = Log(self.folder, c, resumed, [LiveReport(self.folder)] if c.report else [])
+        if resumed < 0:
+            timer, metrics = StepTimer(), {"step": 0} | self.evaluate(0)
+            timer("eval")
+            if bonus.pretrains:
+                self.collector.visit_before_training()
+                metrics |= bonus.before_training(self.collector.take_visits())
+            timer("pretrain")
+            self.log.step(metrics | timer.times)
+            self.save(0)
+        return metrics
 
-def run_eval(c, log, sampler, task, pool, step):
-    """How good is the policy on held-out problems? -> metrics."""
-    problems = task.test[: c.eval_problems]
-    total = len(problems) * (c.eval_k + 1) // ranks.world
-    with progress_bar(total, f"evaluate, step {step}", "response") as progress:
-        options = SampleOptions(slots=c.max_num_seqs, progress=progress.update)
-        with autocast(c, sampler.model.device):
-            metrics, records = evaluate(
-                sampler, task, problems, pool, K=c.eval_k, run_seed=c.seed, options=options
-            )
-    log.write("evals.jsonl", {"step": step, "records": records})
-    return metrics
+    def evaluate(self, step):
+        """How good is the policy on held-out problems? -> metrics."""
+        c, problems = self.c, self.task.test[: self.c.eval_problems]
+        total = len(problems) * (c.eval_k + 1) // ranks.world
+        with progress_bar(total, f"evaluate, step {step}", "response") as progress:
+            options = SampleOptions(slots=c.max_num_seqs, progress=progress.update)
+            with autocast(c, self.device):
+                metrics, records = evaluate(
+                    self.sampler,
+                    self.task,
+                    problems,
+                    self.pool,
+                    K=c.eval_k,
+                    run_seed=c.seed,
+                    options=options,
+                )
+        self.log.write("evals.jsonl", {"step": step, "records": records})
+        return metrics
 
-
-def save(c, log, run, step, models, parts):
-    log.sync()
-    checkpoint.save(run, step, models, parts, c.keep_checkpoints)
-    if ranks.rank == 0 and c.report:
-        report(run)
+    def save(self, step):
+        self.log.sync()
+        checkpoint.save(self.folder, step, self.models, self.parts, self.c.keep_checkpoints)
+        if ranks.rank == 0 and self.c.report:
+            report(self.folder)
 
 
 def compare(c, batch):

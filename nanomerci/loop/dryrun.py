@@ -233,7 +233,10 @@ def plan(c, config, n, width, fleet):
     cut = fleet if sharded else 1
     rows, D, L = slots(c, fleet), config.hidden_size, config.num_hidden_layers
     shared = config.num_key_value_heads / config.num_attention_heads
-    trunk, answers = (BONUSES[c.bonus].counts_states and c.cfn_features == "frozen" or c.kl_coef > 0), -(-c.prompts * c.group // fleet)
+    trunk, answers = (
+        (BONUSES[c.bonus].counts_states and c.cfn_features == "frozen" or c.kl_coef > 0),
+        -(-c.prompts * c.group // fleet),
+    )
     on_cpu = c.device == "cpu" or c.dtype == "float32"
     budget = min(c.micro_batch_tokens, CACHED) if on_cpu else c.micro_batch_tokens
     batch = min(max(1, budget // width), -(-answers // c.minibatches))  # rows of a micro-batch
@@ -302,9 +305,15 @@ def plan(c, config, n, width, fleet):
         ),
         (
             "states",
-            half * answers * (c.max_new_tokens + 1) * D * (BONUSES[c.bonus].counts_states and c.cfn_features == "policy"),
+            half
+            * answers
+            * (c.max_new_tokens + 1)
+            * D
+            * (BONUSES[c.bonus].counts_states and c.cfn_features == "policy"),
             "sampling",
-            f"read by the sampler, of {answers} answers" if (BONUSES[c.bonus].counts_states and c.cfn_features == "policy") else "none",
+            f"read by the sampler, of {answers} answers"
+            if (BONUSES[c.bonus].counts_states and c.cfn_features == "policy")
+            else "none",
         ),
         ("gradients", 4 * n / cut, "updating", "fp32"),
         (
@@ -373,7 +382,9 @@ def seconds(c, config, prompt, fleet):
         forward = B * forward_flops(config, n, torch.tensor([prompt + length]))
         read = half * n + rows * (prompt + length / 2) * cache_bytes(config, half)
         sampling = max(tokens * 2 * n / flops, reads * read / bandwidth)
-        looks = (BONUSES[c.bonus].counts_states and c.cfn_features == "frozen" or c.kl_coef > 0) + (c.minibatches > 1 and c.old_logp == "trainer")
+        looks = (BONUSES[c.bonus].counts_states and c.cfn_features == "frozen" or c.kl_coef > 0) + (
+            c.minibatches > 1 and c.old_logp == "trainer"
+        )
         update = (3 + looks) * forward / flops
         print(
             f"responses of {length:7,.0f} tokens: {sampling + update:9,.1f}   sampling "
