@@ -16,7 +16,6 @@ reported.
 """
 
 import argparse
-import contextlib
 import ctypes
 import dataclasses
 import fcntl
@@ -32,9 +31,11 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from multiprocessing.connection import wait
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
@@ -61,24 +62,12 @@ OURS = {
 def sets(c):
     """Named sets of arms. Each ablation changes one thing of grpo+cfn."""
     bonuses = "cfn", "elliptical", "outcome", "rnd", "entropy", "surprisal", "random"
-    changes = [
-        "bonus_form=deviation",
-        "bonus_form=sum",
-        f"gamma_decay={max(1, round(c.gamma_decay / 2))}",  # MERCI, table 10: 100, 200, 400
-        f"gamma_decay={2 * c.gamma_decay}",
-        "top=1",
-        f"top={c.top / 3:.3g}",
-        f"top={min(1, 2 * c.top):.3g}",
-        "run=1",
-        f"run={c.run + 1}",
-        "noise_filter=False",
-        "top=1:run=1:noise_filter=False",
-        "cfn_prior=False",
-        "cfn_features=policy",
-        "cfn_pretrain=1",
-        "credit=token",
-        "bonus_on_zero_variance=True",
-    ]
+    half, double = max(1, round(c.gamma_decay / 2)), max(1, 2 * c.gamma_decay)
+    changes = f"""
+        bonus_form=deviation bonus_form=sum gamma_decay={half} gamma_decay={double} top=1
+        top={c.top / 3:.3g} top={min(1, 2 * c.top):.3g} run=1 run={c.run + 1} noise_filter=False
+        top=1:run=1:noise_filter=False cfn_prior=False cfn_features=policy cfn_pretrain=1
+        credit=token bonus_on_zero_variance=True""".split()  # MERCI, tables 8-10, and ours
     return {
         "main": ["grpo", "grpo+cfn", "dapo", "dapo+cfn"],
         "baselines": ["grpo", *(f"grpo+{name}" for name in bonuses)],
@@ -231,33 +220,47 @@ def check(cell):
 
 
 # ---- running them
-def run_all(jobs, slots, gpus, description, unit, size, seen):
-    """Each job (name, log file, function) in a process of its own, `slots` at a time. The processes
-    are forks of this one, so torch is imported once; they die with it, however it dies. size, seen:
-    a job's length, how far it is. -> {name: status}
+class Job(NamedTuple):
+    name: str
+    log: Path
+    function: Callable
+    size: int  # lines of metrics.jsonl when it is done, or 1
+    folder: Path | None = None
+
+    @property
+    def seen(self):
+        try:
+            return min(self.size, (self.folder / "metrics.jsonl").read_bytes().count(b"\n"))
+        except FileNotFoundError:
+            return 0
+
+
+def run_all(jobs, slots, gpus, description, unit):
+    """Each job in a process of its own, `slots` at a time. The processes are forks of this one, so
+    torch is imported once; they die with it, however it dies. -> {name: status}
     """
     fork, todo, done = multiprocessing.get_context("fork"), list(jobs), 0
     running, statuses, told = {}, {}, False
     tqdm.monitor_interval = 0  # no thread may be there when a process forks
-    with Stop() as stop, bar(sum(size(name) for name, *_ in jobs), description, unit) as progress:
+    with Stop() as stop, bar(sum(job.size for job in jobs), description, unit) as progress:
         try:
             while running or todo and not stop.asked:
                 free = sorted(set(range(slots)) - {slot for _, slot, _ in running.values()})
                 while todo and free and not stop.asked:
-                    (name, log, function), slot = todo.pop(0), free.pop(0)
+                    job, slot = todo.pop(0), free.pop(0)
                     gpu = gpus[slot % len(gpus)] if gpus else None
-                    process = fork.Process(target=_child, args=(function, log, os.getpid(), gpu))
+                    process = fork.Process(target=_child, args=(job, os.getpid(), gpu))
                     process.start()
-                    running[process.sentinel] = process, slot, name
+                    running[process.sentinel] = process, slot, job
                 for sentinel in wait(list(running), timeout=0.5):
-                    process, _, name = running.pop(sentinel)
+                    process, _, job = running.pop(sentinel)
                     process.join()
-                    statuses[name], done = process.exitcode, done + size(name)
+                    statuses[job.name], done = process.exitcode, done + job.size
                 if stop.asked and not told:
                     told = True
                     for process, *_ in running.values():
                         os.kill(process.pid, signal.SIGINT)
-                progress.n = done + sum(min(seen(n), size(n)) for *_, n in running.values())
+                progress.n = done + sum(job.seen for *_, job in running.values())
                 progress.refresh()
         finally:
             for process, *_ in running.values():
@@ -269,7 +272,7 @@ def run_all(jobs, slots, gpus, description, unit, size, seen):
     return statuses
 
 
-def _child(function, log, parent, gpu):
+def _child(job, parent, gpu):
     os.setpgrp()  # Ctrl-C is for the parent, who passes it on
     # PR_SET_PDEATHSIG; the parent starts all of us from its only thread
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
@@ -277,13 +280,13 @@ def _child(function, log, parent, gpu):
         os._exit(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    stream = sys.stdout = sys.stderr = open(log, "a", buffering=1)
+    stream = sys.stdout = sys.stderr = open(job.log, "a", buffering=1)  # noqa: SIM115
     for number in (1, 2):
         os.dup2(stream.fileno(), number)
     torch.set_num_threads(1)
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-    config.run_command(function)
+    config.run_command(job.function)
 
 
 def visible_gpus(c):
@@ -301,9 +304,8 @@ def warm_starts(todo, logs, slots, gpus):
     work = []
     for warm in sorted({cell.warm for cell in todo}):
         log = logs / f"warm-{warm}.log"
-        work.append((f"warm start {warm}", log, partial(tiny_policy, task, warm)))
-    label = "warm starts (once, then cached)"
-    statuses = run_all(work, slots, gpus, label, "model", lambda _: 1, lambda _: 0)
+        work.append(Job(f"warm start {warm}", log, partial(tiny_policy, task, warm), 1, logs))
+    statuses = run_all(work, slots, gpus, "warm starts (once, then cached)", "model")
     for name, status in statuses.items():
         if status:
             raise UserError(f"{name}: status {status}; see {logs}")
@@ -318,29 +320,25 @@ def run(cells, jobs, keep_models):
         warm_starts(todo, logs, slots, gpus)
     # as the command runs it: nothing imports train.py
     main = runpy.run_path(str(ROOT / "train.py"), run_name="train")["main"]
+    git = ["git", "-C", ROOT, "describe", "--always", "--dirty", "--exclude=*"]
+    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
     for cell in set(cells) - set(todo) if not keep_models else ():  # a kill may have left them
         shutil.rmtree(cell.folder / "checkpoints", ignore_errors=True)
-    by_name, work = {cell.folder.name: cell for cell in todo}, []
-    made = made_by(cells[0].c)
-    for name, cell in by_name.items():
-        work.append((name, logs / f"{name}.log", partial(train, main, cell, keep_models, made)))
+    work, failed = {}, {}
+    for cell in todo:
+        name, function = cell.folder.name, partial(train, main, cell, keep_models, commit)
+        work[name] = Job(name, logs / f"{name}.log", function, cell.c.steps + 1, cell.folder)
     say(f"{len(cells)} runs, {len(cells) - len(todo)} of them finished, {slots} at a time")
-
-    def size(name):
-        return by_name[name].c.steps + 1
-
-    def seen(name):
-        return lines(by_name[name].folder)
-
-    failed = {}
-    for name, status in run_all(work, slots, gpus, "steps", "step", size, seen).items():
-        if status or not by_name[name].finished:
-            said = (logs / f"{name}.log").read_text(errors="replace").strip().splitlines()
-            failed[name] = f"{name}: status {status}, {said[-1] if said else 'said nothing'}"
+    statuses = run_all(work.values(), slots, gpus, "steps", "step")
+    for cell in todo:
+        name = cell.folder.name
+        if name in statuses and (statuses[name] or not cell.finished):
+            said = work[name].log.read_text(errors="replace").strip().splitlines()
+            failed[name] = f"{name}: status {statuses[name]}, {(said or ['said nothing'])[-1]}"
     return failed
 
 
-def train(main, cell, keep_models, made):
+def train(main, cell, keep_models, commit):
     """In its own process: begin, or go on from the newest checkpoint. Finished, the metrics and the
     answers stay.
     """
@@ -352,27 +350,17 @@ def train(main, cell, keep_models, made):
     sys.argv = ["train.py", *argv]
     main()
     if cell.finished:
-        report.write(cell.folder / "made_by.json", made)
+        made_by = {"commit": commit or None, "processor": processor(cell.c)}
+        report.write(cell.folder / "made_by.json", json.dumps(made_by))
         if not keep_models:
             shutil.rmtree(cell.folder / "checkpoints")
 
 
-def made_by(c):
-    """The commit and the processor of a run."""
-    git = ["git", "-C", ROOT, "describe", "--always", "--dirty", "--exclude=*"]
-    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
-    processor = platform.machine()
+def processor(c):
     if c.device != "cpu" and torch.cuda.is_available():
-        processor = torch.cuda.get_device_name()
-    elif model := re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()):
-        processor = model[1]
-    return json.dumps({"commit": commit, "processor": processor})
-
-
-def lines(folder):
-    with contextlib.suppress(FileNotFoundError):
-        return (folder / "metrics.jsonl").read_bytes().count(b"\n")
-    return 0
+        return torch.cuda.get_device_name()
+    model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    return model[1] if model else platform.machine()
 
 
 def main():

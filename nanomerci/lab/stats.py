@@ -36,8 +36,8 @@ LEVEL = 0.05  # when a difference counts
 LATE = 5  # steps over which entropy and length are averaged
 PRIMARY = ("mean@", "pass@")
 KEY = ["arm", "warm_start", "seed"]
-MADE_BY = ["commit", "processor", "dtype"]
-RUN = ["experiment", *KEY, *MADE_BY, "task", "split", "problems", "failed", "command"]
+RUN = ["experiment", *KEY, "commit", "processor", "dtype", "task", "split", "problems", "failed"]
+NO_NUMBER = [*RUN, "command"]
 CURVES = ["reward/mean", "entropy", "length/mean", "groups/mixed", "merci/share"]
 MEANING = {
     "mean@": "held-out accuracy of a response",
@@ -258,11 +258,12 @@ def results(command, runs, curves=None, recorded=None):
     done = runs[runs["failed"].isna()]
     arms = [arm for arm in arms if (done["arm"] == arm).any()]
     contrasts = [pair for pair in contrasts if set(pair) <= set(arms)]
-    metrics = [n for n in runs if n not in RUN and not n.startswith("before ")] if arms else []
+    metrics = (
+        [n for n in runs if n not in NO_NUMBER and not n.startswith("before ")] if arms else []
+    )
     primary = [name for name in metrics if name.startswith(PRIMARY)]
-    before = done[[name for name in done if name.startswith("before ")]]
-    before = before.rename(columns=lambda name: name.removeprefix("before "))
-    starts = done.set_index(["warm_start", "seed"])[[f"before {name}" for name in before]]
+    starts = done.set_index(["arm", "warm_start", "seed"]).filter(regex="^before ")
+    before = starts.rename(columns=lambda name: name.removeprefix("before "))
     found = differences(done, contrasts, primary) if arms else []
     first = runs.iloc[0]
     r = {
@@ -273,9 +274,9 @@ def results(command, runs, curves=None, recorded=None):
         "primary": primary,
         "runs": sorted(done["arm"].value_counts().unique().tolist()),
         "failed": runs["failed"].dropna().tolist(),
-        "same_start": bool((starts.groupby(level=[0, 1]).nunique() <= 1).all(axis=None)),
+        "same_start": bool((starts.groupby(level=[1, 2]).nunique() <= 1).all(axis=None)),
         "meaning": MEANING,
-        "before": summary(before[done["arm"] == arms[0]], before) if arms else {},
+        "before": summary(before.loc[arms[0]], before) if arms else {},
         "table": by_arm(done, metrics),
         "differences": found,
         "conclusions": [conclusion(d) for d in found],
@@ -390,78 +391,44 @@ def markdown(r):
     return "\n\n".join("\n".join(lines) for lines in parts if lines) + "\n"
 
 
-def over_samples(r, axes):
-    """Held-out accuracy of each arm as it was evaluated between its steps."""
-    from matplotlib import colormaps
-
-    colours = colormaps["tab20" if len(r["arms"]) > 10 else "tab10"]
-    for name, style in zip(r["primary"], ("-", "--"), strict=False):
-        x = r["curves"][name]["x"]
-        for arm, curve in r["curves"][name]["arms"].items():
-            colour = colours(r["arms"].index(arm))
-            label = arm if style == "-" else None
-            axes.plot(x, curve["y"], style, color=colour, label=label)
-            axes.fill_between(x, curve["low"], curve["high"], color=colour, alpha=0.12, linewidth=0)
-    names = " (solid) and ".join(r["primary"])
-    axes.set_title(f"{r['task']}, held out: {names} (dashed), 95 % bands", loc="left")
-    axes.set_xlabel("responses sampled in training")
-    axes.legend(frameon=False, fontsize=7)
-
-
-def points(axes, values, y, **style):
-    """A mean with its interval."""
-    middle, low, high = values
-    reach = [[max(0, middle - low)], [max(0, high - middle)]]
-    axes.errorbar(middle, y, xerr=reach, capsize=2, marker="o", linestyle="", **style)
-
-
-def ends(r, axes):
-    """The same where it was evaluated only before and after: where each arm ended; dashed: before
-    its first step.
-    """
-    for name, colour, shift in zip(r["primary"], COLOURS, SHIFTS, strict=False):
-        for i, arm in enumerate(r["arms"]):
-            label = None if i else name
-            points(axes, r["table"][arm][name], shift - i, color=colour, label=label)
-        axes.axvline(r["before"][name][0], color=colour, linestyle="--", linewidth=1)
-    axes.set_yticks([-i for i in range(len(r["arms"]))], r["arms"])
-    axes.set_title(f"{r['task']}, after equal samples, 95 %; dashed: before", loc="left")
-    axes.legend(loc="lower left", frameon=False, fontsize=7)
-
-
-COLOURS, SHIFTS = (report.BLUE, report.ORANGE), (0.12, -0.12)
-
-
-def forest(r, contrasts, axes):
-    """Each difference with its interval, filled where it counts."""
-    for i, d in enumerate(r["differences"]):
-        metric = r["primary"].index(d["metric"])
-        y = SHIFTS[metric] - contrasts.index((d["arm"], d["base"]))
-        fill = None if d["p_holm"] < LEVEL else "white"
-        label = d["metric"] if i < 2 else None
-        values = d["mean"], d["low"], d["high"]
-        points(axes, values, y, color=COLOURS[metric], mfc=fill, label=label)
-    axes.axvline(0, color="0.4", linewidth=1)
-    names = [f"{arm} - {base}" for arm, base in contrasts]
-    axes.set_yticks([-i for i in range(len(names))], names)
-    axes.set_title("differences, 95 %; filled: p < .05 (Holm)", loc="left")
-    axes.legend(frameon=False, fontsize=7)
+def intervals(axes, title, metrics, rows):
+    """Means with intervals, a line per label: {label: [(metric, [mean, low, high], sure)]}."""
+    for i, values in enumerate(rows.values()):
+        for metric, (middle, low, high), sure in values:
+            number = metrics.index(metric)
+            reach = [[max(0, middle - low)], [max(0, high - middle)]]
+            look = {"color": (report.BLUE, report.ORANGE)[number], "capsize": 2, "marker": "o"}
+            look |= {"linestyle": "", "mfc": None if sure else "white"}
+            y = 0.12 - 0.24 * number - i
+            axes.errorbar(middle, y, xerr=reach, label=None if i else metric, **look)
+    axes.set_yticks([-i for i in range(len(rows))], list(rows))
+    axes.set_title(title, loc="left")
 
 
 def picture(r, path):
-    """Held-out accuracy over the samples (or at the end), and the differences."""
+    """Where each arm ends, and the differences with their intervals."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    contrasts = list(dict.fromkeys((d["arm"], d["base"]) for d in r["differences"]))
-    between = any(len(r["curves"][name]["x"]) > 2 for name in r["primary"] if r["curves"])
+    ends, paired = {}, {}
+    for arm, table in r["table"].items():
+        ends[arm] = [(name, table[name], True) for name in r["primary"]]
+    for d in r["differences"]:
+        value = d["metric"], (d["mean"], d["low"], d["high"]), d["p_holm"] < LEVEL
+        paired.setdefault(f"{d['arm']} - {d['base']}", []).append(value)
     with rc_context(report.LOOK):
-        rows = max(len(contrasts), 0 if between else len(r["arms"]))
-        figure = Figure(figsize=(13, max(4.0, 1.6 + 0.3 * rows)), layout="constrained")
-        left, *right = figure.subplots(1, 1 + bool(contrasts), squeeze=False)[0]
-        (over_samples if between else ends)(r, left)
-        if right:
-            forest(r, contrasts, *right)
+        height = max(4.0, 1.6 + 0.3 * max(len(ends), len(paired)))
+        figure = Figure(figsize=(13, height), layout="constrained")
+        left, *right = figure.subplots(1, 1 + bool(paired), squeeze=False)[0]
+        title = f"{r['task']}, after equal samples, 95 %; dashed: before"
+        intervals(left, title, r["primary"], ends)
+        for name, colour in zip(r["primary"], (report.BLUE, report.ORANGE), strict=False):
+            left.axvline(r["before"][name][0], color=colour, linestyle="--", linewidth=1)
+        left.legend(loc="lower left", frameon=False, fontsize=7)
+        for axes in right:
+            title = "differences, 95 %; filled: p < .05 (Holm)"
+            intervals(axes, title, r["primary"], paired)
+            axes.axvline(0, color="0.4", linewidth=1)
         report.save(figure, path)
 
 
