@@ -21,7 +21,7 @@ class Run:
 
     @classmethod
     def of(cls, name):
-        """A run folder, or checkpoints/step_000040/model inside one -> Run; anything else -> None."""
+        """A run folder, or checkpoints/step_000040/model inside one -> Run; else None."""
         path = Path(name)
         place = checkpoint.newest(path) if (path / "checkpoints").is_dir() else path.parent
         if not (place / "state.pt").exists():

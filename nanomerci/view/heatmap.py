@@ -102,15 +102,15 @@ def group(model, tokenizer, sampler, roll, prompt, ids, run, grades, noise_B, a)
     if net:
         note = f"1/n: the counter of {run.folder.name}, {run.checkpoint.name}."
     else:
-        how = dict(temperature=a.temperature, run_seed=a.seed)
+        how = {"temperature": a.temperature, "run_seed": a.seed}
         with bar(a.count, "count: further samples", "answer") as progress:
             net = count_now(model, ids, a.count, sampler, progress=progress.update, **how)
         note = (
             f"1/n: this model has no counter of its own, so one was made now, from {a.count} "
             "further samples of it to this prompt: red is unusual among its own responses."
         )
-    how = dict(trunk=trunk, net=net, noise_B=noise_B, temperature=a.temperature)
-    samples = examine(model, tokenizer, roll, **how)
+    counter = {"trunk": trunk, "net": net, "noise_B": noise_B}
+    samples = examine(model, tokenizer, roll, temperature=a.temperature, **counter)
     for sample, grade in zip(samples, grades, strict=True):
         sample |= {"outcome": grade and grade.outcome, "reward": grade and grade.reward}
     return {"prompt": prompt, "note": note, "samples": samples}
