@@ -86,7 +86,7 @@ def test_the_plan_of_a_model_counted_by_hand():
     """Of Qwen2.5-Math-7B as the paper trains it: 16 bytes per parameter for weights, gradients and
     moments, over 8 ranks; copies and the frozen model whole, in bf16.
     """
-    config, n = cost.known_config("Qwen2.5-Math-7B"), 7_615_616_512
+    config, n = cost.config_of(*cost.KNOWN["Qwen2.5-Math-7B"]), 7_615_616_512
     assert cost.parameters(config) == n
     c = Config(
         bonus="cfn",
@@ -109,7 +109,7 @@ def test_the_plan_of_a_model_counted_by_hand():
 
 
 def test_seconds_are_the_arithmetic_and_the_reading():
-    config, n = cost.known_config("SmolLM2-135M"), 134_515_008
+    config, n = cost.config_of(*cost.KNOWN["SmolLM2-135M"]), 134_515_008
     c = Config(bonus="none", dtype="bfloat16", prompts=4, group=8, max_num_seqs=32, minibatches=1)
     machine, sampling, update = cost.seconds(c, config, n, 100, 200, 1)
     assert "H100" in machine

@@ -56,8 +56,7 @@ KNOWN = {  # from the models' own config.json, in the order of FIELDS
 }
 
 
-def known_config(name, **more):
-    family, values = KNOWN[name]
+def config_of(family, values, **more):
     return family(**dict(zip(FIELDS.split(), values, strict=True)), **more)
 
 
@@ -279,7 +278,7 @@ def describe(c, task):
         if not known:
             what = f"its config.json cannot be read ({str(error).splitlines()[0]})"
             raise UserError(f"--model {c.model}: {what}") from None
-        config = known_config(known)
+        config = config_of(*KNOWN[known])
     try:
         return config, AutoTokenizer.from_pretrained(c.model)
     except (OSError, ValueError):
