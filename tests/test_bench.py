@@ -71,7 +71,7 @@ def test_answers_of_the_sampler_bench_are_of_natural_lengths():
     }
     for peer in (sampler.ours, sampler.generate):
         lengths = peer(model, prompts, 8, 48, ends)
-        # geometric with p = 5/128, cut at 48: mean 21.8, sd 16.5 (random weights: not quite uniform)
+        # geometric with p = 5/128, cut at 48: mean 21.8, sd 16.5 (roughly, for random weights)
         assert len(lengths) == 256 and max(lengths) == 48 and 15 < sum(lengths) / 256 < 29
 
 
