@@ -14,15 +14,16 @@ import pytest
 import torch
 
 from nanomerci import cfn, grpo, merci, sample, tasks
-from nanomerci.loop.model import encode, eos_ids, tiny
+from nanomerci.loop.model import encode, eos_ids, load, look_at, tiny
 from nanomerci.loop.rollout import pieces
+from nanomerci.loop.saved_run import Run
 from nanomerci.runtime import checkpoint, config
 from nanomerci.view import ask, heatmap, report
 from tests.conftest import ROOT
 
 WILD = [
     "plain",
-    " $\\frac{$ 10 %",  # no mathematics that matplotlib could set
+    " $\\frac{$ 10 %",
     "\u65e5\u672c \U0001f642",
     "\x00\x1b[2J\x1b]0;title\x07",
     "\u202eoverride",
@@ -49,7 +50,7 @@ def run(tmp_path_factory):
             model,
             tokenizer,
             {"step": step, "optimizer": {}, "counter": counter.state_dict()},
-            keep_checkpoints=2,
+            2,
         )
         with torch.no_grad():
             model.lm_head.weight.mul_(3.0)  # the trained policy is another one than the trunk
@@ -180,8 +181,8 @@ def test_the_percentile_rounds_as_python_does():
 
 # ---- the numbers are those of the model
 def test_examine_is_the_counter_and_the_model(run):
-    source = heatmap.Run.of(run)
-    model, tokenizer = heatmap.load(run)
+    source = Run.of(run)
+    model, tokenizer = load(run)
     trunk, net = source.counter(model, "cpu")
     score = lambda hidden_ND: cfn.inverse_count(net(hidden_ND))
     roll = draw_answers(model, tokenizer, "who is oldest in 'ops' ?", 2)
@@ -203,7 +204,7 @@ def test_examine_is_the_counter_and_the_model(run):
         )
         assert (
             torch.tensor(s["invn"]).tolist()
-            == heatmap.look_at(trunk, roll, torch.zeros_like(roll.tokens_BT), score=score)[0][
+            == look_at(trunk, roll, torch.zeros_like(roll.tokens_BT), score=score)[0][
                 row, columns
             ].tolist()
         )
@@ -212,25 +213,29 @@ def test_examine_is_the_counter_and_the_model(run):
 
 
 def test_a_run_counts_on_its_initial_policy(run):
-    source, (model, _) = heatmap.Run.of(run), heatmap.load(run)
+    source = Run.of(run)
+    model, _ = load(run)
     assert source.checkpoint.name == "step_000002" and source.options.coins == 8
     trunk, _ = source.counter(model, "cpu")
     assert not torch.equal(trunk.lm_head.weight, model.lm_head.weight)
-    assert heatmap.Run.of(run / "checkpoints/step_000000/model").checkpoint.name == "step_000000"
-    assert heatmap.Run.of(ROOT) is None and heatmap.Run.of("someone/some-model") is None
+    assert Run.of(run / "checkpoints/step_000000/model").checkpoint.name == "step_000000"
+    assert Run.of(ROOT) is None and Run.of("someone/some-model") is None
 
 
 def test_a_counter_made_now_knows_the_beaten_track(run):
-    model, tokenizer = heatmap.load(run / "checkpoints/step_000002/model")
+    model, tokenizer = load(run / "checkpoints/step_000002/model")
     ids = encode(tokenizer, "who is oldest in 'ops' ?")
-    net = heatmap.count_now(model, tokenizer, ids, 32, max_new_tokens=4, temperature=1.0)
+    sampler = functools.partial(
+        sample.generate, model, max_new_tokens=4, eos_id=eos_ids(model, tokenizer)
+    )
+    net = heatmap.count_now(model, ids, 32, sampler, temperature=1.0)
     common = draw_answers(model, tokenizer, "who is oldest in 'ops' ?", 32, longest=1, seed=9)
     strange = draw_answers(
         model, tokenizer, "where live people from 'oslo' under 50 years ?", 32, longest=4, seed=9
     )
     score = lambda hidden_ND: cfn.inverse_count(net(hidden_ND))
     invn = [
-        heatmap.look_at(model, roll, torch.zeros_like(roll.tokens_BT), score=score)[0][
+        look_at(model, roll, torch.zeros_like(roll.tokens_BT), score=score)[0][
             roll.mask_BT > 0
         ].mean()
         for roll in (common, strange)
@@ -280,26 +285,38 @@ def wild_group():
     }
 
 
-def test_a_picture_of_wild_text(tmp_path):
-    heatmap.draw(tmp_path / "a.png", "t", [wild_group()], heatmap.options(None))
-    assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
-    flat = wild_group()
-    flat["samples"][0] = {**flat["samples"][0], "invn": [0.0] * len(WILD)}
-    heatmap.draw(
-        tmp_path / "b.png", "t", [flat | {"samples": flat["samples"][:1]}], heatmap.options(None)
-    )
+@pytest.fixture
+def truecolor(monkeypatch):
+    """A terminal of 24-bit colour, whatever the suite is run in."""
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLORTERM", "truecolor")
+    monkeypatch.delenv("NO_COLOR", raising=False)
 
 
-def test_a_terminal_gets_no_control_characters_of_the_model():
+COLOURS = r"\x1b\[(38;2;\d+;\d+;\d+;48;2;\d+;\d+;\d+|0)m"
+
+
+def test_a_terminal_gets_no_control_characters_of_the_model(truecolor):
     painted = heatmap.ansi(wild_group()["samples"][0], lambda x: 0.5)
-    bare = re.sub(r"\x1b\[(48;2;\d+;\d+;\d+|38;2;\d+;\d+;\d+|0)m", "", painted)
-    assert bare == heatmap.visible("".join(WILD))
+    bare = re.sub(COLOURS, "", painted)
+    assert len(re.findall(COLOURS, painted)) >= 2 * (len(WILD) - 1)  # each token but "\n": on, off
+    assert re.sub(" +", " ", bare) == re.sub("[ \t]+", " ", heatmap.visible("".join(WILD)))
     assert (
-        not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e\ud800]", bare)
+        not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e\ud800]", bare)
         and "␛[2J" in bare
         and "⟨202e⟩" in bare
     )
     bare.encode()
+
+
+def test_a_colour_in_the_terminal_is_that_of_the_place(truecolor):
+    _, _, place = heatmap.scale([{"samples": [{"invn": [0.01, 0.1, 1.0]}]}])
+    assert [place(x) for x in (0.001, 0.01, 0.1, 1.0, 2.0)] == pytest.approx([0, 0, 0.5, 1, 1])
+    text = heatmap.ansi({"tokens": ["a", "b"], "invn": [0.01, 0.1]}, place)
+    for rgb, part in zip((heatmap.LOW, heatmap.MIDDLE), text.split("\x1b[0m"), strict=False):
+        assert "48;2;{};{};{}m".format(*rgb) in part
+    flat = heatmap.scale([{"samples": [{"invn": [0.0, 0.0]}]}])
+    assert flat[2](0.0) == 0.5
 
 
 def contrast(one, other):
@@ -392,7 +409,9 @@ def test_the_company_does_not_change_a_sample(run, cached, monkeypatch, capsys):
     assert same[1] != same[33]  # nor do samples come again in the next batch (of 32 prompts)
 
 
-def test_heat_maps_of_a_run_and_of_a_plain_model(run, cached, monkeypatch, capsys, tmp_path):
+def test_heat_maps_of_a_run_and_of_a_plain_model(
+    run, cached, truecolor, monkeypatch, capsys, tmp_path
+):
     prompt = "who is oldest in 'ops' ?"
     out = command(
         monkeypatch,
@@ -401,11 +420,9 @@ def test_heat_maps_of_a_run_and_of_a_plain_model(run, cached, monkeypatch, capsy
         prompt,
         "--heatmap",
         tmp_path / "a.html",
-        "--heatmap",
-        tmp_path / "c.png",
         "--color",
     )
-    assert out.count("\x1b[48;2;") > 20 and "1/n" in out
+    assert out.count(";48;2;") > 20 and "1/n" in out
     data = page_data(tmp_path / "a.html")
     assert data["options"] == {
         "top": 0.5,
@@ -441,7 +458,6 @@ def test_heat_maps_of_a_run_and_of_a_plain_model(run, cached, monkeypatch, capsy
     (group,) = page_data(tmp_path / "b.html")["groups"]
     assert "made now, from 8 further samples" in group["note"]
     assert [s["outcome"] for s in group["samples"]] == ["unparsable"] * 2
-    assert (tmp_path / "c.png").stat().st_size > 5000
 
 
 def page_data(path):
@@ -457,7 +473,7 @@ WRONG = [
     ("RUN hi -n 0", "-n 0: wanted at least 1"),
     ("RUN hi -n two", "invalid int value: 'two'"),
     ("RUN hi --top_p 0", "--top_p 0.0"),
-    ("RUN hi --heatmap a.pdf", "wanted a name that ends in .html or .png"),
+    ("RUN hi --heatmap a.png", "ends in .html; for a picture take a screenshot"),
     ("RUN hi --heatmap /nowhere/a.html", "there is no folder /nowhere"),
     ("RUN ''", "is empty"),
     ("RUN --file /nowhere.txt", "/nowhere.txt: cannot be read"),
@@ -495,6 +511,6 @@ def test_an_error_is_one_line_and_status_2(run):
 def test_a_broken_counter_is_named(run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "copy")
     (copy / "checkpoints/step_000002/state.pt").write_bytes(b"not a checkpoint")
-    model, _ = heatmap.load(copy)
+    model, _ = load(copy)
     with pytest.raises(config.UserError, match="state.pt: its counter cannot be read"):
-        heatmap.Run.of(copy).counter(model, "cpu")
+        Run.of(copy).counter(model, "cpu")

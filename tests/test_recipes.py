@@ -216,22 +216,11 @@ def test_dry_run_of_every_recipe(name, data, monkeypatch, capsys, tmp_path):
         monkeypatch.setattr(sys, "argv", ["train.py", name, "--dry-run", *extra])
         train.main()
         text = capsys.readouterr().out
-        assert all(
-            word in text
-            for word in (
-                "--- prompt",
-                "--- tokens",
-                "KV cache",
-                "logits tile",
-                "peak",
-                "--- seconds a step",
-            )
-        )
+        wanted = ("--- tokens", "KV cache", "logits tile", "peak", "--- seconds per step", "141 GB")
+        assert all(word in text for word in wanted)
         if name in MATH + SQL:
-            assert ("out of reach" in text) == (not extra)
-            assert ("assistant" in text) and (
-                "\\boxed{}" in text if name in MATH else "CREATE TABLE owner" in text
-            )
+            assert ("the data is out of reach" in text) == (not extra)
+            assert f"no {'tokenizer' if extra else 'data'} within reach" in text
             size = float(text.split(" M parameters")[0].split()[-1].replace(",", ""))
             assert size == pytest.approx(
                 7615.6 if name in MATH else 8030.3, abs=0.1
@@ -240,26 +229,14 @@ def test_dry_run_of_every_recipe(name, data, monkeypatch, capsys, tmp_path):
 
 
 def test_dry_run_counts_the_tokens_of_the_model_at_hand(data, model, monkeypatch, capsys):
-    argv = [
-        "train.py",
-        MATH[0],
-        "--dry_run",
-        "True",
-        "--model",
-        str(model),
-        "--data_folder",
-        str(data),
-        "--max_seq_len",
-        "64",
-    ]
+    options = {"model": model, "data_folder": data, "max_seq_len": 64, "dry_run": True}
+    argv = ["train.py", MATH[0], *(f"--{name}={value}" for name, value in options.items())]
     monkeypatch.setattr(sys, "argv", argv)
     train.main()
     text = capsys.readouterr().out
-    assert (
-        "--- 7 training problems, 3 held out" in text
-        and "TOO SHORT" in text
-        and "no tokenizer" not in text
-    )
+    assert "--- 7 training problems, 3 held out" in text and "within reach" not in text
+    assert "--- prompt, " in text and "TOO SHORT" in text
+    assert text.endswith("fits 80 GB\nfits 141 GB\n")
 
 
 def test_data_by_option(data, tmp_path):

@@ -7,6 +7,7 @@ Nothing heavy is imported before the command line is known to be right: loading 
 import argparse
 import sys
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 from nanomerci.runtime.config import UserError, loading, run_command
@@ -72,7 +73,7 @@ Sample from a model: print its answers, or draw how new the states are that they
         metavar="FILE",
         action="append",
         default=[],
-        help="write tokens coloured by 1/n to a .html (with sliders) or .png; may be given twice",
+        help="write tokens coloured by 1/n, with sliders, to a .html; may be given twice",
     )
     show.add_argument("--color", action="store_true", help="the same colours in the terminal")
     show.add_argument(
@@ -122,8 +123,11 @@ Sample from a model: print its answers, or draw how new the states are that they
     if not 0 < a.top_p <= 1:
         raise UserError(f"--top_p {a.top_p}: is a share of probability; wanted above 0, at most 1")
     for file in map(Path, a.heatmap):
-        if file.suffix not in (".html", ".png"):
-            raise UserError(f"--heatmap {file}: wanted a name that ends in .html or .png")
+        if file.suffix != ".html":
+            raise UserError(
+                f"--heatmap {file}: expected a name that ends in .html; for a picture take a "
+                "screenshot of that page"
+            )
         if not file.absolute().parent.is_dir():
             raise UserError(f"--heatmap {file}: there is no folder {file.parent}")
     return a
@@ -187,6 +191,7 @@ def main():
     import torch
 
     from nanomerci.loop.model import context, encode, eos_ids, load
+    from nanomerci.loop.saved_run import Run
     from nanomerci.loop.warmstart import cache_folder
     from nanomerci.runtime import ranks
     from nanomerci.runtime.log import bar, say
@@ -194,7 +199,7 @@ def main():
     from nanomerci.tasks import math
     from nanomerci.tasks.graders.pool import Pool
 
-    device, run = ranks.start(a.device), heatmap.Run.of(a.model)
+    device, run = ranks.start(a.device), Run.of(a.model)
     task = tasks.load(run.options, cache_folder()) if run else None
     problems = {p.prompt: p for p in (*task.train, *task.test)} if task else {}
     if not prompts and not task:
@@ -238,6 +243,7 @@ def main():
             task.noise(problem, t) if problem else math.noise(t) for t in texts
         ]
 
+    sampler = partial(generate, model, max_new_tokens=longest, eos_id=eos_ids(model, tokenizer))
     groups, together, pictured = [], max(1, 64 // a.n), a.heatmap or a.color
     typewriter = Typewriter(tokenizer) if len(prompts) == a.n == 1 and not a.color else None
     with Pool(deadline=10.0) as pool:
@@ -248,12 +254,9 @@ def main():
                 if typewriter
                 else bar(len(part) * a.n, "sample", "answer") as progress
             ):
-                roll = generate(
-                    model,
+                roll = sampler(
                     [ids[i] for i in part],
                     a.n,
-                    max_new_tokens=longest,
-                    eos_id=eos_ids(model, tokenizer),
                     temperature=a.temperature,
                     top_p=a.top_p,
                     top_k=a.top_k,
@@ -273,13 +276,13 @@ def main():
                         heatmap.group(
                             model,
                             tokenizer,
+                            sampler,
                             mine,
                             prompts[i],
                             ids[i],
                             run,
                             grades,
                             noise,
-                            longest,
                             a,
                         )
                     )
