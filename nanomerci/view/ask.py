@@ -4,135 +4,111 @@ evaluation.
 Nothing heavy is imported before the command line is known to be right: loading torch takes seconds.
 """
 
-import argparse
 import sys
 from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated, Literal
 
+from tyro.conf import Positional, arg
+
+from nanomerci.runtime import config
 from nanomerci.runtime.config import UserError, loading, run_command
 
+USAGE = """\
+Sample from a model: print its responses, or colour their tokens by how novel the states are.
+  python sample.py runs/toy_sql-seed0                      newest model, first held-out problem
+  python sample.py runs/toy_sql-seed0 --heatmap out.html   the same as a picture, red = novel
+  python sample.py HuggingFaceTB/SmolLM2-135M-Instruct "What is 27 + 85?" -n 4
+  python sample.py MODEL < prompts.txt                     one prompt per line
+  python sample.py MODEL --eval math500 -k 16 --temperature 0.6 --top_p 0.95"""
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message):  # one line, status 2, as for every command of ours
-        raise UserError(f"{message}; see python sample.py --help")
+
+# ---- the options
+@dataclass(frozen=True, kw_only=True)
+class What:
+    """What to sample from"""
+
+    model: Annotated[Positional[str], arg(metavar="MODEL_OR_RUN")]
+    """Hugging Face folder or hub id, or a run folder: its newest model."""
+    prompt: Annotated[Positional[str | None], arg(metavar="PROMPT")] = None
+    """The prompt; without it: --file, a pipe, or a run's first held-out problem."""
+    n: Annotated[config.Count | None, arg(aliases=["-n"], metavar="INT")] = None
+    """Responses per prompt; None = 1, or 4 for a picture."""
+    file: str = ""
+    """File of prompts, one per line."""
+    raw: bool = False
+    """No chat template: the model continues the prompt."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class How:
+    """How to sample"""
+
+    max_new_tokens: Annotated[config.Count | None, arg(metavar="INT")] = None
+    """Maximum response length in tokens; None = the run's, or 256."""
+    temperature: config.Weight = 1.0
+    """Sampling temperature; 0 = greedy."""
+    top_p: config.Share = 1.0
+    """Nucleus sampling; 1 = off."""
+    top_k: config.Size = 0
+    """Sample from the k most probable tokens; 0 = off."""
+    seed: int = 0
+    """The same seed gives the same responses."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto = a GPU if there is one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """Pictures"""
+
+    heatmap: tuple[str, ...] = ()
+    """Write tokens coloured by 1/n to a .html (with sliders) or .png; may be given twice."""
+    color: bool = False
+    """The same colours in the terminal."""
+    gold: str = ""
+    """The correct answer (a number or formula), to grade the responses."""
+    count: Annotated[int, config.Allowed("2 or more", lambda x: x >= 2)] = 64
+    """For a model without a run, a counter is trained on this many further responses."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Test:
+    """Evaluation: pass@k, mean@k, greedy, each with an interval; resumes where it was killed"""
+
+    eval: str = ""
+    """Task, aime24, math500 ... (tasks/math.py), file of problems, or Spider or BIRD folder."""
+    k: Annotated[config.Count | None, arg(aliases=["-k"], metavar="INT")] = None
+    """Responses per problem; None = the paper's number for the set, else 16."""
+    limit: Annotated[config.Count | None, arg(metavar="INT")] = None
+    """Only this many problems, the first."""
+    data_folder: str = ""
+    """Folder that holds the sets as files, for machines without network."""
+    out: str = ""
+    """JSONL, one line per problem; default: eval-... in the run folder, or in runs/."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request(Test, Pictures, How, What):
+    """All of them; the bases in reverse, as in config.Config."""
 
 
 def arguments(argv):
-    p = Parser(
-        prog="sample.py",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="""\
-Sample from a model: print its answers, or draw how new the states are that they go through.
-
-  python sample.py runs/toy_sql-seed0                                 the run's newest model, its first held-out problem
-  python sample.py runs/toy_sql-seed0 --heatmap out.html              the same as a picture in which red is new ground
-  python sample.py HuggingFaceTB/SmolLM2-135M-Instruct "What is 27 + 85?" -n 4
-  python sample.py MODEL < prompts.txt                                a prompt a line
-  python sample.py MODEL --eval math500 -k 16 --temperature 0.6 --top_p 0.95 --max_new_tokens 8192""",
-    )
-    p.add_argument(
-        "model",
-        metavar="MODEL_OR_RUN",
-        help="Hugging Face folder or hub id, or a run folder: its newest model",
-    )
-    p.add_argument(
-        "prompt",
-        nargs="?",
-        help="what to ask; without it: --file, a pipe, or a run's first held-out problem",
-    )
-    what = p.add_argument_group("what to sample")
-    what.add_argument("-n", type=int, help="samples a prompt (default 1, or 4 for a picture)")
-    what.add_argument("--file", help="file of prompts, one a line")
-    what.add_argument(
-        "--raw", action="store_true", help="no chat template: the model continues the prompt"
-    )
-    how = p.add_argument_group("how")
-    how.add_argument(
-        "--max_new_tokens", type=int, help="longest response, tokens (default: the run's, or 256)"
-    )
-    how.add_argument("--temperature", type=float, default=1.0, help="0 = greedy (default 1.0)")
-    how.add_argument(
-        "--top_p", type=float, default=1.0, help="nucleus sampling (default 1.0 = off)"
-    )
-    how.add_argument(
-        "--top_k", type=int, default=0, help="the k likeliest tokens only (default 0 = off)"
-    )
-    how.add_argument(
-        "--seed", type=int, default=0, help="the same seed gives the same samples (default 0)"
-    )
-    how.add_argument(
-        "--device",
-        default="auto",
-        choices=("auto", "cpu", "cuda"),
-        help="auto: a GPU if there is one",
-    )
-    show = p.add_argument_group("pictures")
-    show.add_argument(
-        "--heatmap",
-        metavar="FILE",
-        action="append",
-        default=[],
-        help="write tokens coloured by 1/n to a .html (with sliders) or .png; may be given twice",
-    )
-    show.add_argument("--color", action="store_true", help="the same colours in the terminal")
-    show.add_argument(
-        "--gold", help="the right answer (a number or formula), to mark answers right or wrong"
-    )
-    show.add_argument(
-        "--count",
-        type=int,
-        default=64,
-        help="a model without a run has no counter: one is made from so many "
-        "further samples (default 64)",
-    )
-    test = p.add_argument_group(
-        "evaluation: pass@k, mean@k, greedy, each with an interval; goes on where it was killed"
-    )
-    test.add_argument(
-        "--eval",
-        metavar="NAME",
-        help="toy_sql, toy_math, arithmetic, aime24, math500 ... (nanomerci/tasks/math.py), "
-        "a file of problems, or a Spider or BIRD folder",
-    )
-    test.add_argument(
-        "-k", type=int, help="samples a problem (default: the paper's for the set, else 16)"
-    )
-    test.add_argument("--limit", type=int, help="the first so many problems only")
-    test.add_argument(
-        "--data_folder", default="", help="where sets lie as files, for machines without network"
-    )
-    test.add_argument(
-        "--out", help="JSONL, a line a problem (default: eval-... in the run folder, or in runs/)"
-    )
-    a = p.parse_intermixed_args(argv)
-    a.n = (4 if a.heatmap or a.color else 1) if a.n is None else a.n
-    for name, least in (
-        ("n", 1),
-        ("count", 2),
-        ("temperature", 0),
-        ("top_k", 0),
-        ("max_new_tokens", 1),
-        ("k", 1),
-        ("limit", 1),
-    ):
-        if getattr(a, name) is not None and getattr(a, name) < least:
-            raise UserError(
-                f"-{'-' * (len(name) > 1)}{name} {getattr(a, name)}: wanted at least {least}"
-            )
-    if not 0 < a.top_p <= 1:
-        raise UserError(f"--top_p {a.top_p}: is a share of probability; wanted above 0, at most 1")
+    a, _ = config.command_line(Request, argv, "sample.py", USAGE)
+    config.check_ranges(a)
     for file in map(Path, a.heatmap):
         if file.suffix not in (".html", ".png"):
-            raise UserError(f"--heatmap {file}: wanted a name that ends in .html or .png")
+            raise UserError(f"--heatmap {file}: expected a name that ends in .html or .png")
         if not file.absolute().parent.is_dir():
             raise UserError(f"--heatmap {file}: there is no folder {file.parent}")
-    return a
+    return replace(a, n=a.n or (4 if a.heatmap or a.color else 1))
 
 
 def read_prompts(a):
     """The prompt given, the lines of --file or of a pipe; [] if there is none."""
     if a.prompt is not None and a.file:
-        raise UserError(f"--file {a.file}: a prompt is given too; wanted one of the two")
+        raise UserError(f"--file {a.file}: a prompt is given too; expected one of the two")
     if a.prompt is not None:
         return [a.prompt]
     try:
@@ -219,7 +195,7 @@ def main():
     ]
     for prompt, tokens in zip(prompts, ids):
         if not tokens or not prompt.strip():
-            raise UserError(f"prompt {prompt!r}: is empty; wanted some text")
+            raise UserError(f"prompt {prompt!r}: is empty; expected some text")
         if len(tokens) + longest > context(model):
             raise UserError(
                 f"--max_new_tokens {longest}: with a prompt of {len(tokens)} tokens that "
