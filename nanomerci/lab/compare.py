@@ -1,21 +1,20 @@
 """Arms against arms, with error bars: does the bonus help?
 
-    python -m nanomerci.lab.compare toy_sql_short --arms grpo,grpo+cfn,dapo,dapo+cfn --seeds 8 --out runs/compare
-    python -m nanomerci.lab.compare toy_sql_short --arms rivals --warm_starts 3 --gamma 0.3     any option of train.py, for all arms
-    python -m nanomerci.lab.compare toy_sql_short --arms grpo+cfn,grpo+cfn:top=1:run=1          an arm with options of its own
+    python -m nanomerci.lab.compare toy_sql_short --arms grpo,grpo+cfn,dapo,dapo+cfn --seeds 8
+    python -m nanomerci.lab.compare toy_sql_short --arms rivals --gamma 0.3    for all arms
+    python -m nanomerci.lab.compare toy_sql_short --arms grpo+cfn,grpo+cfn:top=1:run=1
 
-An arm is ALGO[+BONUS][:option=value ...]; the names of SETS stand for several. A cell is one run of
-train.py: an arm, a warm start, a seed. All arms of a pair (warm start, seed) start from the same
-weights and meet the same problems and random numbers, and end after the same number of samples; so
-what differs within a pair is the arm, and pairs are what is compared. The same command goes on
-after a kill, with more arms or seeds too. The end is results.md, results.json, compare.png and
-compare.html.
+An arm is ALGO[+BONUS][:option=value ...], where BONUS may be FILE.py:NAME; main, rivals and
+ablations stand for several arms. A cell is one run of train.py: an arm, a warm start, a seed. All
+arms of a pair (warm start, seed) share initial weights, problems and random numbers, and end after
+the same number of prompts; so what differs within a pair is the arm, and pairs are what is
+compared. The same command goes on after a kill, with more arms or seeds too. It ends with
+results.md, results.json, compare.png and compare.html.
 
-Settings are chosen with --eval_split tune (other problems); the test problems are for the run that
-is reported.
+Choose settings with --eval_split tune (other problems); keep the test problems for the run that is
+reported.
 """
 
-import argparse
 import contextlib
 import ctypes
 import dataclasses
@@ -100,72 +99,46 @@ def sets(c):
 
 
 # ---- what is to be run
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise UserError(f"{message}; see python -m nanomerci.lab.compare --help")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """The comparison; every option of train.py (python train.py --help) is one for all arms"""
+
+    arms: str = "main"
+    """Arms or sets of arms (main, rivals, ablations), with commas."""
+    seeds: config.Count = 8
+    """Runs per arm and warm start."""
+    warm_starts: config.Count = 1
+    """Tiny models to start from; each meets all seeds and arms."""
+    contrasts: str = ""
+    """Comparisons ARM/ARM, with commas; default: every arm with the first."""
+    jobs: config.Size = 0
+    """Cells at a time; 0 = one per GPU, or one per core."""
+    out: Path = Path("runs/compare")
+    """Folder of the comparison."""
+    keep_models: bool = False
+    """Keep the checkpoints of finished cells."""
 
 
 def arguments(argv):
     """-> our options, and what is train.py's: [RECIPE, --option value ...]"""
-    p = Parser(
-        prog="python -m nanomerci.lab.compare",
-        allow_abbrev=False,
-        usage="%(prog)s [RECIPE] [--arms ...] [--option value ...]",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="every option of train.py (python train.py --help) is one for all arms",
-    )
-    p.add_argument(
-        "--arms",
-        default="main",
-        help="arms or sets of arms (main, rivals, ablations), with commas; default main",
-    )
-    p.add_argument("--seeds", type=int, default=8, help="runs an arm and warm start")
-    p.add_argument(
-        "--warm_starts",
-        type=int,
-        default=1,
-        help="tiny models to start from; each meets all seeds and arms",
-    )
-    p.add_argument(
-        "--contrasts",
-        default="",
-        help="comparisons ARM/ARM, with commas; default: every arm with the first",
-    )
-    p.add_argument(
-        "--jobs", type=int, default=0, help="cells at a time; default one a GPU, or one a core"
-    )
-    p.add_argument(
-        "--out",
-        type=Path,
-        default=Path("runs/compare"),
-        help="folder of the comparison (default runs/compare)",
-    )
-    p.add_argument(
-        "--keep_models", action="store_true", help="keep the checkpoints of finished cells"
-    )
-    recipe = [argv[0]] if argv and not argv[0].startswith("-") else []
-    a, rest = p.parse_known_args(argv[len(recipe) :])
-    for name in ("seeds", "warm_starts"):
-        if getattr(a, name) < 1:
-            raise UserError(f"--{name} {getattr(a, name)}: wanted at least 1")
-    if taken := OURS & {word[2:].split("=")[0] for word in rest if word.startswith("--")}:
+    recipe = list(argv[:1]) if config.named(argv) else []
+    prog, also = "python -m nanomerci.lab.compare", [config.Config]
+    a, rest = config.command_line(Comparison, argv[len(recipe) :], prog, __doc__, also=also)
+    config.check_ranges(a)
+    if taken := OURS & {config.option_name(word) for word in rest if word.startswith("--")}:
         raise UserError(
-            f"--{min(taken)}: is what the runs differ in; wanted an arm (grpo+cfn), --seeds, "
-            "--warm_starts"
+            f"--{min(taken)}: is set per arm; use --arms, --seeds or --warm_starts instead"
         )
     return a, recipe + rest
 
 
 def options(arm):
-    """grpo+cfn:top=1 -> the options of train.py that make it."""
-    name, *changes = arm.split(":")
-    algo, _, bonus = name.partition("+")
-    wrong = [change for change in changes if "=" not in change]
-    if wrong or not algo:
-        raise UserError(
-            f"--arms {arm}: wanted ALGO[+BONUS][:option=value ...], such as grpo+cfn:top=1"
-        )
+    """grpo+cfn:top=1 or grpo+mine.py:Mine:top=1 -> the options of train.py that make it."""
+    parts = arm.split(":")
+    changes = [part for part in parts if "=" in part]
+    algo, _, bonus = ":".join(part for part in parts if "=" not in part).partition("+")
+    if not algo or ":" in algo or ":" in bonus and ".py:" not in bonus:
+        raise UserError(f"--arms {arm}: expected ALGO[+BONUS][:option=value ...]")
     return ["--algo", algo, "--bonus", bonus or "none", *(f"--{change}" for change in changes)]
 
 
@@ -210,7 +183,7 @@ def plan(a, words):
     for pair in contrasts:
         if len(pair) != 2 or set(pair) - set(arms):
             raise UserError(
-                f"--contrasts {'/'.join(pair)}: wanted ARM/ARM of the arms {', '.join(arms)}"
+                f"--contrasts {'/'.join(pair)}: expected ARM/ARM of the arms {', '.join(arms)}"
             )
     recipe, rest = (words[:1], words[1:]) if words and not words[0].startswith("-") else ([], words)
     common = [
@@ -241,13 +214,12 @@ def plan(a, words):
 def check(cell):
     """A folder that holds another run than this cell's is refused."""
     file = cell.folder / "config.yaml"
-    was, now = config.read(file) if file.exists() else {}, dataclasses.asdict(cell.c)
-    for name in set(was) - {"out", "resume"}:
-        if was[name] != now[name]:
-            raise UserError(
-                f"--out {cell.folder.parents[1]}: holds runs with --{name} {was[name]}, now "
-                f"{now[name]}; choose another --out"
-            )
+    was = config.read(file) if file.exists() else {}
+    for name in config.differing(cell.c, was):
+        raise UserError(
+            f"--out {cell.folder.parents[1]}: holds runs with --{name} {was[name]}, now "
+            f"{getattr(cell.c, name)}; choose another --out"
+        )
 
 
 # ---- running them

@@ -341,7 +341,7 @@ def typed(where, annotation, value):
     """A word, or a value of YAML, as the option's type."""
     kind, text = unwrap(annotation)[0], str(value)
     choices = get_args(kind) or ("True", "False")
-    if kind is str and isinstance(value, str):
+    if kind in (str, Path) and isinstance(value, str):
         return value
     if kind is bool and text in choices:
         return text == "True"
@@ -407,7 +407,7 @@ def explain(words, types, prog):
         if not equals and value.startswith("--"):
             raise UserError(f"{option}: expected a value; see --help")
         typed(option, types[option_name(option)], value)
-    raise UserError(f"python {prog} {' '.join(words)}: too many or too few arguments; see --help")
+    raise UserError(f"{' '.join([prog, *words])}: too many or too few arguments; see --help")
 
 
 def read(path):
@@ -506,17 +506,26 @@ def run_options(run):
     return saved
 
 
+def differing(c, saved):
+    """Names of the options in which c is not the run whose options are saved. What c leaves open,
+    train.py has chosen for the run.
+    """
+    open_ = {"clip_high": -1, "max_gen_rounds": 0, "dtype": "auto"}
+    names = set(saved) - {"out", "resume"}
+    names -= {name for name, value in open_.items() if getattr(c, name) == value}
+    return [name for name in asdict(c) if name in names and getattr(c, name) != saved[name]]
+
+
 def continued(c, given):
     """--resume auto: the same command goes on with the run it began."""
     saved = run_options(c.out)
-    free = {"resume", "out", "steps"} | ({"threads"} - given)
-    for name, value in asdict(c).items():
-        if name not in free and saved[name] != value:
+    for name in differing(c, saved):
+        if name != "steps" and (name != "threads" or "threads" in given):
             raise UserError(
-                f"--{name} {value}: the run in {c.out} has {saved[name]}; options cannot change on "
-                "resume; choose another --out"
+                f"--{name} {getattr(c, name)}: the run in {c.out} has {saved[name]}; options "
+                "cannot change on resume; choose another --out"
             )
-    return replace(c, resume=c.out, threads=saved["threads"])
+    return Config(**saved | {"resume": c.out, "out": c.out, "steps": c.steps})
 
 
 def resolved(c, recipe=""):
