@@ -357,4 +357,4 @@ def check(model, name):
 
 
 if __name__ == "__main__":
-    ask.main(request, generate)
+    ask.main(request, Sampler, check)

@@ -29,13 +29,16 @@ os.environ.setdefault("GOMP_SPINCOUNT", "50000")
 from nanomerci.runtime import config
 
 if __name__ == "__main__":
-    config.early(sys.argv[1:])  # --help and mistakes are answered before torch has loaded
+    settings = config.early(
+        sys.argv[1:]
+    )  # --help and mistakes are answered before torch has loaded
 
 import torch
 
 from nanomerci import grpo, merci, tasks
 from nanomerci.loop import cost
 from nanomerci.loop.collect import Collector, find_bonus, needs_reference
+from nanomerci.loop.decode import bf16_arithmetic
 from nanomerci.loop.evaluate import evaluate
 from nanomerci.loop.metrics import sample_record, step_metrics
 from nanomerci.loop.model import (
@@ -122,12 +125,26 @@ def settle(c):
             f"--algo {c.algo}: unknown{closest(c.algo, OBJECTIVES)}. Choose from "
             f"{', '.join(OBJECTIVES)}"
         )
+    find_bonus(c.bonus)
     objective = OBJECTIVES[c.algo]
+    if objective.max_gen_rounds == 1 and c.max_gen_rounds > 1:
+        raise UserError(
+            f"--max_gen_rounds {c.max_gen_rounds}: --algo {c.algo} does no dynamic sampling; "
+            "expected 1, or --algo dapo"
+        )
     if c.clip_high < 0:
         c = replace(c, clip_high=objective.clip_high)
     if c.max_gen_rounds == 0:
         c = replace(c, max_gen_rounds=objective.max_gen_rounds)
-    return c
+    if c.dtype == "auto":
+        c = replace(c, dtype=precision(c))
+    return config.check(config.resolved(c))
+
+
+def precision(c):
+    """--dtype auto: bfloat16 for a pretrained model where the device multiplies it in hardware."""
+    fast = torch.cuda.is_available() if c.device in ("auto", "cuda") else False
+    return "bfloat16" if c.model != "tiny" and (fast or bf16_arithmetic()) else "float32"
 
 
 @dataclass(frozen=True)
@@ -159,7 +176,7 @@ class Run:
     def __init__(self, c):
         self.c, self.folder = c, Path(c.out)
         self.device = ranks.start(c.device, c.rank_timeout)
-        torch.set_num_threads(c.threads or torch.get_num_threads())
+        torch.set_num_threads(c.threads)
         if c.resume:
             checkpoint.verify(self.folder)
         else:
@@ -356,4 +373,4 @@ def update_metrics(c, batch, logp, adv, learning_B, first_B):
 
 
 if __name__ == "__main__":
-    config.run_command(lambda: main(config.parse(sys.argv[1:])))
+    config.run_command(main, settings)

@@ -46,8 +46,7 @@ def workplace(tmp_path_factory):
     folder = tmp_path_factory.mktemp("workplace")
     with pytest.MonkeyPatch.context() as patch:
         prepare(patch, folder)
-        patch.setattr(sys, "argv", ["train.py", *SMALL])
-        train.main()
+        train.main(config.parse(SMALL))
     return folder
 
 
@@ -112,8 +111,7 @@ def train_with(words, command, workplace, monkeypatch, capsys):
                 "--out",
                 f"runs/{len([*workplace.glob('runs/*')])}",
             ]  # not over a run that is there
-        monkeypatch.setattr(sys, "argv", ["train.py", *words, *small])
-        train.main()
+        train.main(config.parse([*words, *small]))
         assert "held-out problems" in capsys.readouterr().out
 
 

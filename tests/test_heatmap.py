@@ -469,9 +469,9 @@ def page_data(path):
 
 
 WRONG = [
-    ("", "required: MODEL_OR_RUN"),
-    ("RUN hi -n 0", "-n 0: wanted at least 1"),
-    ("RUN hi -n two", "invalid int value: 'two'"),
+    ("", "sample.py: too many or too few arguments"),
+    ("RUN hi -n 0", "-n 0: expected 1 or more"),
+    ("RUN hi -n two", "-n two: expected a whole number"),
     ("RUN hi --top_p 0", "--top_p 0.0"),
     ("RUN hi --heatmap a.png", "ends in .html; for a picture take a screenshot"),
     ("RUN hi --heatmap /nowhere/a.html", "there is no folder /nowhere"),
@@ -480,8 +480,8 @@ WRONG = [
     ("RUN 'who is oldest ?' --max_new_tokens 999", "exceeds the model's context"),
     ("PLAIN", "no prompt"),
     ("/nowhere/model hi", "cannot be loaded"),
-    ("RUN hi --colour-all", "unrecognized arguments"),
-    ("RUN --device foo hi", "--device: invalid choice: 'foo'"),
+    ("RUN hi --colour-all", "unknown option --colour-all; did you mean --color?"),
+    ("RUN --device foo hi", "--device foo: expected auto|cpu|cuda"),
     ("RUN hi --file /dev/null", "--file /dev/null: a prompt is given too"),
 ]
 
@@ -503,7 +503,7 @@ def test_an_error_is_one_line_and_status_2(run):
     )
     assert (
         done.returncode == 2
-        and done.stderr == "error: -n 0: wanted at least 1\n"
+        and done.stderr == "error: -n 0: expected 1 or more, below 2^31\n"
         and done.stdout == ""
     )
 

@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from nanomerci import sample
-from nanomerci.loop import cost
+from nanomerci.loop import cost, decode
 
 # random weights in the shapes of known models: speed does not ask what a model has learnt
 TINY = LlamaConfig, (128, 96, 288, 3, 4, 4, 8192, True)
@@ -140,7 +140,7 @@ def run(o):
         "rounds in turn. Not equal: the\nrandom numbers, so responses differ a little in length: "
         "tokens are those generated, end tokens included, pads not."
     )
-    if device.type == "cpu" and sample.working(model) is not model:
+    if device.type == "cpu" and decode.inference_copy(model) is not model:
         print(
             "Nor the arithmetic: this processor has none in bf16, and ours widens the weights to "
             "fp32 for the round."

@@ -109,10 +109,9 @@ def trl(policy, out, prompts, group, length, steps):
     from trl import GRPOTrainer
 
     from nanomerci import tasks
-    from nanomerci.loop.warmstart import cache_folder
     from nanomerci.runtime import config
 
-    task = tasks.load(config.parse(["toy_sql"]), cache_folder())
+    task = tasks.load(config.parse(["toy_sql"]))
     problems = tasks.pick(task.train, list(range(prompts * steps)), 0)
     by_prompt, seconds, lengths = {p.prompt: p for p in problems}, [], []
 

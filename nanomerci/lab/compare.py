@@ -15,7 +15,6 @@ Choose settings with --eval_split tune (other problems); the test problems are f
 reported.
 """
 
-import argparse
 import ctypes
 import dataclasses
 import fcntl
@@ -42,10 +41,10 @@ from tqdm import tqdm
 
 from nanomerci import tasks
 from nanomerci.lab import stats
-from nanomerci.loop.warmstart import cache_folder, tiny_policy
+from nanomerci.loop.warmstart import tiny_policy
 from nanomerci.runtime import config
 from nanomerci.runtime.config import UserError
-from nanomerci.runtime.log import Stop, bar, say
+from nanomerci.runtime.log import GracefulShutdown, log0, progress_bar
 from nanomerci.view import report
 
 ROOT = Path(__file__).parents[2]
@@ -76,72 +75,46 @@ def sets(c):
 
 
 # ---- what is to be run
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise UserError(f"{message}; see python -m nanomerci.lab.compare --help")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """The comparison; every option of train.py (python train.py --help) is one for all arms"""
+
+    arms: str = "main"
+    """Arms or sets of arms (main, rivals, ablations), with commas."""
+    seeds: config.Count = 8
+    """Runs per arm and warm start."""
+    warm_starts: config.Count = 1
+    """Tiny models to start from; each meets all seeds and arms."""
+    contrasts: str = ""
+    """Comparisons ARM/ARM, with commas; default: every arm with the first."""
+    jobs: config.Size = 0
+    """Cells at a time; 0 = one per GPU, or one per core."""
+    out: Path = Path("runs/compare")
+    """Folder of the comparison."""
+    keep_models: bool = False
+    """Keep the checkpoints of finished cells."""
 
 
 def arguments(argv):
     """-> our options, and what is train.py's: [RECIPE, --option value ...]"""
-    p = Parser(
-        prog="python -m nanomerci.lab.compare",
-        allow_abbrev=False,
-        usage="%(prog)s [RECIPE] [--arms ...] [--option value ...]",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="every option of train.py (python train.py --help) is one for all arms",
-    )
-    p.add_argument(
-        "--arms",
-        default="main",
-        help="arms or sets of arms (main, rivals, ablations), with commas; default main",
-    )
-    p.add_argument("--seeds", type=int, default=8, help="runs an arm and warm start")
-    p.add_argument(
-        "--warm_starts",
-        type=int,
-        default=1,
-        help="tiny models to start from; each meets all seeds and arms",
-    )
-    p.add_argument(
-        "--contrasts",
-        default="",
-        help="comparisons ARM/ARM, with commas; default: every arm with the first",
-    )
-    p.add_argument(
-        "--jobs", type=int, default=0, help="cells at a time; default one a GPU, or one a core"
-    )
-    p.add_argument(
-        "--out",
-        type=Path,
-        default=Path("runs/compare"),
-        help="folder of the comparison (default runs/compare)",
-    )
-    p.add_argument(
-        "--keep_models", action="store_true", help="keep the checkpoints of finished cells"
-    )
-    recipe = [argv[0]] if argv and not argv[0].startswith("-") else []
-    a, rest = p.parse_known_args(argv[len(recipe) :])
-    for name in ("seeds", "warm_starts"):
-        if getattr(a, name) < 1:
-            raise UserError(f"--{name} {getattr(a, name)}: wanted at least 1")
-    if taken := OURS & {word[2:].split("=")[0] for word in rest if word.startswith("--")}:
+    recipe = list(argv[:1]) if config.named(argv) else []
+    prog, also = "python -m nanomerci.lab.compare", [config.Config]
+    a, rest = config.command_line(Comparison, argv[len(recipe) :], prog, __doc__, also=also)
+    config.check_ranges(a)
+    if taken := OURS & {config.option_name(word) for word in rest if word.startswith("--")}:
         raise UserError(
-            f"--{min(taken)}: is what the runs differ in; wanted an arm (grpo+cfn), --seeds, "
-            "--warm_starts"
+            f"--{min(taken)}: is set per arm; use --arms, --seeds or --warm_starts instead"
         )
     return a, recipe + rest
 
 
 def options(arm):
-    """grpo+cfn:top=1 -> the options of train.py that make it."""
-    name, *changes = arm.split(":")
-    algo, _, bonus = name.partition("+")
-    wrong = [change for change in changes if "=" not in change]
-    if wrong or not algo:
-        raise UserError(
-            f"--arms {arm}: wanted ALGO[+BONUS][:option=value ...], such as grpo+cfn:top=1"
-        )
+    """grpo+cfn:top=1 or grpo+mine.py:Mine:top=1 -> the options of train.py that make it."""
+    parts = arm.split(":")
+    changes = [part for part in parts if "=" in part]
+    algo, _, bonus = ":".join(part for part in parts if "=" not in part).partition("+")
+    if not algo or ":" in algo or ":" in bonus and ".py:" not in bonus:
+        raise UserError(f"--arms {arm}: expected ALGO[+BONUS][:option=value ...]")
     return ["--algo", algo, "--bonus", bonus or "none", *(f"--{change}" for change in changes)]
 
 
@@ -190,7 +163,7 @@ def plan(a, words):
     for pair in stats.pairs(a.contrasts, arms):
         if len(pair) != 2 or set(pair) - set(arms):
             raise UserError(
-                f"--contrasts {'/'.join(pair)}: wanted ARM/ARM of the arms {', '.join(arms)}"
+                f"--contrasts {'/'.join(pair)}: expected ARM/ARM of the arms {', '.join(arms)}"
             )
     recipe = [words[0]] if words and not words[0].startswith("-") else []
     common = ["--budget", str(base.steps * base.prompts), "--threads", "1", "--graders", "1"]
@@ -210,13 +183,12 @@ def plan(a, words):
 def check(cell):
     """A folder that holds another run than this cell's is refused."""
     file = cell.folder / "config.yaml"
-    was, now = config.read(file) if file.exists() else {}, dataclasses.asdict(cell.c)
-    for name in set(was) - {"out", "resume"}:
-        if was[name] != now[name]:
-            raise UserError(
-                f"--out {cell.folder.parents[1]}: holds runs with --{name} {was[name]}, now "
-                f"{now[name]}; choose another --out"
-            )
+    was = config.read(file) if file.exists() else {}
+    for name in config.differing(cell.c, was):
+        raise UserError(
+            f"--out {cell.folder.parents[1]}: holds runs with --{name} {was[name]}, now "
+            f"{getattr(cell.c, name)}; choose another --out"
+        )
 
 
 # ---- running them
@@ -242,11 +214,14 @@ def run_all(jobs, slots, gpus, description, unit):
     fork, todo, done = multiprocessing.get_context("fork"), list(jobs), 0
     running, statuses, told = {}, {}, False
     tqdm.monitor_interval = 0  # no thread may be there when a process forks
-    with Stop() as stop, bar(sum(job.size for job in jobs), description, unit) as progress:
+    with (
+        GracefulShutdown() as stop,
+        progress_bar(sum(job.size for job in jobs), description, unit) as progress,
+    ):
         try:
-            while running or todo and not stop.asked:
+            while running or todo and not stop.requested:
                 free = sorted(set(range(slots)) - {slot for _, slot, _ in running.values()})
-                while todo and free and not stop.asked:
+                while todo and free and not stop.requested:
                     job, slot = todo.pop(0), free.pop(0)
                     gpu = gpus[slot % len(gpus)] if gpus else None
                     process = fork.Process(target=_child, args=(job, os.getpid(), gpu))
@@ -256,7 +231,7 @@ def run_all(jobs, slots, gpus, description, unit):
                     process, _, job = running.pop(sentinel)
                     process.join()
                     statuses[job.name], done = process.exitcode, done + job.size
-                if stop.asked and not told:
+                if stop.requested and not told:
                     told = True
                     for process, *_ in running.values():
                         os.kill(process.pid, signal.SIGINT)
@@ -266,8 +241,8 @@ def run_all(jobs, slots, gpus, description, unit):
             for process, *_ in running.values():
                 process.kill()
                 process.join()
-    if stop.asked:
-        say("stopped; the same command goes on")
+    if stop.requested:
+        log0("stopped; the same command goes on")
         raise KeyboardInterrupt
     return statuses
 
@@ -298,7 +273,7 @@ def visible_gpus(c):
 
 def warm_starts(todo, logs, slots, gpus):
     """The tiny models that these cells start from: made once, then cached."""
-    task = tasks.load(todo[0].c, cache_folder())
+    task = tasks.load(todo[0].c)
     if todo[0].c.model != "tiny" or not hasattr(task, "demonstration"):
         return
     work = []
@@ -328,7 +303,7 @@ def run(cells, jobs, keep_models):
     for cell in todo:
         name, function = cell.folder.name, partial(train, main, cell, keep_models, commit)
         work[name] = Job(name, logs / f"{name}.log", function, cell.c.steps + 1, cell.folder)
-    say(f"{len(cells)} runs, {len(cells) - len(todo)} of them finished, {slots} at a time")
+    log0(f"{len(cells)} runs, {len(cells) - len(todo)} of them finished, {slots} at a time")
     statuses = run_all(work.values(), slots, gpus, "steps", "step")
     for cell in todo:
         name = cell.folder.name

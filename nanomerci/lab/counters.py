@@ -29,16 +29,15 @@ from tyro.conf import Positional
 
 from nanomerci import cfn, merci, tasks
 from nanomerci.address import address, seed
-from nanomerci.bonuses import rivals
-from nanomerci.counts import Oracle, agreement, prefixes
+from nanomerci.bonuses import elliptical, rnd
+from nanomerci.counts import Table, agreement, prefixes
 from nanomerci.loop.model import encode, eos_ids, load
 from nanomerci.loop.rollout import Rollout
-from nanomerci.loop.warmstart import cache_folder
+from nanomerci.loop.saved_run import Run
 from nanomerci.runtime.config import UserError, run_command
-from nanomerci.runtime.log import bar, say
+from nanomerci.runtime.log import log0, progress_bar
 from nanomerci.sample import generate
 from nanomerci.view import report
-from nanomerci.view.heatmap import Run
 
 PROMPTS, OTHERS, FIRST, ROUNDS, G = 32, 128, 8, 16, 8
 PICTURES = Path(__file__).parents[2] / "docs/pictures"
@@ -49,9 +48,8 @@ HEAD = ("", "counter", "Spearman", "slope", "AUC, counted prompts", "AUC, others
 @dataclass
 class Visits:
     roll: Rollout
-    layer_LND: (
-        torch.Tensor
-    )  # states of the initial policy: embeddings, every layer, the last normed
+    layer_LND: torch.Tensor
+    """States of the initial policy: embeddings, every layer, the last normed."""
     address_N: torch.Tensor
     rare_PG: torch.Tensor
 
@@ -89,7 +87,7 @@ def collect(run):
     """-> the stages [Visits] in order; for the AUC the same prompts and others, Visits each."""
     steps, c = sorted(run.folder.glob("checkpoints/step_*")), run.options
     initial, tokenizer = load(steps[0] / "model")
-    task = tasks.load(c, cache_folder())
+    task = tasks.load(c)
     few = tasks.pick(task.train, range(PROMPTS), c.seed)
     others = tasks.pick(task.train, range(5000, 5000 + OTHERS), c.seed)
     others = [problem for problem in others if problem not in few]
@@ -110,7 +108,7 @@ def evaluate(make, data, s, run_length=2):
     counter.pretrain(torch.cat([features(v) for v in first]), address_N, 3)
     aucs = [auc(v, counter.score(features(v)), run_length) for v in held]
     for i, v in enumerate(stages[FIRST:]):
-        counter.visit(features(v), v.address_N, 1024, i)
+        counter.update(features(v), v.address_N, 1024, i)
     key_N = torch.cat([v.key_N for v in stages])
     key_N, inverse_N, n_N = key_N.unique(return_inverse=True, return_counts=True)
     invn_N = torch.zeros(len(key_N))
@@ -136,50 +134,41 @@ def auc(visits, invn_N, run_length=2, top=0.3):
 
 
 # ---- the counters
-class Table:
+class Exact:
     """Exact counts of keys, the features; or (coins > 0) the mean of so many coins per visit of a
     key, as an ideal CFN would know it.
     """
 
     def __init__(self, coins=0):
-        self.coins, self.visits, self.heads = coins, Oracle(), Oracle()
+        self.coins, self.visits, self.heads = coins, Table(), Table()
 
-    def pretrain(self, key_N, address_N, passes):
-        self.visit(key_N, address_N, 0, 0)
+    def pretrain(self, key_N, address_N, epochs):
+        self.update(key_N, address_N, 0, 0)
 
-    def visit(self, key_N, address_N, rehearse, stamp):
-        count(self.visits, key_N)
+    def update(self, key_N, address_N, replayed, stamp):
+        self.visits.add_keys(key_N)
         if self.coins:
-            count(self.heads, self.coin_keys(key_N)[cfn.draw_coins(address_N, self.coins) > 0])
+            heads_NC = cfn.draw_coins(address_N, self.coins) > 0
+            self.heads.add_keys(self.coin_keys(key_N)[heads_NC])
 
     def score(self, key_N):
-        n_N = times(self.visits, key_N).clamp(min=1)
+        n_N = self.visits.times(key_N).clamp(min=1)
         if not self.coins:
             return 1 / n_N
-        heads_NC = times(self.heads, self.coin_keys(key_N))
+        heads_NC = self.heads.times(self.coin_keys(key_N))
         return cfn.inverse_count(2 * heads_NC / n_N[:, None] - 1)  # never visited: all -1, 1/n = 1
 
     def coin_keys(self, key_N):
         return address(key_N[:, None], torch.arange(self.coins))
 
 
-def count(table, key_N):
-    """Keys in the table of prefixes: each is a response of one token."""
-    one_N1 = torch.ones(len(key_N), 1)
-    table.count([Rollout(key_N[:, None], one_N1, one_N1)])
-
-
-def times(table, key):
-    return table.times(prefixes(key.reshape(-1, 1))).view_as(key)
-
-
 class Memoryless:
     """The features are the estimate."""
 
-    def pretrain(self, value_N, address_N, passes):
+    def pretrain(self, value_N, address_N, epochs):
         pass
 
-    def visit(self, value_N, address_N, rehearse, stamp):
+    def update(self, value_N, address_N, replayed, stamp):
         pass
 
     def score(self, value_N):
@@ -216,7 +205,7 @@ def variants(stages):
         rng = torch.Generator().manual_seed(s)
         weight_DH = torch.randn(width, 1024, generator=rng) / width**0.5
         bias_H = torch.randn(1024, generator=rng)
-        return rivals.Elliptical(1024), lambda v: (white(v) @ weight_DH + bias_H).relu()
+        return elliptical.Counter(1024), lambda v: (white(v) @ weight_DH + bias_H).relu()
 
     def simhash(bits):
         """The signs of random projections as a key: states that look alike share it, the fewer the
@@ -225,9 +214,8 @@ def variants(stages):
 
         def make(s):
             plane_DK = torch.randn(width, bits, generator=torch.Generator().manual_seed(s))
-            return Table(), lambda v: ((white(v) @ plane_DK > 0).long() << torch.arange(bits)).sum(
-                1
-            )
+            place_K = torch.arange(bits)
+            return Exact(), lambda v: ((white(v) @ plane_DK > 0).long() << place_K).sum(1)
 
         return make
 
@@ -236,17 +224,17 @@ def variants(stages):
         "without the random prior": net(prior=False),
         "features: embeddings and all layers": net(layers),
         "features decorrelated (whitened)": net(white),
-        "RND": net(kind=rivals.RND),
-        "elliptical, 96 features": lambda s: (rivals.Elliptical(width), last),
+        "RND": net(kind=rnd.Counter),
+        "elliptical, 96 features": lambda s: (elliptical.Counter(width), last),
         "elliptical, 1024 random features of the whitened state": random_relu,
         "exact counts of 8 sign bits of the whitened state": simhash(8),
         "exact counts of 16 sign bits": simhash(16),
         "exact counts of 32 sign bits": simhash(32),
         "a table of prefixes, 20 coins each (the ideal CFN)": lambda s: (
-            Table(20),
+            Exact(20),
             attrgetter("key_N"),
         ),
-        "exact counts of prefixes": lambda s: (Table(), attrgetter("key_N")),
+        "exact counts of prefixes": lambda s: (Exact(), attrgetter("key_N")),
         "surprisal (remembers nothing)": lambda s: (Memoryless(), attrgetter("surprisal_N")),
     }
 
@@ -293,12 +281,12 @@ def main(run: Positional[str], out: Path = PICTURES, seeds: int = 3, run_length:
     data, rows = collect(trained), []
     table = ["| " + " | ".join(HEAD) + " |", "|---" * len(HEAD) + "|"]
     counters = variants(data[0])
-    with bar(len(counters), "counters", "counter") as progress:
+    with progress_bar(len(counters), "counters", "counter") as progress:
         for name, make in counters.items():
             each = [evaluate(make, data, s, run_length) for s in range(seeds)]
             rows.append((name, *torch.tensor(each).mean(0).tolist()))
             table.append(TABLE.format(len(rows), *rows[-1]))
-            say(table[-1])
+            log0(table[-1])
             progress.update()
     out.mkdir(parents=True, exist_ok=True)
     (out / "counters.md").write_text("\n".join(table) + "\n")

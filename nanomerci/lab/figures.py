@@ -20,11 +20,10 @@ import tyro
 from nanomerci import cfn, tasks
 from nanomerci.lab.counters import PICTURES, last, visit
 from nanomerci.loop.model import load
-from nanomerci.loop.warmstart import cache_folder
+from nanomerci.loop.saved_run import Run
 from nanomerci.runtime.config import UserError, run_command
-from nanomerci.runtime.log import say
+from nanomerci.runtime.log import log0
 from nanomerci.view import report
-from nanomerci.view.heatmap import Run
 
 WORD_PROBLEM = (
     "Tom has 3 boxes with 12 apples each. He eats 5 apples. How many apples are left? "
@@ -58,10 +57,10 @@ def heatmap(out, *words):
     """A page that sample.py writes, as Chromium draws it."""
     chromium = next(filter(None, map(shutil.which, CHROMIUM)), None)
     if chromium is None:
-        return say(f"{out}: left as it is, there is no Chromium here")
+        return log0(f"{out}: left as it is, there is no Chromium here")
     with tempfile.TemporaryDirectory() as scratch:
         page = Path(scratch) / "page.html"
-        say("$ python sample.py", *words, "--heatmap", page.name)
+        log0("$ python sample.py", *words, "--heatmap", page.name)
         sample = sys.executable, PICTURES.parents[1] / "sample.py", *words, "--heatmap", page
         quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
         subprocess.run(sample, check=True, **quiet)
@@ -77,7 +76,7 @@ def calibration(run, out):
     """
     from matplotlib import rc_context
 
-    c, task = run.options, tasks.load(run.options, cache_folder())
+    c, task = run.options, tasks.load(run.options)
     model, tokenizer = load(run.folder / "checkpoints/step_000000/model")
     with rc_context(report.LOOK):
         title = "the counter's 1/n (median, quartiles) beside the exact one"
@@ -87,7 +86,7 @@ def calibration(run, out):
             v = visit(model, model, tokenizer, task, problem_P, n, c, "calibration")
             options = {"coins": c.coins, "hidden": c.cfn_hidden, "prior": c.cfn_prior}
             counter = cfn.Counter(last(v).shape[1], lr=c.cfn_lr, **options)
-            counter.pretrain(last(v), v.address_N, passes=20)
+            counter.pretrain(last(v), v.address_N, 20)
             invn_N = counter.score(last(v))
             _, inverse_N, times = v.key_N.unique(return_inverse=True, return_counts=True)
             true, low, middle, high = by_count(times[inverse_N], invn_N)
@@ -97,7 +96,7 @@ def calibration(run, out):
             axes.errorbar(true, middle, yerr=spread, **how)
             both = torch.stack([(1 / times[inverse_N]).log(), invn_N.log()])
             r = torch.corrcoef(both)[0, 1]
-            say(f"{out}: {label}: correlation of log 1/n with the exact one {r:.2f}")
+            log0(f"{out}: {label}: correlation of log 1/n with the exact one {r:.2f}")
         axes.loglog([1 / 512, 1], [1 / 512, 1], color="0.6", linewidth=1, label="exact")
         axes.set_ylabel("estimate")
         axes.legend(frameon=False)

@@ -27,7 +27,6 @@ import tyro
 
 from nanomerci import tasks
 from nanomerci.loop.evaluate import bootstrap
-from nanomerci.loop.warmstart import cache_folder
 from nanomerci.runtime.config import UserError, run_command
 from nanomerci.view import report
 
@@ -58,7 +57,7 @@ MEANING = {
 # ---- from the files of the runs to rows
 def collect(cells, failed):
     """-> a row per run, a row per run and step."""
-    task = tasks.load(cells[0].c, cache_folder())
+    task = tasks.load(cells[0].c)
     by_id = {p.id: p for p in task.test}
     runs, curves = [], []
     for cell in cells:

@@ -45,7 +45,7 @@ class Run:
         try:  # mmap: the optimizer's moments in the same file are not read
             state = torch.load(path, map_location=device, weights_only=True, mmap=True)
             net = cfn.CoinFlipNet(policy.config.hidden_size, c.coins, c.cfn_hidden, c.cfn_prior)
-            net.to(device).load_state_dict(state["counter"]["net"])
+            net.to(device).load_state_dict(state["bonus"]["net"])
         except (OSError, RuntimeError, KeyError, EOFError) as error:
             message = f"{type(error).__name__}: {str(error)[:120]!r}"
             raise UserError(f"{path}: its counter cannot be read ({message})") from None

@@ -146,7 +146,9 @@ class Problem:
     tolerance: float = 0.0
 
 
-def load(name, folder=None, question=None, answer=None, split=None, config=None, limit=None):
+def read_problems(
+    name, folder=None, question=None, answer=None, split=None, config=None, limit=None
+):
     """Problems of a data set, in its order, each question once (DAPO-Math-17k repeats every
     question 100 times).
 

@@ -16,6 +16,7 @@ import math
 import re
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from rich.color import Color, blend_rgb
@@ -27,11 +28,10 @@ from rich.text import Text
 from nanomerci import cfn
 from nanomerci.address import address, seed
 from nanomerci.kernels.cfn_score import cfn_score
-from nanomerci.loop.model import look_at, token_logp
-from nanomerci.loop.rollout import noise_mask, pieces
-from nanomerci.loop.saved_run import Run  # noqa: F401  until lab/ takes it from there
+from nanomerci.loop.model import StateReader, token_logp
+from nanomerci.loop.rollout import SampleOptions, noise_mask, token_texts
 from nanomerci.runtime.config import Config
-from nanomerci.runtime.log import bar
+from nanomerci.runtime.log import progress_bar
 from nanomerci.view import report
 
 # blue, white, red, as in page/common.js
@@ -44,23 +44,49 @@ HIDDEN = re.compile(
 )
 
 
-def count_now(model, ids, samples, sampler, *, temperature, run_seed=0, progress=None):
+def count_now(sampler, ids, samples, *, run_seed=0, progress=None):
     """A counter for a model that has none, fitted to `samples` of its own responses to the prompt
-    `ids`, which sampler(prompts, n, ...) draws. -> CoinFlipNet.
+    `ids`. -> CoinFlipNet.
     """
-    roll = sampler(
+    model = sampler.model
+    rollout = sampler(
         [ids],
         samples,
-        temperature=temperature or 1.0,
+        temperature=sampler.temperature or 1.0,
         seed=seed("count now", run_seed),
-        progress=progress,
+        options=SampleOptions(progress=progress),
     )
     row_B1 = torch.arange(samples, device=model.device)[:, None]
-    column_T = torch.arange(roll.tokens_BT.shape[1], device=model.device)
-    hidden_ND, address_N = look_at(model, roll, address("count now", row_B1, column_T))[2]
+    column_T = torch.arange(rollout.tokens_BT.shape[1], device=model.device)
+    address_BT = address("count now", row_B1, column_T)
+    _, _, hidden_ND, address_N = StateReader(model)(rollout, address_BT)
     counter = cfn.Counter(model.config.hidden_size, device=model.device)
-    counter.pretrain(hidden_ND, address_N, passes=max(3, 20000 // max(len(address_N), 1)))
+    counter.pretrain(hidden_ND, address_N, max(3, 20000 // max(len(address_N), 1)))
     return counter.net
+
+
+class Counter(NamedTuple):
+    """What reads 1/n: a feature model and a CoinFlipNet, and where they come from."""
+
+    features: torch.nn.Module
+    net: cfn.CoinFlipNet
+    note: str
+
+
+def counter_for(a, sampler, run, ids):
+    """The run's counter, or one made now for this prompt. a: a Request; run: a Run or None."""
+    if run:
+        features, net = run.counter(sampler.model, sampler.model.device)
+        if net:
+            note = f"1/n: the counter of {run.folder.name}, {run.checkpoint.name}."
+            return Counter(features, net, note)
+    with progress_bar(a.count, "count: further samples", "response") as progress:
+        net = count_now(sampler, ids, a.count, run_seed=a.seed, progress=progress.update)
+    note = (
+        f"1/n: this model has no counter of its own, so one was made now, from {a.count} further "
+        "responses of it to this prompt: red is unusual among its own responses."
+    )
+    return Counter(sampler.model, net, note)
 
 
 def rounded(values, digits):
@@ -68,23 +94,25 @@ def rounded(values, digits):
 
 
 @torch.no_grad()
-def examine(model, tokenizer, roll, *, trunk, net, noise_B, temperature=1.0):
+def examine(sampler, rollout, counter, noise_B):
     """Everything the pictures show of the responses to one prompt, as plain data: a dict per
     response, with a value per token.
 
     noise_B: character spans per response that the third filter drops. 1/n is kept to 9 digits, so
     that the page computes with the very float32 numbers Python has; log-prob and entropy are those
-    at `temperature`, in nats.
+    at the sampler's temperature, in nats.
     """
-    unaddressed_BT = torch.zeros_like(roll.tokens_BT)
-    invn_BT = look_at(trunk, roll, unaddressed_BT, score=partial(cfn_score, net=net))[0]
-    logp_BT, entropy_BT = token_logp(model, roll.tokens_BT, roll.mask_BT, temperature or 1.0)
-    noise_BT = noise_mask(tokenizer, roll, noise_B)
+    tokens_BT, mask_BT, tokenizer = rollout.tokens_BT, rollout.mask_BT, sampler.tokenizer
+    reader = StateReader(counter.features, partial(cfn_score, net=counter.net))
+    invn_BT = reader(rollout, torch.zeros_like(tokens_BT))[0]
+    temperature = sampler.temperature or 1.0
+    logp_BT, entropy_BT = token_logp(sampler.model, tokens_BT, mask_BT, temperature)
+    noise_BT = noise_mask(tokenizer, rollout, noise_B)
     out = []
-    for row, ids in enumerate(roll.responses()):
-        at = roll.mask_BT[row] > 0
+    for row, ids in enumerate(rollout.responses()):
+        at = mask_BT[row] > 0
         shown = {
-            "tokens": pieces(tokenizer, ids),
+            "tokens": token_texts(tokenizer, ids),
             "invn": rounded(invn_BT[row, at].tolist(), 9),
             "logp": rounded(logp_BT[row, at].tolist(), 4),
             "entropy": rounded(entropy_BT[row, at].tolist(), 4),
@@ -94,26 +122,12 @@ def examine(model, tokenizer, roll, *, trunk, net, noise_B, temperature=1.0):
     return out
 
 
-def group(model, tokenizer, sampler, roll, prompt, ids, run, grades, noise_B, a):
-    """The responses to one prompt -> what draw() wants of them. sampler(prompts, n, ...) samples
-    from the model; ids: the prompt's tokens; a: the arguments of sample.py.
-    """
-    trunk, net = run.counter(model, model.device) if run else (model, None)
-    if net:
-        note = f"1/n: the counter of {run.folder.name}, {run.checkpoint.name}."
-    else:
-        how = {"temperature": a.temperature, "run_seed": a.seed}
-        with bar(a.count, "count: further samples", "answer") as progress:
-            net = count_now(model, ids, a.count, sampler, progress=progress.update, **how)
-        note = (
-            f"1/n: this model has no counter of its own, so one was made now, from {a.count} "
-            "further samples of it to this prompt: red is unusual among its own responses."
-        )
-    counter = {"trunk": trunk, "net": net, "noise_B": noise_B}
-    samples = examine(model, tokenizer, roll, temperature=a.temperature, **counter)
+def group(sampler, rollout, prompt, counter, grades, noise_B):
+    """The responses to one prompt -> what draw() wants of them."""
+    samples = examine(sampler, rollout, counter, noise_B)
     for sample, grade in zip(samples, grades, strict=True):
         sample |= {"outcome": grade and grade.outcome, "reward": grade and grade.reward}
-    return {"prompt": prompt, "note": note, "samples": samples}
+    return {"prompt": prompt, "note": counter.note, "samples": samples}
 
 
 def options(run):
