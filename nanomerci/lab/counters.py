@@ -49,7 +49,9 @@ HEAD = ("", "counter", "Spearman", "slope", "AUC, counted prompts", "AUC, others
 @dataclass
 class Visits:
     roll: Rollout
-    layer_LND: torch.Tensor  # the initial policy's states: embeddings, layers, the last normed
+    layer_LND: (
+        torch.Tensor
+    )  # states of the initial policy: embeddings, every layer, the last normed
     address_N: torch.Tensor
     rare_PG: torch.Tensor
 
