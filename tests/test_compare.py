@@ -412,6 +412,21 @@ def test_at_equal_seconds_a_run_is_read_off_between_its_evaluations():
         assert at == pytest.approx(value)
 
 
+def test_a_comparison_of_which_nothing_is_finished_says_so(tmp_path):
+    run = dict.fromkeys(stats.RUN) | {"arm": "grpo", "warm_start": 0, "seed": 0, "task": "toy_sql"}
+    runs = pd.DataFrame([run | {"problems": 4, "failed": "grpo-w0-s0: status 2, error: so"}])
+    text = stats.write(tmp_path, "python", runs, pd.DataFrame(columns=stats.KEY))
+    assert "1 runs are not finished and not counted. grpo-w0-s0: status 2, error: so" in text
+    assert (tmp_path / "compare.html").exists() and not (tmp_path / "compare.png").exists()
+
+
+@pytest.mark.parametrize("text", ["", "# a\nb,c\n1,2\n", "# a\nb\n1,2\n3,4,5\n"])
+def test_what_is_no_table_of_runs_is_refused(tmp_path, text):
+    (tmp_path / "x.csv").write_text(text)
+    with pytest.raises(UserError, match="x.csv: is no table of runs .*; expected a results.csv"):
+        stats.read(tmp_path / "x.csv")
+
+
 def test_rare_and_hard_are_counted_where_the_task_knows_them():
     task = SimpleNamespace(rare=lambda problem, text: "set" in text)
     by_id = {"a": SimpleNamespace(hard=True), "b": SimpleNamespace(hard=False)}

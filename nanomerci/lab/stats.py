@@ -116,9 +116,7 @@ def held_out(row, records, k, task, by_id):
 
 # ---- files
 def read(path):
-    """NAME.csv and what stands beside it -> command, runs, curves, recorded (None where there is
-    none).
-    """
+    """NAME.csv -> command, runs; and from beside it curves, recorded (None without such a file)."""
     path = Path(path)
     try:
         with open(path) as file:
@@ -130,7 +128,7 @@ def read(path):
         why = str(error).splitlines()[0]
         raise UserError(f"{path}: is no table of runs ({why}); expected a results.csv") from None
     beside = [path.with_name(f"{path.stem}_{kind}.csv") for kind in ("curves", "recorded")]
-    texts = {"by_warm_start": str}  # several numbers, one per warm start
+    texts = dict.fromkeys(("arm", "base", "by_warm_start"), str)  # where a file has them
     return command, runs, *(pd.read_csv(p, dtype=texts) if p.exists() else None for p in beside)
 
 
@@ -187,18 +185,17 @@ def differences(runs, contrasts, metrics):
 
 def conclusion(d):
     """A difference in words."""
-    numbers = (
-        f"{d['mean']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}], {d['pairs']} pairs, "
-        f"p {d['p']:.2g}, corrected {d['p_holm']:.2g}"
-    )
+    p_values = f"p {d['p']:.2g}, corrected {d['p_holm']:.2g}"
+    numbers = f"in {d['metric']}: {' '.join(signed(d))}, {d['pairs']} pairs, {p_values}."
     if d["p_holm"] < LEVEL:
-        side = "above" if d["mean"] > 0 else "below"
-        return f"{d['arm']} is {side} {d['base']} in {d['metric']}: {numbers}."
-    few = " (so few pairs cannot show one)" if 2 / 2 ** d["pairs"] >= LEVEL else ""
-    return (
-        f"no significant difference between {d['arm']} and {d['base']} in {d['metric']}{few}: "
-        f"{numbers}."
-    )
+        return f"{d['arm']} is {'above' if d['mean'] > 0 else 'below'} {d['base']} {numbers}"
+    if 2 / 2 ** d["pairs"] >= LEVEL:
+        numbers = numbers.replace(":", " (so few pairs cannot show one):", 1)
+    return f"no significant difference between {d['arm']} and {d['base']} {numbers}"
+
+
+def signed(d):
+    return f"{d['mean']:+.3f}", f"[{d['low']:+.3f}, {d['high']:+.3f}]"
 
 
 def summary(rows, metrics):
@@ -221,9 +218,7 @@ def at_seconds(curves, seconds, metrics):
 
 
 def band(runs, grid_X):
-    """Curves of several runs [(x, y)] -> mean and 95 % bootstrap band over the runs on a common
-    grid; nan where a run has ended.
-    """
+    """Curves [(x, y)] -> mean and 95 % bootstrap band on a grid; nan where a run has ended."""
     at_NX = torch.tensor(np.array([np.interp(grid_X, x, y, right=np.nan) for x, y in runs]))
     draw = torch.randint(len(runs), (1000, len(runs)), generator=torch.Generator().manual_seed(0))
     ends = torch.tensor([0.025, 0.975], dtype=torch.float64)
@@ -257,9 +252,7 @@ def results(command, runs, curves=None, recorded=None):
     done = runs[runs["failed"].isna()]
     arms = [arm for arm in arms if (done["arm"] == arm).any()]
     contrasts = [pair for pair in contrasts if set(pair) <= set(arms)]
-    metrics = (
-        [n for n in runs if n not in NO_NUMBER and not n.startswith("before ")] if arms else []
-    )
+    metrics = [n for n in runs if arms and n not in NO_NUMBER and not n.startswith("before ")]
     primary = [name for name in metrics if name.startswith(PRIMARY)]
     starts = done.set_index(["arm", "warm_start", "seed"]).filter(regex="^before ")
     before = starts.rename(columns=lambda name: name.removeprefix("before "))
@@ -297,21 +290,14 @@ def results(command, runs, curves=None, recorded=None):
 
 def as_recorded(rows):
     """What is known of a comparison only as means: before the first step, and at equal seconds."""
-
-    def table(rows):
-        return {row.metric: [row.mean, row.low, row.high] for row in rows.itertuples()}
-
-    late = rows[rows["at"] == "equal seconds"]
-    paired = late[late["base"].notna()].astype({"pairs": int}).to_dict("records")
+    paired = rows[rows["base"].notna()].astype({"pairs": int}).to_dict("records")
     for d in paired:
         d["by_warm_start"] = list(map(float, d["by_warm_start"].split()))
-    return {
-        "before": table(rows[rows["at"] == "before"]),
-        "table_seconds": {
-            arm: table(part) for arm, part in late[late["base"].isna()].groupby("arm", sort=False)
-        },
-        "differences_seconds": paired,
-    }
+    tables = {}
+    for row in rows[rows["base"].isna()].fillna({"arm": ""}).itertuples():
+        tables.setdefault(row.arm, {})[row.metric] = [row.mean, row.low, row.high]
+    before = tables.pop("")  # no arm: all start alike
+    return {"before": before, "table_seconds": tables, "differences_seconds": paired}
 
 
 # ---- for the reader
@@ -336,10 +322,8 @@ def notes(r):
             "The arms of a pair did not start from the same evaluation: their options differ "
             "in more than training."
         )
-    if r["failed"]:
-        said.append(
-            f"{len(r['failed'])} runs are not finished and not counted. " + " ".join(r["failed"])
-        )
+    if failed := r["failed"]:
+        said.append(f"{len(failed)} runs are not finished and not counted. {' '.join(failed)}")
     return said
 
 
@@ -367,11 +351,10 @@ def paired_table(found):
     head = ["difference", "in", "mean", "95 %", "p", "corrected", "on each warm start"]
     lines = [line(head), line(["---"] * len(head))]
     for d in found:
-        interval = f"[{d['low']:+.3f}, {d['high']:+.3f}]"
         p_values = f"{d['p']:.2g}", f"{d['p_holm']:.2g}"
         each = ", ".join(f"{value:+.3f}" for value in d["by_warm_start"])
         name = f"{d['arm']} - {d['base']}"
-        lines.append(line([name, d["metric"], f"{d['mean']:+.3f}", interval, *p_values, each]))
+        lines.append(line([name, d["metric"], *signed(d), *p_values, each]))
     return lines
 
 
@@ -432,9 +415,7 @@ def picture(r, path):
 
 
 def show(path, out=None):
-    """A table of runs -> the text of results.md; with `out` it, compare.png and compare.html are
-    written there.
-    """
+    """A table of runs -> the text of results.md; that, compare.png and compare.html go to `out`."""
     r = results(*read(path))
     text = markdown(r)
     if out:
