@@ -16,6 +16,7 @@ import sys
 import time
 from functools import partial
 from importlib.util import find_spec
+from itertools import chain, product
 
 import torch
 from torch import nn
@@ -250,7 +251,7 @@ def cell(value):
 def show(title, rows):
     """Print a table for people; --json has every digit."""
     print(f"\n{title}\n")
-    columns = list(dict.fromkeys(key for row in rows for key in row))
+    columns = list(dict.fromkeys(chain.from_iterable(rows)))
     columns.sort(key=("method", "note").__contains__)  # the wide ones last
     print(*map(cell, columns))
     for row in rows:
@@ -260,21 +261,20 @@ def show(title, rows):
 
 def linear_table(flops, quick):
     rows, methods = [], linear_methods()
-    shapes = [(head, N) for head in HEADS for N in TOKENS]
-    for head, N in [(TARGET, 8192)] if quick else shapes:
+    for head, N in [(TARGET, 8192)] if quick else product(HEADS, TOKENS):
         D, V = HEADS[head]
         scale = D**-0.25
         hidden_ND, weight_VD = (torch.randn(n, D, device=DEVICE).bfloat16() for n in (N, V))
         inputs = [x.mul_(scale).requires_grad_() for x in (hidden_ND, weight_VD)]
         ids_N = torch.randint(V, (N,), device=DEVICE)
         exact = exact_linear(*inputs, ids_N) if N <= 8192 else None
-        product = 2 * N * D * V
+        flop = 2 * N * D * V
         for name, method in methods.items():
             row = {"head": head, "N": N} | both(name, method, inputs, ids_N, quick)
             memory = row["both_MiB"]
             row["workspace_MiB"] = memory and memory - sum(x.nbytes for x in inputs) / MIB
             # both: the logits again, and two gradients
-            rates(row, ("TFLOPs", 1e12, "matmul"), {"forward": product, "both": 4 * product}, flops)
+            rates(row, ("TFLOPs", 1e12, "matmul"), {"forward": flop, "both": 4 * flop}, flops)
             if exact and row["both_ms"]:
                 row |= linear_errors(method, inputs, ids_N, exact)
             rows.append(row)

@@ -127,11 +127,11 @@ def make_groups():
 def test_the_microscope_holds_to_python():
     groups = make_groups()
     pages = javascript(f"{json.dumps(groups)}.map(([rows, o]) => merci.microscope(rows, o))")
-    for (rows, o), page in zip(groups, pages):
+    for (rows, o), page in zip(groups, pages, strict=True):
         length = max(len(r["invn"]) for r in rows)
         pads = [[0.0] * (length - len(r["invn"])) for r in rows]
         invn_BT, noise_BT, mask_BT = (
-            torch.tensor([values + pad for values, pad in zip(column, pads)])
+            torch.tensor([values + pad for values, pad in zip(column, pads, strict=True)])
             for column in (
                 [r["invn"] for r in rows],
                 [r["noise"] for r in rows],
@@ -153,7 +153,7 @@ def test_the_microscope_holds_to_python():
         for g, shown in enumerate(page):
             stage = [
                 "kept" if k else "noise" if r else "spike" if t else "below"
-                for k, r, t in zip(kept_BT[g], run_BT[g], top_BT[g])
+                for k, r, t in zip(kept_BT[g], run_BT[g], top_BT[g], strict=True)
             ]
             assert shown["stage"] == stage[: len(rows[g]["invn"])]
             wanted = [x[0, g].item() for x in (bonus_PG, expl_PG, before_PG, after_PG)]
@@ -171,7 +171,7 @@ def test_the_percentile_rounds_as_python_does():
         f"{tops}.map(top => {lengths}.map(l => merci.percentile([...Array(l).keys()], "
         "top).filter(k => k).length))"
     )
-    for top, counts in zip(tops, page):
+    for top, counts in zip(tops, page, strict=True):
         python = [
             int(merci.percentile(torch.arange(n).float()[None], torch.ones(1, n), top).sum())
             for n in lengths
@@ -184,7 +184,10 @@ def test_examine_is_the_counter_and_the_model(run):
     source = Run.of(run)
     model, tokenizer = load(run)
     trunk, net = source.counter(model, "cpu")
-    score = lambda hidden_ND: cfn.inverse_count(net(hidden_ND))
+
+    def score(hidden_ND):
+        return cfn.inverse_count(net(hidden_ND))
+
     roll = draw_answers(model, tokenizer, "who is oldest in 'ops' ?", 2)
     shown = heatmap.examine(model, tokenizer, roll, trunk=trunk, net=net, noise_B=[[(0, 3)], []])
     for row, s in enumerate(shown):
@@ -233,7 +236,10 @@ def test_a_counter_made_now_knows_the_beaten_track(run):
     strange = draw_answers(
         model, tokenizer, "where live people from 'oslo' under 50 years ?", 32, longest=4, seed=9
     )
-    score = lambda hidden_ND: cfn.inverse_count(net(hidden_ND))
+
+    def score(hidden_ND):
+        return cfn.inverse_count(net(hidden_ND))
+
     invn = [
         look_at(model, roll, torch.zeros_like(roll.tokens_BT), score=score)[0][
             roll.mask_BT > 0

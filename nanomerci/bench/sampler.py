@@ -2,6 +2,7 @@
 
 import random
 import time
+from itertools import chain
 from statistics import median
 
 import torch
@@ -53,7 +54,7 @@ def plain_sampling(length, ends):
 
 
 def repeated(prompts, group):
-    return [prompt for prompt in prompts for _ in range(group)]
+    return list(chain.from_iterable([prompt] * group for prompt in prompts))
 
 
 def generate(model, prompts, group, length, ends):

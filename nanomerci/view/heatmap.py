@@ -149,8 +149,11 @@ def scale(groups):
     """Positions 0..1 of 1/n on a logarithmic scale from the 2nd to the 98th percentile of all
     tokens. -> (low, high, place).
     """
-    samples = [sample for g in groups for sample in g["samples"]]
-    values = sorted(x for sample in samples for x in sample["invn"] if x > 0) or [1.0]
+    values = []
+    for g in groups:
+        for sample in g["samples"]:
+            values += [x for x in sample["invn"] if x > 0]
+    values = sorted(values) or [1.0]
     low, high = (values[round(q * (len(values) - 1))] for q in (0.02, 0.98))
 
     def place(x):
