@@ -398,16 +398,20 @@ def explain(words, types, prog):
     """What is wrong with words that tyro refused: raises UserError."""
     for word, after in zip(words, [*words[1:], "--"]):
         option, equals, value = word.partition("=")
-        if not re.match("--?[a-zA-Z]", option):
+        if not is_option(option):
             continue
         if option_name(option) not in types:
             near = closest(option, [dashed(name) for name in types])
             raise UserError(f"unknown option {option}{near} See --help")
-        value = value if equals else after
-        if not equals and value.startswith("--"):
+        if not equals and after.startswith("--"):
             raise UserError(f"{option}: expected a value; see --help")
-        typed(option, types[option_name(option)], value)
+        completed = value == "True" and not is_option(after)
+        typed(option, types[option_name(option)], value if equals and not completed else after)
     raise UserError(f"{' '.join([prog, *words])}: too many or too few arguments; see --help")
+
+
+def is_option(word):
+    return re.match("--?[a-zA-Z]|--$", word)
 
 
 def read(path):
@@ -604,10 +608,7 @@ def listing():
     for title, entries in groups.items():
         lines += ["", f"{title}:"]
         for names, what in entries:
-            gap = " " * 26
-            lines.append(
-                textwrap.fill(what, 100, initial_indent=f"  {names:24}", subsequent_indent=gap)
-            )
+            lines.append(textwrap.fill(f"  {names:24}{what}", 100, subsequent_indent=" " * 26))
     return "\n".join(lines[1:])
 
 
