@@ -23,8 +23,7 @@ from importlib.util import find_spec
 from io import StringIO
 from math import inf
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Literal, NamedTuple, Union, get_args, get_origin
+from typing import Annotated, Literal, NamedTuple, get_args, get_origin
 
 PACKAGE = Path(__file__).parent.parent
 RECIPES = PACKAGE / "recipes"
@@ -314,7 +313,7 @@ def check_ranges(options):
     for f in fields(options):
         value = getattr(options, f.name)
         for rule in unwrap(f.type)[1]:
-            if value is not None and not rule.test(value):
+            if not rule.test(value):
                 raise UserError(f"{dashed(f.name)} {value}: expected {rule.words}")
 
 
@@ -329,19 +328,16 @@ def closest(word, words):
 
 # ---- from words and YAML to options
 def unwrap(annotation):
-    """Annotated[int, rule], int | None, tuple[int, ...] -> int, [rules]"""
-    rules = []
-    while get_origin(annotation) in (Annotated, Union, UnionType, tuple):
-        rules += [x for x in getattr(annotation, "__metadata__", ()) if isinstance(x, Allowed)]
-        annotation = get_args(annotation)[0]
-    return annotation, rules
+    """Annotated[int, rule] -> int, [rule]; int -> int, []"""
+    rules = [x for x in getattr(annotation, "__metadata__", ()) if isinstance(x, Allowed)]
+    return (get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation), rules
 
 
 def typed(where, annotation, value):
     """A word, or a value of YAML, as the option's type."""
     kind, text = unwrap(annotation)[0], str(value)
     choices = get_args(kind) or ("True", "False")
-    if kind in (str, Path) and isinstance(value, str):
+    if kind in (str, list, Path) and isinstance(value, str):
         return value
     if kind is bool and text in choices:
         return text == "True"
@@ -451,7 +447,9 @@ def named(argv):
 
 def recipe_for(argv):
     """The recipe where none is named: the task's own, or the one for any pretrained model."""
-    c = options([word for word in argv if word not in ("-h", "--help")], Config())
+    if {"-h", "--help"} & set(argv):
+        return "toy_sql"
+    c = options(argv, Config())
     return c.task if c.task in recipes() and not c.reward else "math"
 
 
