@@ -285,6 +285,7 @@ def check(c):
     check_ranges(c)
     least = 1 if c.bonus == "none" and c.algo == "dr_grpo" else 2
     frozen, installed = c.cfn_features == "frozen", c.logger == "none" or find_spec(c.logger)
+    slot = "{question}"
     full = "the trainer's log-probs cover the full vocabulary, so sampling must too; expected"
     rules = (
         ("top_p", c.top_p == 1, f"{full} 1.0"),
@@ -293,11 +294,7 @@ def check(c):
         ("minibatches", c.prompts % c.minibatches == 0, f"does not divide --prompts {c.prompts}"),
         ("overlong_buffer", c.overlong_buffer < c.max_new_tokens, "expected < --max_new_tokens"),
         ("reward", c.train_data or not c.reward, "needs problems; give --train_data too"),
-        (
-            "prompt_template",
-            "{question}" in (c.prompt_template or "{question}"),
-            "lacks {question}",
-        ),
+        ("prompt_template", slot in (c.prompt_template or slot), f"lacks {slot}"),
         ("credit", c.bonus != "entropy" or c.credit == "response", "entropy is per token anyway"),
         ("cfn_features", frozen or not c.kl_coef, "--kl_coef needs the frozen reference model"),
         ("logger", installed, f"is not installed; pip install {c.logger}, or --logger none"),
