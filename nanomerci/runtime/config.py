@@ -248,7 +248,7 @@ class Run:
     device: str = "auto"
     """cpu, cuda, or auto."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of forward and backward (weights stay float32); auto = bfloat16 on a GPU."""
+    """Precision of forward and backward (weights stay float32); auto = bfloat16 where it is fast."""
     kernels: Literal["auto", "torch", "triton"] = "auto"
     """Log-probs and CFN scores by fused Triton kernels or plain torch; auto = Triton on a GPU."""
     max_seq_len: Size = 0
@@ -613,7 +613,7 @@ def described(folder):
         text = ast.get_docstring(ast.parse(path.read_text())) or ""
         names, _, what = " ".join(text.split("\n\n")[0].split()).partition(": ")
         if what and re.fullmatch(r"[\w:]+(, [\w:]+)*", names):
-            yield names, what.partition(". ")[0]
+            yield names, what.partition(". ")[0].rstrip(".")
 
 
 def objectives():
