@@ -64,8 +64,9 @@ def table(text):
 
 def modules(tree):
     """What is driven, by its old or its new name."""
-    from nanomerci import tasks
     from once import Once
+
+    from nanomerci import tasks
 
     tasks.load = lambda *_: Once()
     if (tree / "nanomerci/runtime").is_dir():

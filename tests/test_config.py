@@ -62,7 +62,7 @@ def test_as_a_real_process_too(tmp_path):
         (["--kernels", "fused"], "--kernels fused: expected auto|torch|triton"),
         (["--steps"], "--steps: expected a value"),
         (["--out", "--steps", "3"], "--out: expected a value"),
-        (["toy_sql", "toy_math"], "toy_math: too many or too few arguments"),
+        (["toy_sql", "toy_math"], "too many or too few arguments; see --help"),
         (["--algo", "ppo"], "--algo"),
         (["--bonus", "cfm"], "--bonus"),
         (["--group", "1"], "--group 1: a group of one has no standard deviation"),
@@ -130,12 +130,14 @@ SECTIONS = config.Config.__bases__[::-1]
 def test_help_has_every_option_with_meaning_and_default_in_its_section(section, capsys):
     """As a reader sees it: the sections in their order, and in each its options in theirs."""
     text = printed(capsys, "toy_math", "--help")
-    assert "options" in text and text.startswith("usage: train.py")
-    headings = re.findall(r"^\u256d\u2500 (\w+) options", text, re.M)
-    assert headings == [one.__name__.lower() for one in SECTIONS]
-    part = text.split(f"\u256d\u2500 {section.__name__.lower()} options")[1].split("\u2570")[0]
-    part = " ".join(re.sub("[\u2500-\u257f]", " ", part).split())
+    assert text.startswith("usage: train.py")
+    # with boxes or without, as the terminal can
+    _, _, *rest = re.split(r"^\W*(\w*) ?options\W*$", text, flags=re.M)
+    parts = dict(zip(rest[1::2], rest[2::2]))
+    assert [*parts] == [one.__name__.lower() for one in SECTIONS]
+    part = " ".join(re.sub("[\u2500-\u257f]|---+", " ", parts[section.__name__.lower()]).split())
     assert part.startswith(section.__doc__)
+    part = part.removeprefix(section.__doc__)
     source, place = Path(config.__file__).read_text(), 0
     source = source.split(f"\nclass {section.__name__}:\n")[1].split("@")[0]
     defaults = Config(**config.read(config.RECIPES / "toy_math.yaml"))
@@ -143,8 +145,7 @@ def test_help_has_every_option_with_meaning_and_default_in_its_section(section, 
         meaning = source.split(f"    {field.name}: ")[1].split('"""')[1]
         value = getattr(defaults, field.name)
         shown = "''" if value == "" else str(value)
-        assert part.index(f"--{field.name} ") > place, "in the order of the source"
-        place = part.index(f"--{field.name} ")
+        place = part.index(f"--{field.name} ", place)  # in the order of the source
         head, rest = part[place:].split(" ", 2)[1:]
         assert rest.startswith(f"{meaning} (default: {shown})"), field.name
         kind = config.unwrap(field.type)[0]
@@ -324,10 +325,11 @@ def test_a_run_from_before_the_renames_is_one_clear_line(tmp_path):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
     with pytest.raises(UserError) as error:
         parse(["--resume", str(tmp_path)])
-    assert str(error.value) == (
-        f"{tmp_path}/config.yaml: unknown option kl; did you mean alpha?; a run of another version "
-        f"cannot be resumed; start a new one with --model {tmp_path}"
+    said = str(error.value)
+    assert said.startswith(f"{tmp_path}/config.yaml: unknown option kl;") and said.endswith(
+        f"a run of another version cannot be resumed; start a new one with --model {tmp_path}"
     )
+    assert len(said.splitlines()) == 1
 
 
 def test_resume_auto_takes_what_the_run_chose_and_refuses_a_change(tmp_path, monkeypatch):

@@ -509,7 +509,7 @@ def test_an_error_is_one_line_and_status_2(run):
     )
     assert (
         done.returncode == 2
-        and done.stderr == "error: -n 0: expected 1 or more, below 2^31\n"
+        and done.stderr == "error: -n 0: expected 1 or more\n"
         and done.stdout == ""
     )
 

@@ -23,8 +23,7 @@ from importlib.util import find_spec
 from io import StringIO
 from math import inf
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Literal, NamedTuple, Union, get_args, get_origin
+from typing import Annotated, Literal, NamedTuple, get_args, get_origin
 
 PACKAGE = Path(__file__).parent.parent
 RECIPES = PACKAGE / "recipes"
@@ -249,7 +248,7 @@ class Run:
     device: str = "auto"
     """cpu, cuda, or auto."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of forward and backward (weights stay float32); auto = bfloat16 on a GPU."""
+    """Precision of forward and backward (weights stay float32); auto = bfloat16 where it is fast."""
     kernels: Literal["auto", "torch", "triton"] = "auto"
     """Log-probs and CFN scores by fused Triton kernels or plain torch; auto = Triton on a GPU."""
     max_seq_len: Size = 0
@@ -286,6 +285,7 @@ def check(c):
     check_ranges(c)
     least = 1 if c.bonus == "none" and c.algo == "dr_grpo" else 2
     frozen, installed = c.cfn_features == "frozen", c.logger == "none" or find_spec(c.logger)
+    slot = "{question}"
     full = "the trainer's log-probs cover the full vocabulary, so sampling must too; expected"
     rules = (
         ("top_p", c.top_p == 1, f"{full} 1.0"),
@@ -294,11 +294,7 @@ def check(c):
         ("minibatches", c.prompts % c.minibatches == 0, f"does not divide --prompts {c.prompts}"),
         ("overlong_buffer", c.overlong_buffer < c.max_new_tokens, "expected < --max_new_tokens"),
         ("reward", c.train_data or not c.reward, "needs problems; give --train_data too"),
-        (
-            "prompt_template",
-            "{question}" in (c.prompt_template or "{question}"),
-            "lacks {question}",
-        ),
+        ("prompt_template", slot in (c.prompt_template or slot), f"lacks {slot}"),
         ("credit", c.bonus != "entropy" or c.credit == "response", "entropy is per token anyway"),
         ("cfn_features", frozen or not c.kl_coef, "--kl_coef needs the frozen reference model"),
         ("logger", installed, f"is not installed; pip install {c.logger}, or --logger none"),
@@ -314,7 +310,7 @@ def check_ranges(options):
     for f in fields(options):
         value = getattr(options, f.name)
         for rule in unwrap(f.type)[1]:
-            if value is not None and not rule.test(value):
+            if not rule.test(value):
                 raise UserError(f"{dashed(f.name)} {value}: expected {rule.words}")
 
 
@@ -329,19 +325,16 @@ def closest(word, words):
 
 # ---- from words and YAML to options
 def unwrap(annotation):
-    """Annotated[int, rule], int | None, tuple[int, ...] -> int, [rules]"""
-    rules = []
-    while get_origin(annotation) in (Annotated, Union, UnionType, tuple):
-        rules += [x for x in getattr(annotation, "__metadata__", ()) if isinstance(x, Allowed)]
-        annotation = get_args(annotation)[0]
-    return annotation, rules
+    """Annotated[int, rule] -> int, [rule]; int -> int, []"""
+    rules = [x for x in getattr(annotation, "__metadata__", ()) if isinstance(x, Allowed)]
+    return (get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation), rules
 
 
 def typed(where, annotation, value):
     """A word, or a value of YAML, as the option's type."""
     kind, text = unwrap(annotation)[0], str(value)
     choices = get_args(kind) or ("True", "False")
-    if kind in (str, Path) and isinstance(value, str):
+    if kind in (str, list, Path) and isinstance(value, str):
         return value
     if kind is bool and text in choices:
         return text == "True"
@@ -398,16 +391,20 @@ def explain(words, types, prog):
     """What is wrong with words that tyro refused: raises UserError."""
     for word, after in zip(words, [*words[1:], "--"]):
         option, equals, value = word.partition("=")
-        if not re.match("--?[a-zA-Z]", option):
+        if not is_option(option):
             continue
         if option_name(option) not in types:
             near = closest(option, [dashed(name) for name in types])
             raise UserError(f"unknown option {option}{near} See --help")
-        value = value if equals else after
-        if not equals and value.startswith("--"):
+        if not equals and after.startswith("--"):
             raise UserError(f"{option}: expected a value; see --help")
-        typed(option, types[option_name(option)], value)
+        completed = value == "True" and not is_option(after)
+        typed(option, types[option_name(option)], value if equals and not completed else after)
     raise UserError(f"{' '.join([prog, *words])}: too many or too few arguments; see --help")
+
+
+def is_option(word):
+    return re.match("--?[a-zA-Z]|--$", word)
 
 
 def read(path):
@@ -447,7 +444,9 @@ def named(argv):
 
 def recipe_for(argv):
     """The recipe where none is named: the task's own, or the one for any pretrained model."""
-    c = options([word for word in argv if word not in ("-h", "--help")], Config())
+    if {"-h", "--help"} & set(argv):
+        return "toy_sql"
+    c = options(argv, Config())
     return c.task if c.task in recipes() and not c.reward else "math"
 
 
@@ -604,10 +603,7 @@ def listing():
     for title, entries in groups.items():
         lines += ["", f"{title}:"]
         for names, what in entries:
-            gap = " " * 26
-            lines.append(
-                textwrap.fill(what, 100, initial_indent=f"  {names:24}", subsequent_indent=gap)
-            )
+            lines.append(textwrap.fill(f"  {names:24}{what}", 100, subsequent_indent=" " * 26))
     return "\n".join(lines[1:])
 
 
@@ -617,7 +613,7 @@ def described(folder):
         text = ast.get_docstring(ast.parse(path.read_text())) or ""
         names, _, what = " ".join(text.split("\n\n")[0].split()).partition(": ")
         if what and re.fullmatch(r"[\w:]+(, [\w:]+)*", names):
-            yield names, what.partition(". ")[0]
+            yield names, what.partition(". ")[0].rstrip(".")
 
 
 def objectives():

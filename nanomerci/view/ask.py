@@ -6,7 +6,7 @@ Nothing heavy is imported before the command line is known to be right: loading 
 
 import sys
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -24,6 +24,10 @@ Sample from a model: print its responses, or colour their tokens by how novel th
   python sample.py MODEL --eval math500 -k 16 --temperature 0.6 --top_p 0.95"""
 
 
+# (for int | None and list[str] tyro would import typeguard, which takes as long as all the rest)
+Own = Annotated[int, config.Allowed("1 or more", lambda x: x >= 1 or x == -1)]
+
+
 # ---- the options
 @dataclass(frozen=True, kw_only=True)
 class What:
@@ -31,10 +35,10 @@ class What:
 
     model: Annotated[Positional[str], arg(metavar="MODEL_OR_RUN")]
     """Hugging Face folder or hub id, or a run folder: its newest model."""
-    prompt: Annotated[Positional[str | None], arg(metavar="PROMPT")] = None
+    prompt: Annotated[Positional[str], arg(metavar="PROMPT")] = ""
     """The prompt; without it: --file, a pipe, or a run's first held-out problem."""
-    n: Annotated[config.Count | None, arg(aliases=["-n"], metavar="INT")] = None
-    """Responses per prompt; None = 1, or 4 for a picture."""
+    n: Annotated[Own, arg(aliases=["-n"])] = -1
+    """Responses per prompt; -1 = 1, or 4 for a picture."""
     file: str = ""
     """File of prompts, one per line."""
     raw: bool = False
@@ -45,8 +49,8 @@ class What:
 class How:
     """How to sample"""
 
-    max_new_tokens: Annotated[config.Count | None, arg(metavar="INT")] = None
-    """Maximum response length in tokens; None = the run's, or 256."""
+    max_new_tokens: Own = -1
+    """Maximum response length in tokens; -1 = the run's, or 256."""
     temperature: config.Weight = 1.0
     """Sampling temperature; 0 = greedy."""
     top_p: config.Share = 1.0
@@ -63,7 +67,7 @@ class How:
 class Pictures:
     """Pictures"""
 
-    heatmap: tuple[str, ...] = ()
+    heatmap: list = field(default_factory=list)
     """Write tokens coloured by 1/n, with sliders, to a .html; may be given twice."""
     color: bool = False
     """The same colours in the terminal."""
@@ -79,10 +83,10 @@ class Test:
 
     eval: str = ""
     """Task, aime24, math500 ... (tasks/math.py), file of problems, or Spider or BIRD folder."""
-    k: Annotated[config.Count | None, arg(aliases=["-k"], metavar="INT")] = None
-    """Responses per problem; None = the paper's number for the set, else 16."""
-    limit: Annotated[config.Count | None, arg(metavar="INT")] = None
-    """Only this many problems, the first."""
+    k: Annotated[Own, arg(aliases=["-k"])] = -1
+    """Responses per problem; -1 = the paper's number for the set, else 16."""
+    limit: Own = -1
+    """Only this many problems, the first; -1 = all."""
     data_folder: str = ""
     """Folder that holds the sets as files, for machines without network."""
     out: str = ""
@@ -102,6 +106,9 @@ def parse():
 
 
 def arguments(argv):
+    """-> Request, in which what was not given is None."""
+    if "" in argv:
+        raise UserError("prompt '': is empty; expected some text")
     a, _ = config.command_line(Request, argv, "sample.py", USAGE)
     config.check_ranges(a)
     for file in map(Path, a.heatmap):
@@ -112,9 +119,12 @@ def arguments(argv):
             )
         if not file.absolute().parent.is_dir():
             raise UserError(f"--heatmap {file}: there is no folder {file.parent}")
-    if a.prompt is not None and a.file:
+    if a.prompt and a.file:
         raise UserError(f"--file {a.file}: a prompt is given too; expected one of the two")
-    return replace(a, n=a.n or (4 if a.heatmap or a.color else 1))
+    n = 4 if a.heatmap or a.color else 1
+    a = replace(a, prompt=a.prompt or None, n=n if a.n == -1 else a.n)
+    open_ = [name for name in ("max_new_tokens", "k", "limit") if getattr(a, name) == -1]
+    return replace(a, **dict.fromkeys(open_))
 
 
 # ---- what is asked for
