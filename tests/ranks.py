@@ -101,21 +101,6 @@ def run(world, folder, environment=(), **options):
     return Path(folder), end(processes), Path(f"{folder}.log.0").read_text()
 
 
-def metrics(folder):
-    """Without the times, which differ."""
-    rows = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
-    return [
-        {k: v for k, v in row.items() if not k.startswith(("time/", "tokens_per_s"))}
-        for row in rows
-    ]
-
-
-def weights(folder, step):
-    from safetensors.torch import load_file
-
-    return load_file(Path(folder) / f"checkpoints/step_{step:06d}/model/model.safetensors")
-
-
 def groups(folder):
     """What a run with GROUPS=folder learned from, whichever rank had it."""
     text = "".join(file.read_text() for file in Path(folder).iterdir())

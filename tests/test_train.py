@@ -6,72 +6,14 @@ import json
 import os
 import shutil
 import signal
-from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT
-from once import WORDS, Once
+from runs import TIMES, metrics, same_weights, weights
 
-from nanomerci import tasks, train
-from nanomerci.runtime import config
+from nanomerci import train
 from nanomerci.runtime.config import UserError
-
-
-@pytest.fixture(scope="module")
-def model(small_model):
-    return small_model(WORDS)
-
-
-@pytest.fixture
-def run(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(tasks, "load", lambda c: Once())
-
-    def go(name, **options):
-        settings = dict(
-            model=model,
-            steps=4,
-            prompts=4,
-            group=4,
-            minibatches=2,
-            lr=3e-3,
-            max_new_tokens=8,
-            run=1,
-            cfn_hidden=16,
-            eval_problems=4,
-            eval_k=4,
-            eval_every=2,
-            save_every=2,
-            keep_checkpoints=9,
-            out=tmp_path / name,
-            threads=1,
-            lr_decay=False,
-            gamma_decay=60,
-            alpha=0.8,
-            report=False,
-        )
-        settings |= options
-        if "resume" in settings:
-            settings = {k: v for k, v in settings.items() if k in ("resume", "steps")}
-        train.main(config.parse([f"--{k}={v}" for k, v in settings.items()]))
-        return Path(settings.get("out") or settings["resume"])
-
-    return go
-
-
-def metrics(folder, drop=("time/", "tokens_per_s")):
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if not k.startswith(drop)} for row in rows]
-
-
-def weights(folder, step):
-    from safetensors.torch import load_file
-
-    return load_file(folder / f"checkpoints/step_{step:06d}/model/model.safetensors")
-
-
-def same_weights(a, b):
-    return all(torch.equal(a[k], b[k]) for k in a) and a.keys() == b.keys()
 
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(run):
@@ -85,7 +27,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(run):
 def test_gamma_zero_is_plain_grpo_bit_for_bit(run):
     plain, control = run("plain", bonus="none"), run("control", gamma=0)
     merci = run("merci", gamma=1.0, alpha=0.9)
-    own = ("time/", "tokens_per_s", "merci/", "cfn/")
+    own = (*TIMES, "merci/", "cfn/")
     assert metrics(plain, own) == metrics(control, own)
     assert same_weights(weights(plain, 4), weights(control, 4))
     assert not same_weights(weights(plain, 4), weights(merci, 4))
