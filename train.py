@@ -290,7 +290,7 @@ def update(c, models, optimizer, bonus, batch, adv, first, step):
         group["lr"] = learning_rate(c, step)
     objective, rollout = OBJECTIVES[c.algo], batch.rollout
     on_policy_B = (batch.number_P >= first).repeat_interleave(c.group)
-    learning_B = torch.ones_like(on_policy_B) if c.kl_coef else (adv != 0).view(len(adv), -1).any(1)
+    learning_B = torch.ones_like(on_policy_B) if c.kl_coef else (grpo.per_token(adv) != 0).any(1)
     logp = LogProbs(c, rollout, on_policy_B)
     if c.minibatches > 1 and c.old_logp == "trainer":
         logp.recompute_old(models.actor)

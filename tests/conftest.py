@@ -14,9 +14,8 @@ import torch
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 torch.set_num_threads(1)
-signal.signal(
-    signal.SIGINT, signal.default_int_handler
-)  # a shell that starts the suite in the background has it ignored
+# a shell that starts the suite in the background has it ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
@@ -64,3 +63,43 @@ def small_model(tmp_path_factory):
         return made[key]
 
     return make
+
+
+@pytest.fixture
+def run(small_model, tmp_path, monkeypatch):
+    """run(name, **options): train.py on the task of once.py -> the run's folder."""
+    from once import WORDS, Once
+
+    from nanomerci import tasks, train
+    from nanomerci.runtime import config
+
+    monkeypatch.setattr(tasks, "load", lambda c: Once())
+    settings = {
+        "model": small_model(WORDS),
+        "steps": 4,
+        "prompts": 4,
+        "group": 4,
+        "minibatches": 2,
+        "lr": 3e-3,
+        "max_new_tokens": 8,
+        "run": 1,
+        "cfn_hidden": 16,
+        "eval_problems": 4,
+        "eval_k": 4,
+        "eval_every": 2,
+        "save_every": 2,
+        "keep_checkpoints": 9,
+        "threads": 1,
+        "lr_decay": False,
+        "gamma_decay": 60,
+        "alpha": 0.8,
+        "report": False,
+    }
+
+    def go(name, **options):
+        if "resume" not in options:
+            options = settings | {"out": tmp_path / name} | options
+        train.main(config.parse([f"--{k}={v}" for k, v in options.items()]))
+        return Path(options.get("out") or options["resume"])
+
+    return go

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from nanomerci.tasks import Task
 from nanomerci.tasks.graders.pool import Grade
 
 WORDS = "a b c d e f g h".split()
@@ -17,11 +18,14 @@ def grade(text):
     return Grade(1.0, "right") if text.split().count("a") == 1 else Grade(0.0, "wrong")
 
 
-class Once:
-    train = [
-        Problem(f"train/{i}", " ".join(WORDS[(i >> k) % 8] for k in (0, 1, 2))) for i in range(40)
-    ]
-    test = [Problem(f"test/{i}", f"{WORDS[i]} {WORDS[i]}") for i in range(8)]
+class Once(Task):
+    def __init__(self):
+        asked = (f"{WORDS[i % 8]} {WORDS[(i >> 1) % 8]} {WORDS[(i >> 2) % 8]}" for i in range(40))
+        held_out = (f"{word} {word}" for word in WORDS)
+        super().__init__(
+            [Problem(f"train/{i}", prompt) for i, prompt in enumerate(asked)],
+            [Problem(f"test/{i}", prompt) for i, prompt in enumerate(held_out)],
+        )
 
     def job(self, problem, text):
         return grade, text

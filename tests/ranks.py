@@ -9,6 +9,7 @@ import resource
 import socket
 import sys
 import time
+from itertools import chain
 from pathlib import Path
 
 from once import WORDS
@@ -38,7 +39,12 @@ SETTINGS = dict(
 )
 server = multiprocessing.get_context("forkserver")
 server.set_forkserver_preload(
-    ["train", "once", "torch.distributed.fsdp", "torch.distributed.checkpoint.state_dict"]
+    [
+        "nanomerci.train",
+        "once",
+        "torch.distributed.fsdp",
+        "torch.distributed.checkpoint.state_dict",
+    ]
 )
 
 
@@ -73,11 +79,8 @@ def start(world, argv, log, environment=(), what="main"):
 
 
 def command(folder, **options):
-    options = (
-        options
-        if "resume" in options and options["resume"] != "auto"
-        else SETTINGS | {"out": folder} | options
-    )
+    if options.get("resume", "auto") == "auto":
+        options = SETTINGS | {"out": folder} | options
     return ["train.py"] + [f"--{k}={v}" for k, v in options.items()]
 
 
@@ -98,29 +101,11 @@ def run(world, folder, environment=(), **options):
     return Path(folder), end(processes), Path(f"{folder}.log.0").read_text()
 
 
-def metrics(folder):
-    """Without the times, which differ."""
-    rows = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
-    return [
-        {k: v for k, v in row.items() if not k.startswith(("time/", "tokens_per_s"))}
-        for row in rows
-    ]
-
-
-def weights(folder, step):
-    from safetensors.torch import load_file
-
-    return load_file(Path(folder) / f"checkpoints/step_{step:06d}/model/model.safetensors")
-
-
 def groups(folder):
     """What a run with GROUPS=folder learned from, whichever rank had it."""
-    rows = [
-        json.loads(line)
-        for file in Path(folder).iterdir()
-        for line in file.read_text().splitlines()
-    ]
-    return sorted((int(row["where"].split()[1]), row["number"], row["text"]) for row in rows)
+    text = "".join(file.read_text() for file in Path(folder).iterdir())
+    rows = map(json.loads, text.splitlines())
+    return sorted((row["step"], row["number"], row["text"]) for row in rows)
 
 
 def farthest(a, b):
@@ -129,10 +114,13 @@ def farthest(a, b):
         assert a.keys() == b.keys()
         return max((a[k].double() - b[k].double()).abs().max().item() for k in a if a[k].numel())
     assert [row.keys() for row in a] == [row.keys() for row in b]
-    flat = lambda rows: [
-        x for row in rows for v in row.values() for x in (v if isinstance(v, list) else [v])
-    ]
-    return max(abs(x - y) for x, y in zip(flat(a), flat(b), strict=True))
+    return max(abs(x - y) for x, y in zip(numbers(a), numbers(b), strict=True))
+
+
+def numbers(rows):
+    """All values of these metrics; of an interval, both ends."""
+    values = chain.from_iterable(row.values() for row in rows)
+    return list(chain.from_iterable(v if isinstance(v, list) else [v] for v in values))
 
 
 def one_rank(rank, world, port, argv, log, environment, what):
@@ -162,37 +150,33 @@ def main():
     """
     from once import Once
 
-    from nanomerci import tasks, train
-    from nanomerci.runtime import config, ranks
+    from nanomerci import sample, tasks, train
+    from nanomerci.runtime import checkpoint, config, ranks
 
-    tasks.load = lambda c, cache: Once()
-    update, token_logp, now = train.update, train.token_logp, []
+    tasks.load = lambda c: Once()
+    update, token_logp, now = train.update, train.token_logp, [0]
 
-    def watched(c, policy, actor, optimizer, rate, batch, first, merged, precision, where):
-        now[:] = [where]
+    def watched(c, models, optimizer, bonus, batch, adv, first, step):
+        now[0] = step
         time.sleep(float(os.environ.get("SLOW", 0)))
-        if os.environ.get("FULL") == where.split()[1]:
+        if os.environ.get("FULL") == str(step):
             resource.setrlimit(resource.RLIMIT_FSIZE, (60000, 60000))
         if "GROUPS" in os.environ:
             with open(f"{os.environ['GROUPS']}/{ranks.rank}.jsonl", "a") as file:
                 for p, number in enumerate(batch.number_P.tolist()):
                     rows = slice(p * batch.group, (p + 1) * batch.group)
                     group = {
-                        "where": where,
+                        "step": step,
                         "number": number,
                         "text": batch.text_B[rows],
-                        "advantage": merged[rows].tolist(),
+                        "advantage": adv[rows].tolist(),
                     }
                     file.write(json.dumps(group) + "\n")
-        return update(c, policy, actor, optimizer, rate, batch, first, merged, precision, where)
+        return update(c, models, optimizer, bonus, batch, adv, first, step)
 
     def poisoned(*arguments):
         logp, entropy = token_logp(*arguments)
-        here = (
-            now
-            and os.environ.get("POISON") == f"{ranks.rank}:{now[0].split()[1]}"
-            and logp.requires_grad
-        )
+        here = os.environ.get("POISON") == f"{ranks.rank}:{now[0]}" and logp.requires_grad
         return (logp * float("nan") if here else logp), entropy
 
     def said(name, function):
@@ -208,15 +192,10 @@ def main():
     train.update, train.token_logp = watched, poisoned
     if "PHASE" in os.environ and ranks.rank == 0:
         phase = Path(os.environ["PHASE"])
-        train.generate, train.update, train.state.save = (
-            said(name, f)
-            for name, f in (
-                ("sample", train.generate),
-                ("update", watched),
-                ("save", train.state.save),
-            )
-        )
-    config.run_command(train.main)
+        sample.generate = said("sample", sample.generate)
+        train.update = said("update", watched)
+        checkpoint.save = said("save", checkpoint.save)
+    config.run_command(lambda: train.main(config.parse(sys.argv[1:])))
 
 
 def stale():
@@ -230,10 +209,12 @@ def stale():
     policy, actor = ranks.shard(tiny(WORDS, width=32, layers=2, heads=2)[0], "fsdp", torch.bfloat16)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=0.1)
     ids = torch.tensor([[4, 5, 6]])
+
+    def total(model, ids):
+        return model(ids).logits.float().logsumexp(-1).sum()
+
     before = actor(ids).logits
-    ranks.call(
-        policy, lambda model, ids: model(ids).logits.float().logsumexp(-1).sum(), ids
-    ).backward()
+    ranks.call(policy, total, ids).backward()
     ranks.step(optimizer, 1.0, "step 1")
     try:
         actor(ids)

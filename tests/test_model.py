@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nanomerci.loop import model as model_file
-from nanomerci.loop.model import look_at, recompute, token_logp
+from nanomerci.loop.model import StateReader, enable_gradient_checkpointing, token_logp
 from nanomerci.loop.rollout import Rollout, pad
 
 A, B, C = [5, 6, 7, 8, 9, 10, 11], [5, 6, 7, 8, 9, 10, 0], [12, 13]
@@ -47,25 +47,24 @@ def forwarded(model, work):
 
 def plainly(monkeypatch, work):
     """The same without sharing."""
+
+    def states(model, tokens_BT, mask_BT, last=True):
+        return model_file.hidden_states(model, tokens_BT), torch.ones_like(tokens_BT[:, 0])
+
     with monkeypatch.context() as patch:
-        patch.setattr(
-            model_file,
-            "states",
-            lambda model, tokens_BT, mask_BT, last=True: (
-                model_file.hidden_states(model, tokens_BT),
-                torch.ones(len(tokens_BT), dtype=torch.int64),
-            ),
-        )
+        patch.setattr(model_file, "states", states)
         return work()
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
-@pytest.mark.parametrize("again", [False, True])
-def test_values_and_gradients_are_those_of_whole_rows(small, monkeypatch, family, shape, again):
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_values_and_gradients_are_those_of_whole_rows(
+    small, monkeypatch, family, shape, checkpointing
+):
     model, roll = small(family), rollout(SHAPES[shape])
-    if again:
-        recompute(model)
+    if checkpointing:
+        enable_gradient_checkpointing(model)
     weight_BT = torch.rand(roll.mask_BT.shape, generator=torch.Generator().manual_seed(0)) - 0.5
 
     def learn():
@@ -82,38 +81,40 @@ def test_values_and_gradients_are_those_of_whole_rows(small, monkeypatch, family
     assert (shared[0] < 0).equal(roll.mask_BT > 0)
 
 
+def square(hidden_ND):
+    return hidden_ND.square().sum(1)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_trunk_sees_the_same_states(small, monkeypatch, shape):
-    trunk, roll = small("qwen3").requires_grad_(False), rollout(SHAPES[shape])
+def test_the_reader_sees_the_same_states(small, monkeypatch, shape):
+    roll = rollout(SHAPES[shape])
+    reader = StateReader(small("qwen3").requires_grad_(False), score=square, kl=True)
     place_BT = torch.arange(roll.tokens_BT.numel()).view_as(roll.tokens_BT)
-    look = lambda: look_at(
-        trunk, roll, place_BT, score=lambda hidden_ND: hidden_ND.square().sum(1), kl=True
+
+    def look():
+        return reader(roll, place_BT)
+
+    (*shared, address_N), tokens = forwarded(reader.model, look)
+    (*whole, address_again_N), plain_tokens = forwarded(
+        reader.model, lambda: plainly(monkeypatch, look)
     )
-    (invn_BT, logp_BT, visits), tokens = forwarded(trunk, look)
-    (whole_invn_BT, whole_logp_BT, whole_visits), plain_tokens = forwarded(
-        trunk, lambda: plainly(monkeypatch, look)
-    )
-    assert tokens < plain_tokens and visits[1].equal(whole_visits[1])
-    for ours, theirs in (
-        (invn_BT, whole_invn_BT),
-        (logp_BT, whole_logp_BT),
-        (visits[0], whole_visits[0]),
-    ):
+    assert tokens < plain_tokens and address_N.equal(address_again_N)
+    for ours, theirs in zip(shared, whole, strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_each_prompt_is_forwarded_once_or_not_apart_at_all(small):
     model = small("llama")
-    tokens = lambda rows: forwarded(
-        model, lambda: token_logp(model, *(rollout(rows).tokens_BT, rollout(rows).mask_BT))
-    )[1]
-    assert (
-        tokens(SHAPES["one token"]) == 4 * 8
-    )  # four prompts, as wide as the longest; the response's only token predicts nothing
+
+    def tokens(rows):
+        roll = rollout(rows)
+        return forwarded(model, lambda: token_logp(model, roll.tokens_BT, roll.mask_BT))[1]
+
+    # four prompts, as wide as the longest; the response's only token predicts nothing
+    assert tokens(SHAPES["one token"]) == 4 * 8
     assert tokens(SHAPES["one prompt"]) == 1 * 7 + 8 * 2
-    assert tokens([(p, [4] * 3) for p in (A, B, C)]) == 3 * (
-        7 + 3 - 1
-    )  # a row a prompt: nothing to share
+    # every row its own prompt: nothing to share
+    assert tokens([(p, [4] * 3) for p in (A, B, C)]) == 3 * (7 + 3 - 1)
     assert tokens([(C, [4] * 20)] * 8) == 8 * (2 + 20 - 1)  # long responses: not worth it
     model.call = None  # what marks a sharded model
     assert tokens(SHAPES["one prompt"]) == 8 * (7 + 3 - 1)

@@ -2,23 +2,28 @@
 
 import math
 import os
+from dataclasses import replace
 
 import pytest
 import torch
 
-from nanomerci.loop.model import look_at, token_logp
-from nanomerci.loop.rollout import Rollout, micro_batches, noise_mask, pad
+from nanomerci import sample
+from nanomerci.loop import decode
+from nanomerci.loop.decode import DecodeStep, SlotKVCache, inference_copy, max_slots
+from nanomerci.loop.model import StateReader, tiny, token_logp
+from nanomerci.loop.rollout import Rollout, SampleOptions, micro_batches, noise_mask, pad
 from nanomerci.runtime.config import UserError
-from nanomerci.sample import SlotCache, Step, draw, generate, room, truncate, working
+from nanomerci.sample import generate, sample_token, truncate
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14], [15, 16]]
+HOW = {"max_new_tokens": 10, "eos_id": [1, 2, 3], "seed": 5}
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
 def test_greedy_equals_transformers_generate(small, family):
     model = small(family)
     roll = generate(model, PROMPTS, 1, max_new_tokens=12, eos_id=1, temperature=0)
-    for prompt, response in zip(PROMPTS, roll.responses()):
+    for prompt, response in zip(PROMPTS, roll.responses(), strict=True):
         theirs = model.generate(
             torch.tensor([prompt]),
             attention_mask=torch.ones(1, len(prompt)),
@@ -47,26 +52,17 @@ def test_log_probs_of_sampler_trainer_and_transformers_agree(small, family, temp
 @pytest.mark.parametrize("slots", [3, 4, 7, 512])
 def test_a_sample_does_not_depend_on_its_company(small, slots):
     model = small("llama")
-    whole = generate(model, PROMPTS, 3, max_new_tokens=10, eos_id=[1, 2, 3], seed=5)
-    some = generate(model, PROMPTS, 3, max_new_tokens=10, eos_id=[1, 2, 3], seed=5, slots=slots)
+    whole = generate(model, PROMPTS, 3, **HOW)
+    some = generate(model, PROMPTS, 3, **HOW, options=SampleOptions(slots=slots))
     assert some.responses() == whole.responses()
     assert torch.allclose(some.logp_BT, whole.logp_BT, atol=1e-5)
     order = [2, 0, 3, 1]
     rows = (torch.tensor(order)[:, None] * 3 + torch.arange(3)).flatten()
-    shuffled = generate(
-        model,
-        [PROMPTS[p] for p in order],
-        3,
-        max_new_tokens=10,
-        eos_id=[1, 2, 3],
-        seed=5,
-        rows=rows,
-    )
+    prompts = [PROMPTS[p] for p in order]
+    shuffled = generate(model, prompts, 3, **HOW, options=SampleOptions(rows=rows))
     assert shuffled.responses() == [whole.responses()[r] for r in rows.tolist()]
-    assert (
-        generate(model, PROMPTS, 3, max_new_tokens=10, eos_id=[1, 2, 3], seed=6).responses()
-        != whole.responses()
-    )
+    other = generate(model, PROMPTS, 3, **HOW | {"seed": 6})
+    assert other.responses() != whole.responses()
 
 
 def test_samples_follow_the_models_distribution(small):
@@ -82,64 +78,49 @@ def test_samples_follow_the_models_distribution(small):
 
 
 def test_out_of_memory_halves_the_slots_and_changes_nothing(small, monkeypatch):
-    from nanomerci import sample
-
     model, seen, told = small("llama"), [], []
-    whole = generate(model, PROMPTS, 3, max_new_tokens=10, eos_id=[1, 2, 3], seed=5)
-    forward = sample.Step.forward
+    whole = generate(model, PROMPTS, 3, **HOW)
+    forward = DecodeStep.forward
 
     def cramped(step, token_S, position_S, longest):
-        seen.append(step.slots.keys.shape[1])
+        seen.append(step.cache.slots)
         if len(token_S) > 5:
             raise torch.cuda.OutOfMemoryError("as on a GPU")
         return forward(step, token_S, position_S, longest)
 
-    monkeypatch.setattr(sample.Step, "forward", cramped)
-    again = generate(
-        model, PROMPTS, 3, max_new_tokens=10, eos_id=[1, 2, 3], seed=5, progress=told.append
-    )
-    assert (
-        again.responses() == whole.responses()
-        and list(dict.fromkeys(seen)) == [12, 6, 3]
-        and sum(told) == 12
-    )
+    monkeypatch.setattr(DecodeStep, "forward", cramped)
+    again = generate(model, PROMPTS, 3, **HOW, options=SampleOptions(progress=told.append))
+    assert again.responses() == whole.responses()
+    assert list(dict.fromkeys(seen)) == [12, 6, 3] and sum(told) == 12
     with pytest.raises(UserError, match="only 6 rows"):
         generate(model, PROMPTS, 6, max_new_tokens=10, eos_id=1)
 
 
 def test_slots_fit_in_what_is_there(small):
-    count, size = room(small("qwen3").config, 100, torch.bfloat16, torch.device("cpu"))
-    cache = SlotCache(small("qwen3").config, 1, 100, torch.bfloat16, "cpu")
+    config = small("qwen3").config
+    count, size = max_slots(config, 100, torch.bfloat16, torch.device("cpu"))
+    cache = SlotKVCache(config, 1, 100, torch.bfloat16, "cpu")
+    assert cache.keys.shape[1] == cache.slots == 1
     assert size == sum(store.numel() * store.element_size() for store in (cache.keys, cache.values))
     assert 0.2 < count * size / (os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) <= 0.25
 
 
 def test_bf16_weights_are_widened_where_the_processor_cannot_multiply_them(small, monkeypatch):
-    from nanomerci import sample
-
     model = small("llama").to(torch.bfloat16)
-    monkeypatch.setattr(sample, "_bf16_arithmetic", lambda: True)
-    assert working(model) is model
-    monkeypatch.setattr(sample, "_bf16_arithmetic", lambda: False)
-    wide = working(model)
-    assert {p.dtype for p in wide.parameters()} == {torch.float32} and {
-        p.dtype for p in model.parameters()
-    } == {torch.bfloat16}
+    monkeypatch.setattr(decode, "bf16_arithmetic", lambda: True)
+    assert inference_copy(model) is model
+    monkeypatch.setattr(decode, "bf16_arithmetic", lambda: False)
+    wide = inference_copy(model)
+    assert {p.dtype for p in wide.parameters()} == {torch.float32}
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     roll = generate(model, PROMPTS, 4, max_new_tokens=12, eos_id=1, seed=3)
     assert (token_logp(wide, roll.tokens_BT, roll.mask_BT)[0] - roll.logp_BT).abs().max() < 2e-5
 
 
 def test_every_token_is_streamed_as_it_is_drawn(small):
     seen = [[] for _ in range(12)]
-    roll = generate(
-        small("llama"),
-        PROMPTS,
-        3,
-        max_new_tokens=10,
-        eos_id=[1, 2, 3],
-        slots=4,
-        stream=lambda row, t: seen[row].append(t),
-    )
+    options = SampleOptions(slots=4, stream=lambda row, token: seen[row].append(token))
+    roll = generate(small("llama"), PROMPTS, 3, **HOW, options=options)
     assert seen == roll.responses()
 
 
@@ -148,20 +129,21 @@ def test_every_token_is_streamed_as_it_is_drawn(small):
 def test_the_states_it_went_through_are_those_of_a_forward_of_the_whole_text(
     small, family, slots, most
 ):
-    model, how = small(family), dict(max_new_tokens=most, eos_id=[1, 2, 3], seed=5)
+    model, how = small(family), HOW | {"max_new_tokens": most}
     alone = generate(model, PROMPTS, 3, **how)
-    roll, states_BRD = generate(model, PROMPTS, 3, **how, slots=slots, states=True)
+    roll = generate(model, PROMPTS, 3, **how, options=SampleOptions(slots=slots, states=True))
+    assert alone.states_BRD is None
     assert roll.tokens_BT.equal(alone.tokens_BT) and roll.mask_BT.equal(alone.mask_BT)
     assert torch.allclose(roll.logp_BT, alone.logp_BT, atol=1e-5)
     lengths = roll.length_B.long().tolist()
-    assert (
-        most == 1 or 1 < len(set(lengths)) and max(lengths) == most
-    )  # some ended themselves, some were cut off
-    for row, (prompt, length) in enumerate(zip([p for p in PROMPTS for _ in range(3)], lengths)):
-        text = roll.tokens_BT[row, : len(prompt) + length]
-        theirs_TD = model.model(text[None]).last_hidden_state[0, len(prompt) :]
-        assert torch.allclose(states_BRD[row, :length], theirs_TD, atol=2e-5)
-        assert not states_BRD[row, length:].any()
+    if most > 1:  # some ended themselves, some were cut off
+        assert len(set(lengths)) > 1 and max(lengths) == most
+    for row, length in enumerate(lengths):
+        start = len(PROMPTS[row // 3])
+        text_T = roll.tokens_BT[row, : start + length]
+        theirs_TD = model.model(text_T[None]).last_hidden_state[0, start:]
+        assert torch.allclose(roll.states_BRD[row, :length], theirs_TD, atol=2e-5)
+        assert not roll.states_BRD[row, length:].any()
 
 
 def test_what_has_states_fits_in_the_context_and_is_not_streamed(monkeypatch):
@@ -170,40 +152,39 @@ def test_what_has_states_fits_in_the_context_and_is_not_streamed(monkeypatch):
     """
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from nanomerci import sample
+    config = GPT2Config(vocab_size=32, n_positions=16, n_embd=16, n_layer=1, n_head=2)
+    gpt2, made = GPT2LMHeadModel(config).eval(), []
 
-    gpt2 = GPT2LMHeadModel(
-        GPT2Config(vocab_size=32, n_positions=16, n_embd=16, n_layer=1, n_head=2)
-    ).eval()
-    made = []
-    monkeypatch.setattr(
-        sample, "SlotCache", lambda *given: made.append(SlotCache(*given)) or made[-1]
-    )
-    roll, states_BRD = generate(gpt2, PROMPTS, 3, max_new_tokens=10, eos_id=31, states=True)
-    assert int(roll.end_B.max()) == 16 and states_BRD.shape == (12, 10, 16)
+    def noted(*given):
+        made.append(SlotKVCache(*given))
+        return made[-1]
+
+    monkeypatch.setattr(sample, "SlotKVCache", noted)
+    how = {"max_new_tokens": 10, "eos_id": 31}
+    roll = generate(gpt2, PROMPTS, 3, **how, options=SampleOptions(states=True))
+    assert int(roll.end_B.max()) == 16 and roll.states_BRD.shape == (12, 10, 16)
+    token_S, last = torch.zeros(2, dtype=torch.int64), made[0].width - 1
     with torch.inference_mode():
-        Step(gpt2, made[0]).forward(
-            torch.zeros(2, dtype=torch.int64), torch.full((2,), made[0].width - 1), made[0].width
-        )
+        DecodeStep(gpt2, made[0]).forward(token_S, torch.full((2,), last), made[0].width)
     with pytest.raises(ValueError, match="streamed"):
-        generate(gpt2, PROMPTS, 3, max_new_tokens=10, eos_id=31, states=True, stream=print)
+        generate(gpt2, PROMPTS, 3, **how, options=SampleOptions(states=True, stream=print))
 
 
-def test_looking_at_states_the_sampler_read_is_looking_at_the_model_again(small):
-    model, score = small("llama"), lambda hidden_ND: hidden_ND.square().mean(1)
-    roll, states_BRD = generate(
-        model, PROMPTS, 3, max_new_tokens=10, eos_id=[1, 2, 3], seed=5, states=True
-    )
+def mean_square(hidden_ND):
+    return hidden_ND.square().mean(1)
+
+
+@pytest.mark.parametrize("budget", [20, 4096])
+def test_states_that_the_sampler_went_through_are_read_like_those_of_a_forward(small, budget):
+    model = small("llama")
+    roll = generate(model, PROMPTS, 3, **HOW, options=SampleOptions(states=True))
     visit_BT = torch.arange(roll.tokens_BT.numel()).view(roll.tokens_BT.shape)
-    for budget in (20, 4096):
-        read, again = (
-            look_at(model, roll, visit_BT, states, score=score, budget=budget)
-            for states in (states_BRD, None)
-        )
-        assert torch.allclose(read[0], again[0], atol=2e-5) and (read[0] > 0).equal(
-            roll.mask_BT > 0
-        )
-        assert torch.allclose(read[2][0], again[2][0], atol=2e-5) and read[2][1].equal(again[2][1])
+    reader = StateReader(model, score=mean_square, budget=budget)
+    novelty_BT, _, hidden_ND, address_N = reader(roll, visit_BT)
+    again_BT, _, again_ND, again_N = reader(replace(roll, states_BRD=None), visit_BT)
+    assert torch.allclose(novelty_BT, again_BT, atol=2e-5)
+    assert (novelty_BT > 0).equal(roll.mask_BT > 0)
+    assert torch.allclose(hidden_ND, again_ND, atol=2e-5) and address_N.equal(again_N)
 
 
 def test_layout_of_a_rollout(small):
@@ -217,18 +198,18 @@ def test_layout_of_a_rollout(small):
         assert mask == [0] * start + [1] * length + [0] * (len(mask) - start - length)
         response = tokens[start : start + length]
         assert all(t > 8 for t in response[:-1]) and (response[-1] in range(1, 9) or length == 5)
-        assert (roll.logp_BT[row][torch.tensor(mask) == 0] == 0).all() and (
-            roll.logp_BT[row] <= 0
-        ).all()
-    assert roll.end_B.tolist() == [
-        len(PROMPTS[r // 2]) + int(n) for r, n in enumerate(roll.length_B)
-    ]
+        assert (roll.logp_BT[row][torch.tensor(mask) == 0] == 0).all()
+        assert (roll.logp_BT[row] <= 0).all()
+        assert int(roll.end_B[row]) == start + length == start + int(roll.length_B[row])
     assert roll.rows(torch.tensor([2, 3])).tokens_BT.shape[1] == int(roll.end_B[2:4].max())
 
 
 def test_truncation_keeps_the_right_tokens():
     logits = torch.tensor([[0.1, 0.4, 0.3, 0.2]]).log()
-    kept = lambda x: (x > -torch.inf)[0].tolist()
+
+    def kept(logits_SV):
+        return (logits_SV > -torch.inf)[0].tolist()
+
     assert kept(truncate(logits, top_k=2)) == [False, True, True, False]
     assert kept(truncate(logits, top_p=0.69)) == [False, True, True, False]
     assert kept(truncate(logits, top_p=0.71)) == [False, True, True, True]
@@ -236,15 +217,14 @@ def test_truncation_keeps_the_right_tokens():
     assert kept(truncate(logits)) == [True] * 4
 
 
-def test_draw_inverts_the_distribution_function_and_never_takes_the_impossible():
+def test_a_draw_inverts_the_distribution_function_and_never_takes_the_impossible():
     logits = torch.tensor([[0.0, 0.25, 0.75, 0.0]]).log().expand(5, 4)
-    ids, logp = draw(logits, torch.tensor([0.0, 0.2499, 0.2501, 0.9, 1 - 2.0**-23]))
+    ids, logp = sample_token(logits, torch.tensor([0.0, 0.2499, 0.2501, 0.9, 1 - 2.0**-23]))
     assert ids.tolist() == [1, 1, 2, 2, 2]
     assert torch.allclose(logp.exp(), torch.tensor([0.25, 0.25, 0.75, 0.75, 0.75]))
-    ids, logp = draw(logits, torch.zeros(5), top_k=1)
-    assert ids.tolist() == [2] * 5 and torch.allclose(
-        logp, torch.zeros(5), atol=1e-6
-    )  # under the truncated distribution
+    ids, logp = sample_token(logits, torch.zeros(5), top_k=1)
+    # under the truncated distribution
+    assert ids.tolist() == [2] * 5 and torch.allclose(logp, torch.zeros(5), atol=1e-6)
 
 
 def test_micro_batches_cover_every_row_once_within_the_budget():
@@ -256,18 +236,19 @@ def test_micro_batches_cover_every_row_once_within_the_budget():
     assert parts[0].tolist() == [4]  # the longest first
 
 
-def test_noise_spans_become_tokens():
-    from nanomerci.loop.model import tiny
+SPANS = [
+    ((4, 7), [2]),
+    ((5, 6), [2]),
+    ((0, 18), [1, 2, 3, 4]),
+    ((6, 9), [2, 3]),
+    ((4, 4), []),
+]
 
+
+@pytest.mark.parametrize("span, expected", SPANS)
+def test_noise_spans_become_tokens(span, expected):
     _, tokenizer = tiny(["one", "two", "three", "four"])
     ids = tokenizer("one two three four")["input_ids"]
     tokens_BT, mask_BT = pad([[9, *ids]]), torch.tensor([[0.0, 1, 1, 1, 1]])
     roll = Rollout(tokens_BT, mask_BT, mask_BT)
-    for span, expected in (
-        ((4, 7), [2]),
-        ((5, 6), [2]),
-        ((0, 18), [1, 2, 3, 4]),
-        ((6, 9), [2, 3]),
-        ((4, 4), []),
-    ):
-        assert noise_mask(tokenizer, roll, [[span]])[0].nonzero()[:, 0].tolist() == expected, span
+    assert noise_mask(tokenizer, roll, [[span]])[0].nonzero()[:, 0].tolist() == expected

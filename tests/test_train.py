@@ -6,74 +6,14 @@ import json
 import os
 import shutil
 import signal
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT
-from once import WORDS, Once
+from runs import TIMES, metrics, same_weights, weights
 
-from nanomerci import tasks, train
+from nanomerci import train
 from nanomerci.runtime.config import UserError
-
-
-@pytest.fixture(scope="module")
-def model(small_model):
-    return small_model(WORDS)
-
-
-@pytest.fixture
-def run(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(tasks, "load", lambda c, cache: Once())
-
-    def go(name, **options):
-        settings = dict(
-            model=model,
-            steps=4,
-            prompts=4,
-            group=4,
-            minibatches=2,
-            lr=3e-3,
-            max_new_tokens=8,
-            run=1,
-            cfn_hidden=16,
-            eval_problems=4,
-            eval_k=4,
-            eval_every=2,
-            save_every=2,
-            keep_checkpoints=9,
-            out=tmp_path / name,
-            threads=1,
-            lr_decay=False,
-            gamma_decay=60,
-            alpha=0.8,
-            report=False,
-        )
-        settings |= options
-        if "resume" in settings:
-            settings = {k: v for k, v in settings.items() if k in ("resume", "steps")}
-        argv = ["train.py"] + [f"--{k}={v}" for k, v in settings.items()]
-        monkeypatch.setattr(sys, "argv", argv)
-        train.main()
-        return Path(settings.get("out") or settings["resume"])
-
-    return go
-
-
-def metrics(folder, drop=("time/", "tokens_per_s")):
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if not k.startswith(drop)} for row in rows]
-
-
-def weights(folder, step):
-    from safetensors.torch import load_file
-
-    return load_file(folder / f"checkpoints/step_{step:06d}/model/model.safetensors")
-
-
-def same_weights(a, b):
-    return all(torch.equal(a[k], b[k]) for k in a) and a.keys() == b.keys()
 
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(run):
@@ -85,12 +25,9 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(run):
 
 
 def test_gamma_zero_is_plain_grpo_bit_for_bit(run):
-    plain, control, merci = (
-        run("plain", bonus="none"),
-        run("control", gamma=0),
-        run("merci", gamma=1.0, alpha=0.9),
-    )
-    own = ("time/", "tokens_per_s", "merci/", "cfn/")
+    plain, control = run("plain", bonus="none"), run("control", gamma=0)
+    merci = run("merci", gamma=1.0, alpha=0.9)
+    own = (*TIMES, "merci/", "cfn/")
     assert metrics(plain, own) == metrics(control, own)
     assert same_weights(weights(plain, 4), weights(control, 4))
     assert not same_weights(weights(plain, 4), weights(merci, 4))
@@ -103,22 +40,24 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(run, algo):
     resumed = run("resumed", resume=first, steps=6)
     assert metrics(resumed) == metrics(whole)
     assert same_weights(weights(resumed, 6), weights(whole, 6))
-    a, b = (
-        torch.load(f / "checkpoints/step_000006/state.pt", weights_only=True)
-        for f in (resumed, whole)
-    )
-    flat = lambda x: [t for _, t in sorted(flatten(x))]
-    assert all(
-        torch.equal(p, q) if isinstance(p, torch.Tensor) else p == q
-        for p, q in zip(flat(a), flat(b), strict=True)
-    )
+    for name in ("state.pt", "rank_00000.pt"):
+        a, b = (
+            leaves(torch.load(f / "checkpoints/step_000006" / name, weights_only=True))
+            for f in (resumed, whole)
+        )
+        assert a.keys() == b.keys() and a
+        for path, x in a.items():
+            assert torch.equal(x, b[path]) if isinstance(x, torch.Tensor) else x == b[path], path
 
 
-def flatten(x, path=""):
-    if isinstance(x, dict | list | tuple):
-        items = x.items() if isinstance(x, dict) else enumerate(x)
-        return [leaf for k, v in items for leaf in flatten(v, f"{path}/{k}")]
-    return [(path, x)]
+def leaves(x, path=""):
+    """Nested dicts and lists -> {path: leaf}."""
+    if not isinstance(x, dict | list | tuple):
+        return {path: x}
+    found = {}
+    for key, value in x.items() if isinstance(x, dict) else enumerate(x):
+        found |= leaves(value, f"{path}/{key}")
+    return found
 
 
 def test_lines_written_after_the_checkpoint_are_cut_on_resume(run):
@@ -133,61 +72,40 @@ def test_lines_written_after_the_checkpoint_are_cut_on_resume(run):
 
 @pytest.mark.parametrize("algo, kl", [("grpo", 0.0), ("dapo", 0.0), ("grpo", 0.1)])
 def test_micro_batches_do_not_change_the_result(run, algo, kl):
-    one, many = (
-        run("one", algo=algo, kl_coef=kl, micro_batch_tokens=10**6),
-        run("many", algo=algo, kl_coef=kl, micro_batch_tokens=30),
-    )
+    one = run("one", algo=algo, kl_coef=kl, micro_batch_tokens=10**6)
+    many = run("many", algo=algo, kl_coef=kl, micro_batch_tokens=30)
     a, b = weights(one, 4), weights(many, 4)
-    assert (
-        max((a[k] - b[k]).abs().max() for k in a) < 1e-4
-    )  # of 2.4e-2 that AdamW can move; it amplifies rounding near 0
-    for x, y in zip(metrics(one), metrics(many)):
-        assert (
-            x["reward/mean" if x["step"] else "eval/mean@4"]
-            == y["reward/mean" if x["step"] else "eval/mean@4"]
-        )
+    # of 2.4e-2 that AdamW can move; it amplifies rounding near 0
+    assert max((a[k] - b[k]).abs().max() for k in a) < 1e-4
+    for x, y in zip(metrics(one), metrics(many), strict=True):
+        name = "reward/mean" if x["step"] else "eval/mean@4"
+        assert x[name] == y[name]
         assert x.get("grad_norm", 0) == pytest.approx(y.get("grad_norm", 0), rel=1e-4)
 
 
 def test_it_learns(run):
-    before, *_, after = metrics(
-        run(
-            "long",
-            steps=40,
-            eval_every=0,
-            save_every=0,
-            prompts=8,
-            group=8,
-            eval_problems=8,
-            eval_k=16,
-        )
-    )
+    size = {"prompts": 8, "group": 8, "eval_problems": 8, "eval_k": 16}
+    before, *_, after = metrics(run("long", steps=40, eval_every=0, save_every=0, **size))
     assert after["eval/mean@16"] - before["eval/mean@16"] > 0.2
 
 
 def test_sampler_and_trainer_agree(run):
     for row in metrics(run("gap", minibatches=1))[1:]:
         assert row["sampler/logp_gap"] < 1e-5 and row["clip/high"] == row["clip/low"] == 0
-    gaps = [
-        row["sampler/logp_gap"]
-        for row in metrics(run("reused", minibatches=2, old_logp="sampler"))[1:]
-    ]
+    reused = metrics(run("reused", minibatches=2, old_logp="sampler"))
+    gaps = [row["sampler/logp_gap"] for row in reused[1:]]
     assert 0 < max(gaps) < 1e-5  # measured, not assumed
 
 
 def test_checkpoints_are_hugging_face_folders(run):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = run("hf") / "checkpoints/step_000004/model"
-    loaded, tokenizer = (
-        AutoModelForCausalLM.from_pretrained(folder),
-        AutoTokenizer.from_pretrained(folder),
-    )
+    run_folder = run("hf")
+    folder = run_folder / "checkpoints/step_000004/model"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     assert tokenizer.decode(tokenizer("a b c")["input_ids"]) == "a b c"
-    assert same_weights(
-        {"w": loaded.get_input_embeddings().weight.data},
-        {"w": weights(folder.parent.parent.parent, 4)["model.embed_tokens.weight"]},
-    )
+    embedding = AutoModelForCausalLM.from_pretrained(folder).get_input_embeddings()
+    assert torch.equal(embedding.weight, weights(run_folder, 4)["model.embed_tokens.weight"])
 
 
 def test_a_non_finite_gradient_stops_before_the_update(run, monkeypatch, tmp_path):
@@ -200,14 +118,12 @@ def test_a_non_finite_gradient_stops_before_the_update(run, monkeypatch, tmp_pat
         return (logp * (torch.nan if len(calls) > 5 else 1.0)), entropy
 
     monkeypatch.setattr(train, "token_logp", poisoned)
-    with pytest.raises(
-        UserError, match=r"step \d+: the gradient's norm is nan; it was not applied"
-    ):
+    message = r"step \d+: the gradient's norm is nan; it was not applied"
+    with pytest.raises(UserError, match=message):
         run("nan", save_every=1)
     newest = sorted((tmp_path / "nan/checkpoints").glob("step_*"))[-1]
-    assert all(
-        torch.isfinite(w).all() for w in weights(tmp_path / "nan", int(newest.name[5:])).values()
-    )
+    saved = weights(tmp_path / "nan", int(newest.name[5:]))
+    assert all(torch.isfinite(w).all() for w in saved.values())
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(run):
@@ -224,16 +140,22 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(run):
 
 def test_old_checkpoints_go_but_the_first_stays(run):
     folder = run("keep", steps=6, save_every=1, keep_checkpoints=2)
-    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == [
-        "step_000000",
-        "step_000005",
-        "step_000006",
-    ]
+    kept = sorted(p.name for p in (folder / "checkpoints").iterdir())
+    assert kept == ["step_000000", "step_000005", "step_000006"]
 
 
-GOLDEN = (
-    ROOT / "tests" / "golden.json"
-)  # written by this test when the file is absent: delete it to accept a change of the numbers
+# written by this test when the file is absent: delete it to accept a change of the numbers
+GOLDEN = ROOT / "tests" / "golden.json"
+WATCHED = (
+    "reward/mean",
+    "grad_norm",
+    "entropy",
+    "kl",
+    "cfn/loss",
+    "cfn/invn",
+    "merci/bonus",
+    "merci/share",
+)
 
 
 def test_golden_run(run):
@@ -241,21 +163,11 @@ def test_golden_run(run):
     here.
     """
     rows = metrics(run("golden", steps=20, eval_every=0, save_every=0, minibatches=1, kl_coef=0.01))
-    names = (
-        "reward/mean",
-        "grad_norm",
-        "entropy",
-        "kl",
-        "cfn/loss",
-        "cfn/invn",
-        "merci/bonus",
-        "merci/share",
-    )
-    got = [{name: row[name] for name in names} for row in rows[1:]]
+    got = [{name: row[name] for name in WATCHED} for row in rows[1:]]
     if not GOLDEN.exists():
         GOLDEN.write_text(json.dumps(got, indent=0))
     for step, (mine, stored) in enumerate(zip(got, json.loads(GOLDEN.read_text()), strict=True), 1):
-        for name in names:
+        for name in WATCHED:
             assert mine[name] == pytest.approx(stored[name], rel=2e-3, abs=1e-5), (step, name)
 
 
@@ -275,8 +187,6 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(
     with monkeypatch.context() as patch:
         patch.setattr(train, "update", update)
         folder = run("stopped", steps=6)
-    assert (
-        f"stopped after step 3; go on with: python train.py --resume {folder}"
-        in capsys.readouterr().err
-    )
+    said = f"stopped after step 3; go on with: python train.py --resume {folder}"
+    assert said in capsys.readouterr().err
     assert metrics(run("x", resume=folder, steps=6)) == metrics(run("whole", steps=6))

@@ -19,7 +19,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import ranks
-from ranks import command, end, farthest, groups, metrics, run, start, weights
+from ranks import command, end, farthest, groups, run, start
+from runs import metrics, weights
 
 TESTS = Path(ranks.__file__).parent
 
