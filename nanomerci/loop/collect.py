@@ -28,7 +28,7 @@ def find_bonus(name):
         return bonus
     if name not in BONUSES:
         raise UserError(
-            f"--bonus {name}: unknown{closest(name, BONUSES)}. Choose from {', '.join(BONUSES)}, "
+            f"--bonus {name}: unknown{closest(name, BONUSES)} Choose from {', '.join(BONUSES)}, "
             "or FILE.py:CLASS"
         )
     return BONUSES[name]

@@ -73,7 +73,7 @@ def make(c):
         module = import_module(f"{__name__}.{name}")
     else:
         raise UserError(
-            f"--task {c.task}: unknown{closest(name, names())}. Choose from {', '.join(names())}, "
+            f"--task {c.task}: unknown{closest(name, names())} Choose from {', '.join(names())}, "
             "or FILE.py"
         )
     try:
@@ -120,7 +120,7 @@ def held_out(name, data_folder="", limit=None):
             return sql.SQL(test=sql.read_problems(place, "dev"), match=match), 16
         if name not in math.SOURCES and not place.exists() and "/" not in name:
             raise ValueError(
-                f"unknown{closest(name, known)}. Expected a path, or one of {', '.join(known)}"
+                f"unknown{closest(name, known)} Expected a path, or one of {', '.join(known)}"
             )
         folder = data_folder if data_folder and not Path(name).exists() else None
         task = math.Math(test=math.read_problems(name, folder, limit=limit))
