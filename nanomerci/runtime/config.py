@@ -248,7 +248,7 @@ class Run:
     device: str = "auto"
     """cpu, cuda, or auto."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of forward and backward (weights stay float32); auto = bfloat16 where it is fast."""
+    """Precision of forward and backward (weights: float32); auto = bfloat16 where it is fast."""
     kernels: Literal["auto", "torch", "triton"] = "auto"
     """Log-probs and CFN scores by fused Triton kernels or plain torch; auto = Triton on a GPU."""
     max_seq_len: Size = 0
