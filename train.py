@@ -119,7 +119,9 @@ def main(c):
 
 
 def settle(c):
-    """Names are checked here, where all are known, and what depends on them is filled in. -> Config."""
+    """Names are checked here, where all are known, and what depends on them is filled in. ->
+    Config.
+    """
     if c.algo not in OBJECTIVES:
         raise UserError(
             f"--algo {c.algo}: unknown{closest(c.algo, OBJECTIVES)} Choose from "

@@ -6,7 +6,7 @@
     grpo, dapo, cfn               the papers' formulas
     merci, counts                 the method: uncertainty, filters, bonus, merge; exact counts
     bonuses/, objectives          one file per bonus; one row per objective
-    loop/                         what a step stands on: model, rollout, collect, evaluate, metrics ...
+    loop/                         what a step stands on: model, rollout, collect, evaluate ...
     view/                         looking: ask, heat map, report
     sample, train                 the sampler; the loop
     lab/, bench/, integrations/   experiments; speed; MERCI inside other trainers

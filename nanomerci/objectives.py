@@ -20,7 +20,8 @@ class Objective(NamedTuple):
     units: Callable = grpo.units
     """mask_BT -> what this rank adds to the loss denominator"""
     weights: Callable = grpo.weights
-    """mask_BT, denominator over all ranks -> weights_BT; with constant_length also max_new_tokens"""
+    """mask_BT, denominator over all ranks -> weights_BT; with constant_length also max_new_tokens
+    """
     constant_length: bool = False
     clip_high: float = 0.2
     """The default of --clip_high."""

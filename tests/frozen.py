@@ -26,7 +26,8 @@ from pathlib import Path
 # Those of tests/ranks.py and what the recipe toy_sql sets besides, by the names of the old tree.
 SETTINGS = """prompts=4 group=4 minibatches=2 max_new_tokens=8 lr=1e-3 lr_decay=False run=1 top=0.3
 gamma=0.5 gamma_decay=60 alpha=0.8 old_logp=sampler cfn_hidden=16 cfn_pretrain=4 cfn_passes=3
-eval_problems=4 eval_k=4 eval_every=2 save_every=2 keep=9 report=False device=cpu dtype=float32 threads=1
+eval_problems=4 eval_k=4 eval_every=2 save_every=2 keep=9 report=False device=cpu
+dtype=float32 threads=1
 graders=1 patience=60 seed=0"""
 RENAMED = """kl=kl_coef max_norm=max_grad_norm rounds=max_gen_rounds micro_tokens=micro_batch_tokens
 recompute=gradient_checkpointing patience=rank_timeout keep=keep_checkpoints slots=max_num_seqs
@@ -154,7 +155,12 @@ def train_all(tree, out, jobs, names):
     environment |= {"OMP_NUM_THREADS": "1", "NANOMERCI_CACHE": str(out / "cache")}
     environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     command = [sys.executable, "-P", os.path.abspath(__file__), "serve", tree, out, str(jobs)]
-    options = dict(cwd=tree, env=os.environ | environment, stdout=subprocess.PIPE, text=True)
+    options = {
+        "cwd": tree,
+        "env": os.environ | environment,
+        "stdout": subprocess.PIPE,
+        "text": True,
+    }
     with subprocess.Popen([*command, *names], **options) as server:
         for line in server.stdout:
             yield json.loads(line)
@@ -188,7 +194,7 @@ def compare(name, old, new, out):
     texts, rows = [], [len(old["metrics"]), len(new["metrics"])]
     if rows[0] != rows[1]:
         texts.append(f"number of rows: {rows[0]} -> {rows[1]}")
-    for before, after in zip(old["metrics"], new["metrics"]):
+    for before, after in zip(old["metrics"], new["metrics"], strict=False):
         for metric in sorted(before.keys() | after.keys()):
             a, b = before.get(metric, "absent"), after.get(metric, "absent")
             if repr(a) != repr(b):  # to the last bit, and nan is nan

@@ -74,7 +74,9 @@ def test_a_command_of_the_readme(command, workplace, monkeypatch, capsys):
         monkeypatch.setattr(sys, "stdin", None)
         ask.main()
         assert capsys.readouterr().out.strip()
-        for name in (after for word, after in zip(rest, rest[1:]) if word == "--heatmap"):
+        for name in (
+            after for word, after in zip(rest, rest[1:], strict=False) if word == "--heatmap"
+        ):
             assert (workplace / name).stat().st_size > 5000
     elif program.endswith(".py"):
         assert (ROOT / program).exists()  # tests/test_readme.py runs them alone
@@ -90,7 +92,10 @@ def test_a_command_of_the_readme(command, workplace, monkeypatch, capsys):
 
 def train_with(words, command, workplace, monkeypatch, capsys):
     small = [] if "--resume" in words else SMALL
-    words = ["3" if before == "--steps" else word for before, word in zip(["", *words], words)]
+    words = [
+        "3" if before == "--steps" else word
+        for before, word in zip(["", *words], words, strict=False)
+    ]
     if {"--help", "--list"} & {*words} or any(word.startswith("--tyro") for word in words):
         with pytest.raises(SystemExit) as stop:
             config.parse(words)

@@ -133,7 +133,7 @@ def test_help_has_every_option_with_meaning_and_default_in_its_section(section, 
     assert text.startswith("usage: train.py")
     # with boxes or without, as the terminal can
     _, _, *rest = re.split(r"^\W*(\w*) ?options\W*$", text, flags=re.M)
-    parts = dict(zip(rest[1::2], rest[2::2]))
+    parts = dict(zip(rest[1::2], rest[2::2], strict=False))
     assert [*parts] == [one.__name__.lower() for one in SECTIONS]
     part = " ".join(re.sub("[\u2500-\u257f]|---+", " ", parts[section.__name__.lower()]).split())
     assert part.startswith(section.__doc__)
@@ -508,10 +508,10 @@ def test_gpt2_whose_config_knows_no_grouped_heads_samples_and_trains_alike(small
     [
         (
             OPTConfig,
-            dict(ffn_dim=32, word_embed_proj_dim=16),
+            {"ffn_dim": 32, "word_embed_proj_dim": 16},
             "cannot be sampled with our key-value cache|change with our cache",
         ),
-        (BertConfig, dict(is_decoder=True), "are not head|cannot be sampled"),
+        (BertConfig, {"is_decoder": True}, "are not head|cannot be sampled"),
     ],
 )
 def test_a_model_that_does_more_than_we_compute_is_refused(

@@ -20,7 +20,7 @@ def batch(seed, B=40, T=9, words=2):
 
 
 def by_hand(roll):
-    rows = zip(roll.tokens_BT.tolist(), roll.mask_BT.tolist())
+    rows = zip(roll.tokens_BT.tolist(), roll.mask_BT.tolist(), strict=False)
     return [tuple(row[: t + 1]) for row, mask in rows for t in range(len(row)) if mask[t]]
 
 

@@ -95,9 +95,10 @@ def test_arithmetic_problems():
             int(problem.gold)
             == {"+": int(a) + int(b), "-": int(a) - int(b), "*": int(a) * int(b)}[sign]
         )
-    share = lambda problems, pattern: (
-        sum(bool(re.search(pattern, p.prompt)) for p in problems) / len(problems)
-    )
+
+    def share(problems, pattern):
+        return sum(bool(re.search(pattern, p.prompt)) for p in problems) / len(problems)
+
     for problems, slack in ((task.train, 0.05), (task.test[:100], 0.2)):
         assert (
             abs(share(problems, r"\+") - 0.5) < slack

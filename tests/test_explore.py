@@ -21,7 +21,7 @@ THROUGH_GAMMA = (
 def test_each_bonus_changes_the_run_and_resumes_exactly(run):  # noqa: F811
     plain = weights(run("none", bonus="none", eval_every=0), 4)
     for bonus in BONUSES[1:]:
-        options = dict(bonus=bonus, gamma=1.0, alpha=0.9, eval_every=0)
+        options = {"bonus": bonus, "gamma": 1.0, "alpha": 0.9, "eval_every": 0}
         whole = run(bonus, **options)
         assert not same_weights(weights(whole, 4), plain), bonus
         half = run(f"{bonus}-half", steps=2, **options)

@@ -40,7 +40,7 @@ class Tree:
         draws (n,) of a state.
         """
         q = self.var.sqrt() * noise()
-        for weight, child in zip(self.policy_A, self.children):
+        for weight, child in zip(self.policy_A, self.children, strict=False):
             q = q + weight * child.sampled_q(noise)
         return q
 
@@ -188,7 +188,7 @@ def test_merge_is_the_papers_two_cases():
     rng = torch.Generator().manual_seed(0)
     adv, expl = torch.randn(500, generator=rng), torch.rand(500, generator=rng) * 3
     merged = merci.merge(adv, expl, 0.5, 0.4)
-    for a, e, m in zip(adv.tolist(), expl.tolist(), merged.tolist()):
+    for a, e, m in zip(adv.tolist(), expl.tolist(), merged.tolist(), strict=False):
         assert m == pytest.approx(paper_merge(a, e, 0.5, 0.4), abs=1e-6)
     # what it guarantees: never lower, never beyond the share alpha, never another sign, nothing
     # where nothing was

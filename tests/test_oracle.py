@@ -75,9 +75,10 @@ def test_without_std_the_expected_gradient_is_the_policy_gradient(seed):
         return (loss_BT * mask_BT / G).sum()
 
     ours = expected_library_gradient(theta, theta, loss_of_group)
-    expected_reward = lambda th: sum(
-        np.exp(log_probs(th)[t].sum()) * REWARD[t] for t in TRAJECTORIES
-    )
+
+    def expected_reward(th):
+        return sum(np.exp(log_probs(th)[t].sum()) * REWARD[t] for t in TRAJECTORIES)
+
     assert np.allclose(ours, -(1 - 1 / G) * numeric_gradient(expected_reward, theta), atol=1e-8)
 
 
@@ -92,7 +93,7 @@ def oracle_objective(theta, old, low, high, token_level, std):
         if std:
             adv = adv / (rewards.std(ddof=1) + 1e-6)
         value = 0.0
-        for A, t in zip(adv, group):
+        for A, t in zip(adv, group, strict=False):
             rho = np.exp(new_logp[t] - old_logp[t])
             terms = np.minimum(rho * A, np.clip(rho, 1 - low, 1 + high) * A)
             value += terms.sum() / (2 * G) if token_level else terms.mean() / G

@@ -363,7 +363,7 @@ def command_line(cls, argv, prog, about, default=None, also=()):
     nested = dataclasses.make_dataclass("Options", [(s.__name__.lower(), s) for s in sections])
     how = {"default": nested(*(part(default, s) for s in sections))} if default else {}
     words = []
-    for word, after in zip(argv, [*argv[1:], ""]):
+    for word, after in zip(argv, [*argv[1:], ""], strict=False):
         bare = unwrap(types.get(option_name(word)))[0] is bool and after not in ("True", "False")
         words.append(f"{word}=True" if bare and word.startswith("--") and "=" not in word else word)
     conf, how["prog"], how["description"] = tyro.conf, prog, about
@@ -389,7 +389,7 @@ def part(c, section):
 
 def explain(words, types, prog):
     """What is wrong with words that tyro refused: raises UserError."""
-    for word, after in zip(words, [*words[1:], "--"]):
+    for word, after in zip(words, [*words[1:], "--"], strict=False):
         option, equals, value = word.partition("=")
         if not is_option(option):
             continue
@@ -620,7 +620,9 @@ def objectives():
     """The rows of objectives.py, "name": Objective(..., about="what it is")."""
     path = PACKAGE / "objectives.py"
     for node in ast.walk(ast.parse(path.read_text() if path.exists() else "")):
-        for key, row in zip(node.keys, node.values) if isinstance(node, ast.Dict) else ():
+        for key, row in (
+            zip(node.keys, node.values, strict=False) if isinstance(node, ast.Dict) else ()
+        ):
             if isinstance(key, ast.Constant):
                 words = {word.arg: word.value for word in getattr(row, "keywords", ())}
                 yield key.value, getattr(words.get("about"), "value", "")

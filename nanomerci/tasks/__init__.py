@@ -1,8 +1,8 @@
 """Tasks, one file each: where prompts come from, how responses are graded, which text is noise.
 
 `--task NAME` is the file NAME.py of this folder, `--task NAME:ARGUMENT` gives it an argument, and
-`--task FILE.py` is a file of one's own. Such a file has `load(config) -> Task`. Graders run in worker
-processes, which import this package too: nothing heavy at the top.
+`--task FILE.py` is a file of one's own. Such a file has `load(config) -> Task`. Graders run in
+worker processes, which import this package too: nothing heavy at the top.
 """
 
 import os

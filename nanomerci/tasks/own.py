@@ -1,8 +1,8 @@
 """A reward of your own: --reward FILE.py:FUNCTION with --train_data of any file or hub id.
 
-The function is called as FUNCTION(prompt, response, record) with the record of the data, in a worker
-that can be killed, and returns a number: 1.0 is correct, anything between 0 and 1 is partial credit.
-An exception, NaN, or a number outside 0..1 is the outcome "error" and the reward 0.
+The function is called as FUNCTION(prompt, response, record) with the record of the data, in a
+worker that can be killed, and returns a number: 1.0 is correct, anything between 0 and 1 is partial
+credit. An exception, NaN, or a number outside 0..1 is the outcome "error" and the reward 0.
 """
 
 from dataclasses import dataclass
@@ -42,7 +42,9 @@ def grade(reward, prompt, response, record):
 
 
 def load(c):
-    """--train_data, --test_data: files, folders or hub ids; --columns QUESTION names the question."""
+    """--train_data, --test_data: files, folders or hub ids; --columns QUESTION names the
+    question.
+    """
     function(c.reward)
     train, test = (problems(c, name) for name in (needed(c), c.test_data))
     return Own(c.reward, train, test)

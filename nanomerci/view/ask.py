@@ -321,6 +321,8 @@ class Typewriter:
         print(self.visible(text), end="", flush=True)
 
     def end(self, text):
-        """The response is whole: what of it still waits, a character cut in two perhaps, follows."""
+        """The response is whole: what of it still waits, a character cut in two perhaps,
+        follows.
+        """
         self.type(text[len(self.typed) :])
         print()

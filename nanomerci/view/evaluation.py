@@ -1,5 +1,5 @@
-"""`python sample.py MODEL --eval NAME -k K`: pass@k on a set of problems, in rounds that are written
-down; the same command goes on after a kill.
+"""`python sample.py MODEL --eval NAME -k K`: pass@k on a set of problems, in rounds that are
+written down; the same command goes on after a kill.
 """
 
 import json
