@@ -37,7 +37,9 @@ def error_conditioned(
     ranks. A batch of equal errors gets nothing. It is not capped: the advantage of an incorrect
     response may turn positive, and A = 0 does not stay 0.
     """
-    extremes = all_max(torch.stack([error_PG.max(), -error_PG.min()]))
+    both_2N = torch.stack([error_PG.flatten(), -error_PG.flatten()])
+    nothing_21 = both_2N.new_full((2, 1), -torch.inf)  # of a rank that has no groups
+    extremes = all_max(torch.cat([both_2N, nothing_21], 1).amax(1))
     share_PG = (error_PG + extremes[1]) / (extremes[0] + extremes[1]).clamp(min=1e-12)
     return adv_PG + weight * half / (half + step) * share_PG * ~correct_PG
 
