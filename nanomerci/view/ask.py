@@ -10,8 +10,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import Positional, arg
-
 from nanomerci.runtime import config
 from nanomerci.runtime.config import UserError
 
@@ -24,7 +22,6 @@ Sample from a model: print its responses, or colour their tokens by how novel th
   python sample.py MODEL --eval math500 -k 16 --temperature 0.6 --top_p 0.95"""
 
 
-# (for int | None and list[str] tyro would import typeguard, which takes as long as all the rest)
 Own = Annotated[int, config.Allowed("1 or more", lambda x: x >= 1 or x == -1)]
 
 
@@ -33,11 +30,11 @@ Own = Annotated[int, config.Allowed("1 or more", lambda x: x >= 1 or x == -1)]
 class What:
     """What to sample from"""
 
-    model: Annotated[Positional[str], arg(metavar="MODEL_OR_RUN")]
+    model: str = ""
     """Hugging Face folder or hub id, or a run folder: its newest model."""
-    prompt: Annotated[Positional[str], arg(metavar="PROMPT")] = ""
+    prompt: str = ""
     """The prompt; without it: --file, a pipe, or a run's first held-out problem."""
-    n: Annotated[Own, arg(aliases=["-n"])] = -1
+    n: Own = -1
     """Responses per prompt; -1 = 1, or 4 for a picture."""
     file: str = ""
     """File of prompts, one per line."""
@@ -83,7 +80,7 @@ class Test:
 
     eval: str = ""
     """Task, aime24, math500 ... (tasks/math.py), file of problems, or Spider or BIRD folder."""
-    k: Annotated[Own, arg(aliases=["-k"])] = -1
+    k: Own = -1
     """Responses per problem; -1 = the paper's number for the set, else 16."""
     limit: Own = -1
     """Only this many problems, the first; -1 = all."""
@@ -109,7 +106,11 @@ def arguments(argv):
     """-> Request, in which what was not given is None."""
     if "" in argv:
         raise UserError("prompt '': is empty; expected some text")
-    a, _ = config.command_line(Request, argv, "sample.py", USAGE)
+    places = "model", "prompt"
+    given, _ = config.command_line(Request(), argv, "sample.py", USAGE, places=places)
+    if "model" not in given:
+        raise UserError("sample.py: too many or too few arguments; see --help")
+    a = Request(**given)
     config.check_ranges(a)
     for file in map(Path, a.heatmap):
         if file.suffix != ".html":
