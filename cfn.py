@@ -8,8 +8,8 @@ network shares the counts between states that look alike to it.
 
 Here: coins fixed by the address of the visit, a network with a frozen random prior, the loss, a
 bounded replay of past visits, learning. Not here: where hidden states come from
-(nanomerci/loop/model.py), what a count is worth (nanomerci/merci.py). Run alone: `python cfn.py` counts
-a table of states and prints the true 1/n beside the estimate.
+(nanomerci/loop/model.py), what a count is worth (nanomerci/merci.py). Run alone: `python cfn.py`
+counts a table of states and prints the true 1/n beside the estimate.
 
 Axes: N visits (flattened tokens), D hidden width, C coins, H width of the head.
 """
@@ -307,5 +307,7 @@ if __name__ == "__main__":
         "state  visits     1/n  estimate   (4096 coins; a state never visited counts as one "
         "visit: optimism)"
     )
-    for s, (n, estimate) in enumerate(zip(visits, inverse_count(net(one_hot_SD)).tolist())):
+    for s, (n, estimate) in enumerate(
+        zip(visits, inverse_count(net(one_hot_SD)).tolist(), strict=False)
+    ):
         print(f"{s:5d} {n:7d} {1 / max(n, 1):7.4f} {estimate:9.4f}")

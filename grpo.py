@@ -106,7 +106,7 @@ if __name__ == "__main__":
         [-0.5, -0.5, 1.5, -0.5],
     ]  # (1 - .5) / sqrt(1/3), (1 - .25) / sqrt(1/4)
     print("rewards             advantages                          by hand")
-    for reward_G, adv_G, hand in zip(reward_PG.tolist(), adv_PG.tolist(), by_hand):
+    for reward_G, adv_G, hand in zip(reward_PG.tolist(), adv_PG.tolist(), by_hand, strict=False):
         print(
             f"{str([int(r) for r in reward_G]):14s}  {str([round(a, 3) for a in adv_G]):34s}  "
             f"{hand}"

@@ -85,7 +85,9 @@ def sample_token(logits_SV, uniform_S, temperature=1.0, top_p=1.0, top_k=0):
 
 @dataclass(frozen=True)
 class Sampler:
-    """`generate` for one model and its tokenizer: what the loop, evaluation and pictures are handed."""
+    """`generate` for one model and its tokenizer: what the loop, evaluation and pictures are
+    handed.
+    """
 
     model: torch.nn.Module
     tokenizer: object
@@ -218,8 +220,8 @@ def generate(
     seed=0,
     options=None,
 ):
-    """Sample n responses to each prompt (a list of token ids). -> Rollout on the model's device, row
-    p*n + g = response g to prompt p.
+    """Sample n responses to each prompt (a list of token ids). -> Rollout on the model's device,
+    row p*n + g = response g to prompt p.
 
     eos_id: an id or several; a response ends with one, or after max_new_tokens. seed: an int. When
     a GPU's memory does not suffice for the slots, half as many are tried.
@@ -357,4 +359,4 @@ def check(model, name):
 
 
 if __name__ == "__main__":
-    ask.main(request, generate)
+    ask.main(request, Sampler, check)

@@ -29,14 +29,16 @@ os.environ.setdefault("GOMP_SPINCOUNT", "50000")
 from nanomerci.runtime import config
 
 if __name__ == "__main__":
-    config.early(sys.argv[1:])  # --help and mistakes are answered before torch has loaded
+    settings = config.early(
+        sys.argv[1:]
+    )  # --help and mistakes are answered before torch has loaded
 
 import torch
 
 from nanomerci import grpo, merci, tasks
-from nanomerci.bonuses import BONUSES, Bonus
-from nanomerci.loop import cost, dryrun
-from nanomerci.loop.collect import Collector
+from nanomerci.loop import cost
+from nanomerci.loop.collect import Collector, find_bonus, needs_reference
+from nanomerci.loop.decode import bf16_arithmetic
 from nanomerci.loop.evaluate import evaluate
 from nanomerci.loop.metrics import sample_record, step_metrics
 from nanomerci.loop.model import (
@@ -52,7 +54,6 @@ from nanomerci.objectives import OBJECTIVES
 from nanomerci.runtime import checkpoint, ranks
 from nanomerci.runtime.config import UserError, closest
 from nanomerci.runtime.log import GracefulShutdown, Log, StepTimer, log0, progress_bar
-from nanomerci.runtime.plugins import load_name
 from nanomerci.sample import Sampler, check
 from nanomerci.tasks.graders.pool import Pool
 from nanomerci.view.report import LiveReport, report
@@ -61,10 +62,10 @@ from nanomerci.view.report import LiveReport, report
 @ranks.reported
 def main(c):
     """Train. c: a Config. -> the metrics of the last step."""
-    bonus_class, c = settle(c)
+    c = settle(c)
     if c.dry_run:
-        return dryrun.show(c)
-    with Run(c, bonus_class) as run, GracefulShutdown() as shutdown:
+        return cost.show(c)
+    with Run(c) as run, GracefulShutdown() as shutdown:
         models, bonus, collector = run.models, run.bonus, run.collector
         metrics = run.begin()
         stopping = ranks.any_rank(shutdown.requested)
@@ -118,31 +119,34 @@ def main(c):
 
 
 def settle(c):
-    """Names are checked here, where all are known, and what depends on them is filled in. -> the
-    bonus's class, a Config.
+    """Names are checked here, where all are known, and what depends on them is filled in. ->
+    Config.
     """
     if c.algo not in OBJECTIVES:
         raise UserError(
-            f"--algo {c.algo}: unknown{closest(c.algo, OBJECTIVES)}. Choose from "
+            f"--algo {c.algo}: unknown{closest(c.algo, OBJECTIVES)} Choose from "
             f"{', '.join(OBJECTIVES)}"
         )
-    if ".py:" in c.bonus:
-        bonus = load_name(c.bonus, "bonus")
-        if not (isinstance(bonus, type) and issubclass(bonus, Bonus)):
-            raise UserError(f"--bonus {c.bonus}: is no subclass of nanomerci.bonuses.Bonus")
-    elif c.bonus in BONUSES:
-        bonus = BONUSES[c.bonus]
-    else:
-        raise UserError(
-            f"--bonus {c.bonus}: unknown{closest(c.bonus, BONUSES)}. Choose from "
-            f"{', '.join(BONUSES)}, or FILE.py:CLASS"
-        )
+    find_bonus(c.bonus)
     objective = OBJECTIVES[c.algo]
+    if objective.max_gen_rounds == 1 and c.max_gen_rounds > 1:
+        raise UserError(
+            f"--max_gen_rounds {c.max_gen_rounds}: --algo {c.algo} does no dynamic sampling; "
+            "expected 1, or --algo dapo"
+        )
     if c.clip_high < 0:
         c = replace(c, clip_high=objective.clip_high)
     if c.max_gen_rounds == 0:
         c = replace(c, max_gen_rounds=objective.max_gen_rounds)
-    return bonus, c
+    if c.dtype == "auto":
+        c = replace(c, dtype=precision(c))
+    return config.check(config.resolved(c))
+
+
+def precision(c):
+    """--dtype auto: bfloat16 for a pretrained model where the device multiplies it in hardware."""
+    fast = torch.cuda.is_available() if c.device in ("auto", "cuda") else False
+    return "bfloat16" if c.model != "tiny" and (fast or bf16_arithmetic()) else "float32"
 
 
 @dataclass(frozen=True)
@@ -157,12 +161,11 @@ class Models:
     tokenizer: object
 
     @classmethod
-    def load(cls, c, folder, task, device, frozen):
-        """frozen: whether a copy of the initial policy is needed."""
+    def load(cls, c, folder, task, device):
         policy, initial, tokenizer = load_models(c, folder, task, device)
         check(policy, c.model)
         dtype = getattr(torch, c.dtype)
-        features = frozen_copy(initial, device, dtype) if frozen else None
+        features = frozen_copy(initial, device, dtype) if needs_reference(c) else None
         policy, actor = ranks.shard(policy, c.shard, dtype)
         if c.gradient_checkpointing:
             enable_gradient_checkpointing(policy)
@@ -172,34 +175,33 @@ class Models:
 class Run:
     """Everything a run is made of, and what surrounds its steps: evaluation and checkpoints."""
 
-    def __init__(self, c, bonus_class):
+    def __init__(self, c):
         self.c, self.folder = c, Path(c.out)
         self.device = ranks.start(c.device, c.rank_timeout)
-        torch.set_num_threads(c.threads or torch.get_num_threads())
+        torch.set_num_threads(c.threads)
         if c.resume:
             checkpoint.verify(self.folder)
         else:
             checkpoint.claim(self.folder)
         self.task = tasks.load(c)
-        counts = bonus_class.counts_states
-        frozen = counts and c.cfn_features == "frozen" or c.kl_coef > 0
-        models = Models.load(c, self.folder, self.task, self.device, frozen)
+        models = Models.load(c, self.folder, self.task, self.device)
         self.models = models
         self.optimizer = torch.optim.AdamW(
             models.policy.parameters(), lr=c.lr, betas=(0.9, c.beta2), weight_decay=c.weight_decay
         )
-        self.bonus = bonus_class(c, models.policy.config.hidden_size, self.device, ranks)
+        self.bonus = find_bonus(c.bonus)(c, models.policy.config.hidden_size, self.device, ranks)
         self.sampler = Sampler(models.actor, models.tokenizer, c.max_new_tokens, c.temperature)
-        reader = StateReader(
-            models.features,
-            self.bonus.score if counts else None,
-            c.kl_coef > 0,
-            c.temperature,
-            budget=c.micro_batch_tokens,
-            backend=c.backend,
-        )
+        reader = None
+        if self.bonus.counts_states or c.kl_coef:
+            reader = StateReader(
+                models.features,
+                self.bonus.score if self.bonus.counts_states else None,
+                c.kl_coef > 0,
+                c.temperature,
+                budget=c.micro_batch_tokens,
+                backend=c.backend,
+            )
         self.pool = Pool(c.graders, c.grade_timeout)
-        reader = reader if counts or c.kl_coef else None
         self.collector = Collector(c, self.task, self.sampler, reader, self.bonus, self.pool)
         self.parts = {
             "optimizer": self.optimizer,
@@ -373,4 +375,4 @@ def update_metrics(c, batch, logp, adv, learning_B, first_B):
 
 
 if __name__ == "__main__":
-    config.run_command(lambda: main(config.parse(sys.argv[1:])))
+    config.run_command(main, settings)

@@ -1,20 +1,22 @@
-"""Speed, memory and error of the kernels beside their rivals: `python -m kernels.bench [--quick]
-[--json FILE]`, on CUDA.
+"""Speed, memory and error of the kernels beside their rivals, on CUDA:
+`python -m kernels.bench [--quick] [--json FILE]`.
 
 Needs torch and triton, and nothing else of nanoMERCI; measures liger-kernel and cut-cross-entropy
 where they are installed. Rates are also given as per cent of two ceilings measured in the same run:
 a large bf16 matrix product and a large copy. `--toy` needs no GPU: the plain-torch twins against
 log_softmax and the network itself, at the size of the toy tasks.
 
-Axes: N tokens or states, V vocabulary, D hidden width, H units a network, C coins.
+Axes: N tokens or states, V vocabulary, D hidden width, H units per network, C coins.
 """
 
 import argparse
-import importlib.util
 import json
 import platform
 import sys
 import time
+from functools import partial
+from importlib.util import find_spec
+from itertools import chain, product
 
 import torch
 from torch import nn
@@ -33,25 +35,12 @@ HEADS = {
 }
 TARGET = "4096 x 151936"
 TOKENS = (2048, 4096, 8192, 16384, 32768)
-SCORES = [
-    (8192, 896, 128),
-    (8192, 3584, 128),
-    (65536, 896, 128),
-    (65536, 1536, 128),
-    (65536, 3584, 256),
-    (65536, 3584, 128),
-]
-MEMORY = [(n, 151936) for n in TOKENS] + [
-    (8192, v) for v in (16384, 32768, 65536, 131072, 262144)
-]  # (N, V)
+SCORES = [(8192, 896, 128), (65536, 896, 128), (65536, 3584, 256), (65536, 3584, 128)]  # N, D, H
 MIB = 2**20
 DEVICE = "cuda"
 
 
-# ---- Who is measured
-# ----
-
-
+# ---- who is measured
 def eager_logits(x_NV, ids_N):
     """What most trainers write: log_softmax in fp32, gather, entropy."""
     logp_NV = x_NV.float().log_softmax(-1)
@@ -62,61 +51,58 @@ def eager_linear(hidden_ND, weight_VD, ids_N):
     return eager_logits(hidden_ND @ weight_VD.T, ids_N)
 
 
-def linear_methods():
-    """name -> function of (hidden, weight, ids) returning (logp_N, entropy_N or None)."""
+def liger_scaled(hidden_ND, weight_VD, ids_N):
+    from liger_kernel.ops import fused_linear_scaled_cross_entropy as ops
+
+    apply = ops.LigerFusedLinearScaledCrossEntropyFunction.apply
+    nll_N, entropy_N = apply(hidden_ND, weight_VD, ids_N, 1.0, -100, 1, True)
+    return -nll_N, entropy_N
+
+
+def liger_linear(hidden_ND, weight_VD, ids_N):
+    from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction
+
+    apply = LigerFusedLinearCrossEntropyFunction.apply
+    return -apply(hidden_ND, weight_VD, ids_N, None, None, -100, 0.0, 0.0, "none")[0], None
+
+
+def liger_logits(x_NV, ids_N):
+    from liger_kernel.ops.cross_entropy import LigerCrossEntropyFunction
+
+    if x_NV.requires_grad:  # it overwrites the logits with their gradient
+        x_NV = x_NV.clone()
+    return -LigerCrossEntropyFunction.apply(x_NV, ids_N, None, -100, 0.0, 0.0, "none")[0], None
+
+
+def cut_cross_entropy(hidden_ND, weight_VD, ids_N):
+    from cut_cross_entropy import linear_cross_entropy
+
+    return -linear_cross_entropy(hidden_ND, weight_VD, ids_N, reduction="none"), None
+
+
+def with_rivals(ours, eager, rivals):
+    """name -> function returning (logp_N, entropy_N or None). rivals: (name, package, function)."""
     methods = {
-        "ours": linear_logprob_entropy,
-        "ours, torch": lambda *a: linear_logprob_entropy(*a, backend="torch"),
-        "eager": eager_linear,
-        "torch.compile": torch.compile(eager_linear, dynamic=False),
+        "ours": ours,
+        "ours, torch": partial(ours, backend="torch"),
+        "eager": eager,
+        "torch.compile": torch.compile(eager, dynamic=False),
     }
-    if importlib.util.find_spec("liger_kernel"):
-        from liger_kernel.ops.fused_linear_cross_entropy import (
-            LigerFusedLinearCrossEntropyFunction as Fused,
-        )
-        from liger_kernel.ops.fused_linear_scaled_cross_entropy import (
-            LigerFusedLinearScaledCrossEntropyFunction as Scaled,
-        )
+    return methods | {name: f for name, package, f in rivals if find_spec(package)}
 
-        def liger_scaled(hidden_ND, weight_VD, ids_N):
-            nll_N, entropy_N = Scaled.apply(hidden_ND, weight_VD, ids_N, 1.0, -100, 1, True)
-            return -nll_N, entropy_N
 
-        methods["Liger scaled CE"] = liger_scaled
-        methods["Liger FLCE (no entropy)"] = lambda h, w, i: (
-            -Fused.apply(h, w, i, None, None, -100, 0.0, 0.0, "none")[0],
-            None,
-        )
-    if importlib.util.find_spec("cut_cross_entropy"):
-        from cut_cross_entropy import linear_cross_entropy
-
-        methods["CCE (no entropy)"] = lambda h, w, i: (
-            -linear_cross_entropy(h, w, i, reduction="none"),
-            None,
-        )
-    return methods
+def linear_methods():
+    rivals = [
+        ("Liger scaled CE", "liger_kernel", liger_scaled),
+        ("Liger FLCE (no entropy)", "liger_kernel", liger_linear),
+        ("CCE (no entropy)", "cut_cross_entropy", cut_cross_entropy),
+    ]
+    return with_rivals(linear_logprob_entropy, eager_linear, rivals)
 
 
 def logits_methods():
-    methods = {
-        "ours": logprob_entropy,
-        "ours, torch": lambda *a: logprob_entropy(*a, backend="torch"),
-        "eager": eager_logits,
-        "torch.compile": torch.compile(eager_logits, dynamic=False),
-    }
-    if importlib.util.find_spec("liger_kernel"):
-        from liger_kernel.ops.cross_entropy import LigerCrossEntropyFunction
-
-        def liger(
-            x_NV, ids_N
-        ):  # overwrites the logits with their gradient, hence the copy when a gradient is wanted
-            x_NV = x_NV.clone() if x_NV.requires_grad else x_NV
-            return -LigerCrossEntropyFunction.apply(x_NV, ids_N, None, -100, 0.0, 0.0, "none")[
-                0
-            ], None
-
-        methods["Liger CE (no entropy)"] = liger
-    return methods
+    rivals = [("Liger CE (no entropy)", "liger_kernel", liger_logits)]
+    return with_rivals(logprob_entropy, eager_logits, rivals)
 
 
 class Net(nn.Module):
@@ -124,16 +110,12 @@ class Net(nn.Module):
 
     def __init__(self, D, H, C):
         super().__init__()
-        self.head, self.prior = (
-            nn.Sequential(nn.Linear(D, H), nn.ReLU(), nn.Linear(H, C)) for _ in range(2)
-        )
-        for name, value in (
-            ("mean_D", torch.randn(D)),
-            ("scale_D", torch.rand(D) + 0.5),
-            ("prior_mean_C", torch.randn(C) / 10),
-            ("prior_scale_C", torch.rand(C) + 0.5),
-        ):
-            self.register_buffer(name, value)
+        self.head = nn.Sequential(nn.Linear(D, H), nn.ReLU(), nn.Linear(H, C))
+        self.prior = nn.Sequential(nn.Linear(D, H), nn.ReLU(), nn.Linear(H, C))
+        self.register_buffer("mean_D", torch.randn(D))
+        self.register_buffer("scale_D", torch.rand(D) + 0.5)
+        self.register_buffer("prior_mean_C", torch.randn(C) / 10)
+        self.register_buffer("prior_scale_C", torch.rand(C) + 0.5)
 
     def forward(self, hidden_ND):
         x_ND = (hidden_ND.to(self.mean_D.dtype) - self.mean_D) * self.scale_D
@@ -146,25 +128,21 @@ def score_methods(net):
 
     def half(hidden_ND):
         with torch.autocast(hidden_ND.device.type, hidden_ND.dtype):
-            return net(hidden_ND).float().square().mean(-1)
+            return eager(hidden_ND)
 
     return {
-        "ours": lambda x: cfn_score(x, net),
-        "ours, torch": lambda x: cfn_score_reference(x, net),
+        "ours": partial(cfn_score, net=net),
+        "ours, torch": partial(cfn_score_reference, net=net),
         "eager (fp32)": eager,
         "eager (autocast)": half,
         "torch.compile (autocast)": torch.compile(half, dynamic=False),
     }
 
 
-# ---- Measuring
-# ----
-
-
+# ---- measuring
 def milliseconds(function, quick):
-    return triton.testing.do_bench(
-        function, warmup=25 if quick else 100, rep=100 if quick else 400, return_mode="median"
-    )
+    warmup, repeat = (25, 100) if quick else (100, 400)
+    return triton.testing.do_bench(function, warmup=warmup, rep=repeat, return_mode="median")
 
 
 def peak_bytes(function):
@@ -179,70 +157,60 @@ def peak_bytes(function):
 
 
 def ceilings(quick):
-    """(bf16 FLOP/s of the best of three large products, bytes/s read and written by a 1 GiB copy)."""
+    """-> bf16 FLOP/s of the best of three large products, bytes/s that a 1 GiB copy moves."""
     rates = []
     for n in (4096, 8192, 16384):
         a, b = (torch.randn(n, n, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
-        rates.append(2 * n**3 / milliseconds(lambda: a @ b, quick) * 1e3)  # noqa: B023
+        rates.append(2 * n**3 / milliseconds(partial(torch.mm, a, b), quick) * 1e3)
     source = torch.randn(2**28, device=DEVICE)
-    target = torch.empty_like(source)
-    return max(rates), 2 * source.nbytes / milliseconds(lambda: target.copy_(source), quick) * 1e3
+    copy = partial(torch.empty_like(source).copy_, source)
+    return max(rates), 2 * source.nbytes / milliseconds(copy, quick) * 1e3
+
+
+def learn(method, inputs, ids_N):
+    """Gradients of sum(logp) (+ entropy / 100)."""
+    logp_N, entropy_N = method(*inputs, ids_N)
+    loss = logp_N.sum() if entropy_N is None else logp_N.sum() + 0.01 * entropy_N.sum()
+    return torch.autograd.grad(loss, inputs)
 
 
 def both(name, method, inputs, ids_N, quick):
-    """ms and peak MiB of a method: forward alone (no gradient), and forward + backward of sum(logp)
-    (+ entropy / 100).
-    """
-
-    def forward():
-        with torch.no_grad():
-            return method(*inputs, ids_N)
-
-    def forward_backward():
-        logp_N, entropy_N = method(*inputs, ids_N)
-        loss = logp_N.sum() if entropy_N is None else logp_N.sum() + 0.01 * entropy_N.sum()
-        return torch.autograd.grad(loss, inputs)
-
-    row = dict(method=name)
-    for part, function in (("forward", forward), ("both", forward_backward)):
+    """ms and peak MiB of a method: forward alone (no gradient), and forward + backward."""
+    parts = {
+        "forward": partial(torch.no_grad()(method), *inputs, ids_N),
+        "both": partial(learn, method, inputs, ids_N),
+    }
+    row = {"method": name}
+    for part, function in parts.items():
         row |= {f"{part}_ms": None, f"{part}_MiB": None}
         try:
-            row |= {
-                f"{part}_ms": milliseconds(function, quick),
-                f"{part}_MiB": peak_bytes(function) / MIB,
-            }
+            row[f"{part}_ms"] = milliseconds(function, quick)
+            row[f"{part}_MiB"] = peak_bytes(function) / MIB
         except torch.OutOfMemoryError:
             row["note"] = "out of memory"
-        except (
-            ImportError,
-            RuntimeError,
-            TypeError,
-            ValueError,
-            triton.errors.TritonError,
-        ) as error:
-            if name.startswith(
-                "ours"
-            ):  # a rival that does not run here is a line in the table, ours is a bug
+        except (ImportError, RuntimeError, TypeError, ValueError, triton.TritonError) as error:
+            if name.startswith("ours"):  # a rival that does not run here is a line in the table
                 raise
             row["note"] = f"{type(error).__name__}: {str(error).splitlines()[0][:80]}"
     return row
 
 
+def rates(row, unit, work, ceiling):
+    """Adds work / time to the row, in `unit`, and as per cent of the ceiling. work: {part: FLOP or
+    bytes}.
+    """
+    name, scale, of = unit
+    for part, amount in work.items():
+        ms = row[f"{part}_ms"]
+        rate = ms and amount / ms * 1e3
+        row[f"{part}_{name}"] = rate and rate / scale
+        row[f"{part}_%{of}"] = rate and 100 * rate / ceiling
+
+
 def relative(got, want):
+    """Relative RMS error."""
     got, want = got.detach().double(), want.detach()
     return float((got - want).norm() / want.norm())
-
-
-def linear_errors(method, inputs, ids_N, exact):
-    """Relative RMS error of logp, dhidden and 64 rows of dweight of the loss sum(logp)."""
-    logp_N, _ = method(*inputs, ids_N)
-    dhidden_ND, dweight_VD = torch.autograd.grad(logp_N.sum(), inputs)
-    return dict(
-        zip(
-            ("error_logp", "error_dhidden", "error_dweight"),
-            (relative(a, b) for a, b in zip((logp_N, dhidden_ND, dweight_VD[exact[3]]), exact)),
-        )
-    )
 
 
 @torch.no_grad()
@@ -252,74 +220,67 @@ def exact_linear(hidden_ND, weight_VD, ids_N, tile=4096):
     """
     hidden_ND, V = hidden_ND.double(), len(weight_VD)
     rows = torch.cat([ids_N[:32], torch.arange(0, V, V // 32, device=ids_N.device)[:32]])
-    lse_N = torch.stack(
-        [(hidden_ND @ weight_VD[v : v + tile].double().T).logsumexp(1) for v in range(0, V, tile)]
-    ).logsumexp(0)
+    tiles = [weight_VD[v : v + tile] for v in range(0, V, tile)]
+    lse_TN = torch.stack([(hidden_ND @ w_vD.double().T).logsumexp(1) for w_vD in tiles])
+    lse_N = lse_TN.logsumexp(0)
     logp_N = (hidden_ND * weight_VD[ids_N].double()).sum(1) - lse_N
     dhidden_ND = weight_VD[ids_N].double()
-    for v in range(0, V, tile):
-        w_vD = weight_VD[v : v + tile].double()
-        dhidden_ND -= (hidden_ND @ w_vD.T - lse_N[:, None]).exp() @ w_vD
+    for w_vD in tiles:
+        dhidden_ND -= (hidden_ND @ w_vD.double().T - lse_N[:, None]).exp() @ w_vD.double()
     p_Nr = (hidden_ND @ weight_VD[rows].double().T - lse_N[:, None]).exp()
     return logp_N, dhidden_ND, ((ids_N[:, None] == rows).double() - p_Nr).T @ hidden_ND, rows
 
 
-# ---- The tables
-# ----
+def linear_errors(method, inputs, ids_N, exact):
+    """Of logp, dhidden and 64 rows of dweight of the loss sum(logp)."""
+    logp_N, dhidden_ND, dweight_rD, rows = exact
+    got_N = method(*inputs, ids_N)[0]
+    gradient_ND, gradient_VD = torch.autograd.grad(got_N.sum(), inputs)
+    return {
+        "error_logp": relative(got_N, logp_N),
+        "error_dhidden": relative(gradient_ND, dhidden_ND),
+        "error_dweight": relative(gradient_VD[rows], dweight_rD),
+    }
+
+
+# ---- the tables
+def cell(value):
+    return f"{value:15.4g}" if isinstance(value, float) else f"{value!s:>15}"
 
 
 def show(title, rows):
+    """Print a table for people; --json has every digit."""
     print(f"\n{title}\n")
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    text = [columns] + [
-        [
-            "–"
-            if row.get(c) is None
-            else f"{row[c]:.3g}"
-            if isinstance(row[c], float) and abs(row[c]) < 1000
-            else f"{row[c]:.0f}"
-            if isinstance(row[c], float)
-            else str(row[c])
-            for c in columns
-        ]
-        for row in rows
-    ]
-    widths = [max(len(line[i]) for line in text) for i in range(len(columns))]
-    text.insert(1, ["-" * w for w in widths])
-    for line in text:
-        print("| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths)) + " |", flush=True)
+    columns = list(dict.fromkeys(chain.from_iterable(rows)))
+    columns.sort(key=("method", "note").__contains__)  # the wide ones last
+    print(*map(cell, columns))
+    for row in rows:
+        print(*(cell(row.get(column, "")) for column in columns), flush=True)
     return rows
 
 
 def linear_table(flops, quick):
     rows, methods = [], linear_methods()
-    for head in (TARGET,) if quick else HEADS:
+    for head, N in [(TARGET, 8192)] if quick else product(HEADS, TOKENS):
         D, V = HEADS[head]
-        for N in (8192,) if quick else TOKENS:
-            inputs = [
-                (torch.randn(n, D, device=DEVICE) * D**-0.25).bfloat16().requires_grad_()
-                for n in (N, V)
-            ]
-            ids_N = torch.randint(V, (N,), device=DEVICE)
-            exact = exact_linear(*inputs, ids_N) if N <= 8192 else None
-            for name, method in methods.items():
-                row = dict(head=head, N=N) | both(name, method, inputs, ids_N, quick)
-                for part, matmuls in (
-                    ("forward", 1),
-                    ("both", 4),
-                ):  # both: the logits again, and two gradients
-                    ms = row[f"{part}_ms"]
-                    row[f"{part}_TFLOPs"] = rate = ms and matmuls * 2 * N * D * V / ms / 1e9
-                    row[f"{part}_%matmul"] = rate and 100 * rate * 1e12 / flops
-                if exact and row["both_ms"]:
-                    row |= linear_errors(method, inputs, ids_N, exact)
-                rows.append(row)
-            torch.cuda.empty_cache()
-    return show(
-        "linear_logprob_entropy, bf16. MiB: peak over inputs, gradients included. TFLOPs of "
-        "both: 8 N D V.",
-        rows,
-    )
+        scale = D**-0.25
+        hidden_ND, weight_VD = (torch.randn(n, D, device=DEVICE).bfloat16() for n in (N, V))
+        inputs = [x.mul_(scale).requires_grad_() for x in (hidden_ND, weight_VD)]
+        ids_N = torch.randint(V, (N,), device=DEVICE)
+        exact = exact_linear(*inputs, ids_N) if N <= 8192 else None
+        flop = 2 * N * D * V
+        for name, method in methods.items():
+            row = {"head": head, "N": N} | both(name, method, inputs, ids_N, quick)
+            memory = row["both_MiB"]
+            row["workspace_MiB"] = memory and memory - sum(x.nbytes for x in inputs) / MIB
+            # both: the logits again, and two gradients
+            rates(row, ("TFLOPs", 1e12, "matmul"), {"forward": flop, "both": 4 * flop}, flops)
+            if exact and row["both_ms"]:
+                row |= linear_errors(method, inputs, ids_N, exact)
+            rows.append(row)
+        torch.cuda.empty_cache()
+    title = "linear_logprob_entropy, bf16. MiB: peak over inputs; workspace: less the gradients."
+    return show(f"{title} TFLOPs of both: 8 N D V.", rows)
 
 
 def logits_table(bandwidth, quick):
@@ -327,24 +288,19 @@ def logits_table(bandwidth, quick):
     for N in (8192,) if quick else TOKENS:
         x_NV = torch.randn(N, V, device=DEVICE, dtype=torch.bfloat16).mul_(3).requires_grad_()
         ids_N = torch.randint(V, (N,), device=DEVICE)
-        last_nV = x_NV[-64:].detach().double().requires_grad_()
-        exact_n = last_nV.log_softmax(1).gather(1, ids_N[-64:, None])[:, 0]
+        last_nV, ids_n = x_NV[-64:].detach().double().requires_grad_(), ids_N[-64:]
+        exact_n = last_nV.log_softmax(1).gather(1, ids_n[:, None])[:, 0]
         (exact_nV,) = torch.autograd.grad(exact_n.sum(), last_nV)
+        read = 2 * N * V
         for name, method in methods.items():
-            row = dict(N=N) | both(name, method, [x_NV], ids_N, quick)
-            for part, passes in (("forward", 1), ("both", 3)):  # both: read, then read and write
-                ms = row[f"{part}_ms"]
-                row[f"{part}_GBs"] = rate = ms and passes * 2 * N * V / ms / 1e6
-                row[f"{part}_%copy"] = rate and 100 * rate * 1e9 / bandwidth
+            row = {"N": N} | both(name, method, [x_NV], ids_N, quick)
+            # both: read, then read and write
+            rates(row, ("GBs", 1e9, "copy"), {"forward": read, "both": 3 * read}, bandwidth)
             if row["both_ms"]:
-                logp_n = method(x_NV[-64:], ids_N[-64:])[0]
-                (gradient_nV,) = torch.autograd.grad(
-                    method(last_nV.bfloat16(), ids_N[-64:])[0].sum(), last_nV
-                )
-                row |= dict(
-                    error_logp=relative(logp_n, exact_n),
-                    error_dlogits=relative(gradient_nV, exact_nV),
-                )
+                logp_n = method(last_nV.bfloat16(), ids_n)[0]
+                (gradient_nV,) = torch.autograd.grad(logp_n.sum(), last_nV)
+                row["error_logp"] = relative(logp_n, exact_n)
+                row["error_dlogits"] = relative(gradient_nV, exact_nV)
             rows.append(row)
         torch.cuda.empty_cache()
     return show(f"logprob_entropy, bf16, V = {V}. GB/s: 2 N V bytes forward, 6 N V both.", rows)
@@ -354,61 +310,20 @@ def logits_table(bandwidth, quick):
 def score_table(flops, bandwidth, quick):
     rows, C = [], 20
     for N, D, H in SCORES[-1:] if quick else SCORES:
-        net = Net(D, H, C).to(DEVICE)
-        hidden_ND = torch.randn(N, D, device=DEVICE, dtype=torch.bfloat16)
-        floor = max(hidden_ND.nbytes / bandwidth, 2 * N * D * 2 * H / flops) * 1e3
-        exact_net = Net(D, H, C).to(DEVICE).double()
+        net, exact_net = Net(D, H, C).to(DEVICE), Net(D, H, C).to(DEVICE).double()
         exact_net.load_state_dict(net.state_dict())
+        hidden_ND = torch.randn(N, D, device=DEVICE, dtype=torch.bfloat16)
         exact_n = exact_net(hidden_ND[:512]).square().mean(1)
+        floor = max(hidden_ND.nbytes / bandwidth, 2 * N * D * 2 * H / flops) * 1e3
         for name, method in score_methods(net).items():
-            ms = milliseconds(lambda: method(hidden_ND), quick)  # noqa: B023
-            rows.append(
-                {
-                    "N": N,
-                    "D": D,
-                    "H": H,
-                    "C": C,
-                    "method": name,
-                    "ms": ms,
-                    "floor_ms": floor,
-                    "%floor": 100 * floor / ms,
-                    "MiB": peak_bytes(lambda: method(hidden_ND)) / MIB,  # noqa: B023
-                    "error": relative(method(hidden_ND)[:512], exact_n),
-                }
-            )
-    return show(
-        "cfn_score, bf16 hidden states. Floor: the larger of bytes / copy rate and FLOP / "
-        "matmul rate.",
-        rows,
-    )
-
-
-def memory_table():
-    """Workspace = peak over inputs, less the gradients. Ours grows with N + V (dhidden in fp32),
-    the logits with N V.
-    """
-    rows, D = [], 1024
-    for N, V in MEMORY:
-        inputs = [
-            torch.randn(n, D, device=DEVICE, dtype=torch.bfloat16).requires_grad_() for n in (N, V)
-        ]
-        ids_N = torch.randint(V, (N,), device=DEVICE)
-        peak = peak_bytes(
-            lambda: torch.autograd.grad(linear_logprob_entropy(*inputs, ids_N)[0].sum(), inputs)
-        )  # noqa: B023
-        rows.append(
-            dict(
-                N=N,
-                V=V,
-                D=D,
-                workspace_MiB=(peak - sum(i.nbytes for i in inputs)) / MIB,
-                logits_MiB=2 * N * V / MIB,
-            )
-        )
-    return show(
-        "Memory of linear_logprob_entropy, forward + backward, beside one bf16 copy of the logits.",
-        rows,
-    )
+            call = partial(method, hidden_ND)
+            row = {"N": N, "D": D, "H": H, "method": name, "ms": milliseconds(call, quick)}
+            row |= {"floor_ms": floor, "%floor": 100 * floor / row["ms"]}
+            row |= {"MiB": peak_bytes(call) / MIB, "error": relative(call()[:512], exact_n)}
+            rows.append(row)
+    title = "cfn_score, bf16 hidden states, C = 20."
+    floor = "Floor: the larger of bytes / copy rate and FLOP / matmul rate."
+    return show(f"{title} {floor}", rows)
 
 
 def toy_table():
@@ -417,21 +332,14 @@ def toy_table():
     """
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    inputs, ids_N = (
-        [torch.randn(n, 96, requires_grad=True) for n in (3000, 100)],
-        torch.randint(100, (3000,)),
-    )
-    net = Net(96, 128, 20)
-
-    def step(method):
-        logp_N, entropy_N = method(*inputs, ids_N)
-        return torch.autograd.grad(logp_N.sum() + 0.01 * entropy_N.sum(), inputs)
-
+    inputs = [torch.randn(n, 96, requires_grad=True) for n in (3000, 100)]
+    ids_N, net = torch.randint(100, (3000,)), Net(96, 128, 20)
+    scores = score_methods(net)
     cases = {
-        "log_softmax": lambda: step(eager_linear),
-        "ours, torch": lambda: step(linear_logprob_entropy),
-        "network, no gradient": torch.no_grad()(lambda: net(inputs[0]).square().mean(-1)),
-        "cfn_score, torch": lambda: cfn_score(inputs[0].detach(), net),
+        "log_softmax": partial(learn, eager_linear, inputs, ids_N),
+        "ours, torch": partial(learn, linear_logprob_entropy, inputs, ids_N),
+        "network, no gradient": partial(torch.no_grad()(scores["eager (fp32)"]), inputs[0]),
+        "cfn_score, torch": partial(scores["ours"], inputs[0].detach()),
     }
     times = {name: [] for name in cases}
     for _ in range(100):  # in turn, so that a busy machine is busy for all
@@ -439,55 +347,45 @@ def toy_table():
             start = time.thread_time()
             function()
             times[name].append((time.thread_time() - start) * 1e3)
-    rows = [
-        dict(method=name, median_ms=sorted(ms)[50], least_ms=min(ms)) for name, ms in times.items()
-    ]
+    rows = []
+    for name, ms in times.items():
+        rows.append({"method": name, "median_ms": sorted(ms)[50], "least_ms": min(ms)})
     return show("Toy size on one CPU thread, forward + backward (the network: forward).", rows)
 
 
+def cuda_tables(quick):
+    torch.manual_seed(0)
+    flops, bandwidth = ceilings(quick)
+    found = {"matmul_TFLOPs": flops / 1e12, "copy_GBs": bandwidth / 1e9}
+    print("ceilings of this run:", found)
+    return found | {
+        "linear": linear_table(flops, quick),
+        "logits": logits_table(bandwidth, quick),
+        "score": score_table(flops, bandwidth, quick),
+    }
+
+
 def main():
-    parser = argparse.ArgumentParser(
-        prog="python -m kernels.bench", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument("--quick", action="store_true", help="one shape a kernel, under 3 minutes")
-    parser.add_argument(
-        "--toy", action="store_true", help="the torch twins at toy size on a CPU; needs no GPU"
-    )
+    about = __doc__.split("\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m kernels.bench", description=about)
+    parser.add_argument("--quick", action="store_true", help="one shape per kernel, < 3 minutes")
+    parser.add_argument("--toy", action="store_true", help="the torch twins on a CPU, no GPU")
     parser.add_argument("--json", metavar="FILE", help="write the record there as well")
     options = parser.parse_args()
     if not options.toy and (triton is None or not torch.cuda.is_available()):
-        sys.stderr.write(
-            "kernels.bench: no CUDA device; wanted one, with Triton. --toy measures the torch "
-            "twins on a CPU\n"
+        print(
+            "no CUDA device with Triton; --toy measures the torch twins on a CPU", file=sys.stderr
         )
         return 2
-    device = (
-        platform.processor() or platform.machine() if options.toy else torch.cuda.get_device_name()
-    )
-    record = dict(
-        device=device,
-        date=time.strftime("%Y-%m-%d"),
-        torch=torch.__version__,
-        python=platform.python_version(),
-        triton=None if triton is None else triton.__version__,
-    )
+    record = {
+        "device": platform.machine() if options.toy else torch.cuda.get_device_name(),
+        "date": time.strftime("%Y-%m-%d"),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "triton": triton and triton.__version__,
+    }
     print(record)
-    if options.toy:
-        record["toy"] = toy_table()
-    else:
-        torch.manual_seed(0)
-        flops, bandwidth = ceilings(options.quick)
-        record |= dict(matmul_TFLOPs=flops / 1e12, copy_GBs=bandwidth / 1e9)
-        print(
-            f"ceilings of this run: matmul {flops / 1e12:.0f} TFLOP/s bf16, copy "
-            f"{bandwidth / 1e9:.0f} GB/s"
-        )
-        record |= dict(
-            linear=linear_table(flops, options.quick),
-            logits=logits_table(bandwidth, options.quick),
-            score=score_table(flops, bandwidth, options.quick),
-            memory=memory_table(),
-        )
+    record |= {"toy": toy_table()} if options.toy else cuda_tables(options.quick)
     if options.json:
         with open(options.json, "w") as file:
             json.dump(record, file, indent=1)

@@ -5,8 +5,10 @@ The network is  flips = head(x) + (prior(x) - mean_C) s_C  with  x = (hidden - m
 and prior are D -> H -> C. All but its two ReLUs is linear, so the whole of it folds into one
 network D -> 2H -> C:
 
-    z_nh   = sum_d hidden_nd first_hd + bias_h        first = [head W1; prior W1] scale_D,    bias = b1 - first mean_D
-    f_nc   = sum_h relu(z_nh) second_ch + shift_c     second = [head W2, prior W2 s],         shift = b2 + (prior b2 - mean) s
+    z_nh   = sum_d hidden_nd first_hd + bias_h
+    f_nc   = sum_h relu(z_nh) second_ch + shift_c
+    with   first = [head W1; prior W1] scale_D,   bias = b1 - first mean_D,
+           second = [head W2, prior W2 s],        shift = b2 + (prior b2 - mean) s
     invn_n = mean_c f_nc^2                            "the average of n fair coins has variance 1/n"
 
 Folding costs O(H D), once a call; the kernel then reads hidden once and writes N numbers. For bf16
@@ -45,7 +47,9 @@ def fold(net, dtype, multiple_D, multiple_H, multiple_C):
 
     def pad(a, *multiples):
         sizes = [
-            size for n, m in zip(reversed(a.shape), reversed(multiples)) for size in (0, -n % m)
+            size
+            for n, m in zip(reversed(a.shape), reversed(multiples), strict=False)
+            for size in (0, -n % m)
         ]
         return torch.nn.functional.pad(a, sizes).contiguous()
 
@@ -152,7 +156,9 @@ else:
 
 
 def launch_shape(dtype, H, C):
-    """Tile sizes (BN, BD, BH, BC) and compile options for H units (0: no hidden layer) and C coins."""
+    """Tile sizes (BN, BD, BH, BC) and compile options for H units (0: no hidden layer) and C
+    coins.
+    """
     BC = max(32, triton.next_power_of_2(C))
     if BC > 128:
         raise ValueError(f"got {C} coins; the Triton kernel takes up to 128: use backend='torch'")
@@ -161,7 +167,11 @@ def launch_shape(dtype, H, C):
     else:
         BN, BD, BH = 128 if BC == 32 else 64, 64, 128 if H <= 128 else 256
         warps = 8 if H and BN * BH >= 128 * 128 else 4
-    return (BN, BD, BH if H else BC, BC), dict(num_warps=warps, num_stages=3, enable_fp_fusion=True)
+    return (BN, BD, BH if H else BC, BC), {
+        "num_warps": warps,
+        "num_stages": 3,
+        "enable_fp_fusion": True,
+    }
 
 
 @torch.no_grad()

@@ -1,10 +1,11 @@
 """Log-probability and entropy of tokens, from logits or straight from hidden states, without ever
 building all logits.
 
-    d_nj       = (x_nj - max_j x_nj) / T_n                 x = logits, or hidden @ weight.T a tile at a time; fp32 always
+    x          = logits, or hidden @ weight.T a tile at a time; fp32 always
+    d_nj       = (x_nj - max_j x_nj) / T_n
     S_n, U_n   = sum_j exp(d_nj),  sum_j exp(d_nj) d_nj    p_nj = exp(d_nj) / S_n
     logp_n     = d_n,id(n) - log S_n                       <= 0, since d <= 0 and S >= 1
-    entropy_n  = log S_n - U_n / S_n                       = -sum_j p_nj log p_nj, a sum of two numbers >= 0
+    entropy_n  = log S_n - U_n / S_n      = -sum_j p_nj log p_nj, a sum of two numbers >= 0
     dx_nj      = ((onehot_nj - p_nj) dlogp_n - p_nj (log p_nj + entropy_n) dentropy_n) / T_n
 
 S and U are carried over tiles of the vocabulary ("online softmax"): where a tile raises the maximum
@@ -209,7 +210,7 @@ else:
             )
 
 
-OPTIONS = dict(num_warps=4, enable_fp_fusion=True)
+OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
 
 
 def launch_shape(width):
@@ -243,7 +244,9 @@ def scan_triton(x_Nv, ids_N, first, inverse_t_N, state, last):
 
 
 def gradient_triton(x_Nv, ids_N, first, rows, dtype, reuse=False):
-    """reuse: the tile may be overwritten; dx then takes (the first half of each row of) its memory."""
+    """reuse: the tile may be overwritten; dx then takes (the first half of each row of) its
+    memory.
+    """
     (N, width), (R, B) = x_Nv.shape, launch_shape(x_Nv.shape[1])
     dx_Nv = (
         x_Nv.view(dtype)[:, :width]
@@ -374,11 +377,11 @@ class _Logits(torch.autograd.Function):
         parts = [
             scan(x_nV, ids_n, 0, inverse_t_n, None, True)
             for x_nV, ids_n, inverse_t_n in zip(
-                *(a.split(block) for a in (logits_NV, ids_N, inverse_t_N))
+                *(a.split(block) for a in (logits_NV, ids_N, inverse_t_N)), strict=False
             )
         ]
         max_N, log_s_N, entropy_N, logp_N = (
-            parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts))
+            parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=False))
         )
         ctx.save_for_backward(logits_NV, ids_N, inverse_t_N, max_N, log_s_N, entropy_N)
         ctx.gradient, ctx.block = gradient, block

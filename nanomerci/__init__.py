@@ -1,23 +1,59 @@
-"""nanoMERCI: the package behind train.py. From the ground up, each line may use those above it:
+"""nanoMERCI: the package behind train.py. From the ground up; each line may use those above it.
 
-    address                     randomness by address: a counter-based random number generator
-    kernels/ (top level)        fused Triton kernels, each beside its torch twin
-    runtime/                    running: config, ranks, checkpoint, log
-    tasks/  tasks/graders/      one file per task; workers that grade and can be killed
-    grpo dapo cfn (top level)   the papers' formulas
-    merci  counts               uncertainty, filters, trajectory bonus, merge; exact counts
-    bonuses/  objectives        one file per bonus, one row per objective
-    loop/                       what a training step stands on: model, rollout, collect, evaluate ...
-    view/                       looking: ask, heat map, report
-    sample  train (top level)   the sampler, the loop
-    lab/  bench/  integrations/ experiments, speed, MERCI inside other trainers
+    address, kernels/             randomness by address; Triton kernels beside their torch twins
+    runtime/                      running: config, ranks, checkpoint, log, plugins
+    tasks/, tasks/graders/        one file per task; worker processes that grade and can be killed
+    grpo, dapo, cfn               the papers' formulas
+    merci, counts                 the method: uncertainty, filters, bonus, merge; exact counts
+    bonuses/, objectives          one file per bonus; one row per objective
+    loop/                         what a step stands on: model, rollout, collect, evaluate ...
+    view/                         looking: ask, heat map, report
+    sample, train                 the sampler; the loop
+    lab/, bench/, integrations/   experiments; speed; MERCI inside other trainers
 
-The files at the top level of the repository belong to the package: in a checkout its path includes
-their folder, a wheel has them inside. So there is one name for each, `nanomerci.cfn`.
+The files at the top level of the repository belong to the package: a wheel has them inside, and in
+a checkout the package's path includes their folder. Each has one name, nanomerci.cfn; what imports
+the bare `cfn` in a checkout is given the same module.
 """
 
+import sys
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import PathFinder
+from importlib.util import spec_from_loader
 from pathlib import Path
 
+TOP_LEVEL = ("train", "sample", "cfn", "grpo", "dapo", "kernels")
 _root = Path(__file__).parent.parent
+
+
+class _OneName(MetaPathFinder, Loader):
+    """Bare names of our top-level files are the package's modules, where they would be found in the
+    checkout; others' modules of the same names are left alone.
+    """
+
+    def find_spec(self, name, path=None, target=None):
+        top, _, rest = name.partition(".")
+        found = PathFinder.find_spec(top) if top in TOP_LEVEL else None
+        if not found or not found.origin or _root not in Path(found.origin).parents:
+            return None
+        if rest and not PathFinder.find_spec(name, [str(_root / top)]):
+            return None  # Hugging Face's package of the name `kernels`: see kernels/__init__.py
+        return spec_from_loader(name, self)
+
+    def create_module(self, spec):
+        self.real = import_module(f"nanomerci.{spec.name}")
+        self.spec = self.real.__spec__
+        return self.real
+
+    def exec_module(self, module):
+        module.__spec__ = self.spec  # which the import system has replaced
+
+
 if (_root / "cfn.py").exists():  # a checkout
     __path__.append(str(_root))
+    for _name in TOP_LEVEL:
+        _module = sys.modules.get(_name)
+        if _module and _root in Path(getattr(_module, "__file__", None) or "/").parents:
+            sys.modules[f"{__name__}.{_name}"] = globals()[_name] = _module  # it imported us
+    sys.meta_path.insert(0, _OneName())

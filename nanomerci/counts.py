@@ -29,7 +29,9 @@ class Table:
         self.gather = gather
 
     def times(self, key):
-        """How often each key was counted: int64 of any shape -> int64 of that shape, 0 for never."""
+        """How often each key was counted: int64 of any shape -> int64 of that shape, 0 for
+        never.
+        """
         if not len(self.key_N):
             return torch.zeros_like(key)
         at = torch.searchsorted(self.key_N, key.contiguous()).clamp(max=len(self.key_N) - 1)

@@ -147,6 +147,8 @@ def merge(adv, adv_expl, gamma, alpha):  # [MERCI:merge]
 
 
 def gamma_at(step, gamma, decay_steps, floor=0.1):  # [MERCI:gamma-decay]
-    """Half a cosine from gamma at step 0 to floor * gamma at decay_steps, and constant from there."""
+    """Half a cosine from gamma at step 0 to floor * gamma at decay_steps, and constant from
+    there.
+    """
     share = min(step / decay_steps, 1.0) if decay_steps else 1.0
     return gamma * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * share)))

@@ -20,12 +20,15 @@ class Objective(NamedTuple):
     units: Callable = grpo.units
     """mask_BT -> what this rank adds to the loss denominator"""
     weights: Callable = grpo.weights
-    """mask_BT, denominator over all ranks -> weights_BT; with constant_length also max_new_tokens"""
+    """mask_BT, denominator over all ranks -> weights_BT; with constant_length also max_new_tokens
+    """
     constant_length: bool = False
     clip_high: float = 0.2
     """The default of --clip_high."""
     max_gen_rounds: int = 1
     """The default of --max_gen_rounds; above 1: dynamic sampling."""
+    about: str = ""
+    """For --list."""
 
     def weigh(self, mask_BT, total, length):
         """Weight of each token's loss. length: --max_new_tokens."""
@@ -34,11 +37,19 @@ class Objective(NamedTuple):
         return self.weights(mask_BT, total)
 
 
-DAPO = Objective(units=dapo.units, weights=dapo.weights, clip_high=0.28, max_gen_rounds=10)
-DR_GRPO = Objective(grpo.centred, weights=grpo.weights_constant, constant_length=True)
-
 OBJECTIVES = {
-    "grpo": Objective(),
-    "dapo": DAPO,
-    "dr_grpo": DR_GRPO,
+    "grpo": Objective(about="GRPO (DeepSeekMath, 2402.03300)"),
+    "dapo": Objective(
+        units=dapo.units,
+        weights=dapo.weights,
+        clip_high=0.28,
+        max_gen_rounds=10,
+        about="DAPO (2503.14476): token-level weights, clip-higher, dynamic sampling",
+    ),
+    "dr_grpo": Objective(
+        grpo.centred,
+        weights=grpo.weights_constant,
+        constant_length=True,
+        about="Dr.GRPO (2503.20783): GRPO without std and length normalisation",
+    ),
 }

@@ -25,18 +25,18 @@ def small():
 
     def make(family, layers=2, seed=0):
         torch.manual_seed(seed)
-        shape = dict(
-            vocab_size=31,
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=layers,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=8,
-            max_position_embeddings=64,
-            eos_token_id=1,
-            pad_token_id=0,
-        )
+        shape = {
+            "vocab_size": 31,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": layers,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "max_position_embeddings": 64,
+            "eos_token_id": 1,
+            "pad_token_id": 0,
+        }
         config = {"llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}[family](
             **shape, initializer_range=0.3
         )

@@ -34,7 +34,10 @@ def math_verify(gold, answer):
 def pairs(seed=0):
     """(kind, gold, answer), a function of the seed."""
     rng = random.Random(seed)
-    n = lambda low=2, high=99: rng.randint(low, high)
+
+    def n(low=2, high=99):
+        return rng.randint(low, high)
+
     for _ in range(20):
         a, b, c, d = n(), n(), n(2, 9), n(10, 99)
         f = Fraction(a, b)
@@ -135,7 +138,7 @@ def differences():
         } == {"right"}, pool.last_error
     return made, [
         (*pair, "we" if a.reward else "they")
-        for pair, a, b in zip(made, ours, theirs)
+        for pair, a, b in zip(made, ours, theirs, strict=False)
         if a.reward != b.reward
     ]
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from nanomerci.bench import __main__ as bench
-from nanomerci.bench import speed
+from nanomerci.bench import graders, sampler, step
 from nanomerci.runtime.config import UserError
 from nanomerci.tasks.graders.pool import Pool
 
@@ -17,27 +17,27 @@ from nanomerci.tasks.graders.pool import Pool
 def test_streams_are_graded_as_they_are_meant():
     rng = random.Random(1)
     with Pool(1, 10.0) as pool:
-        easy = [grade.outcome for grade in pool.grade([bench.easy(rng) for _ in range(100)])]
-        mixed = [grade.outcome for grade in pool.grade([bench.mixed(rng) for _ in range(100)])]
+        easy = [grade.outcome for grade in pool.grade([graders.easy(rng) for _ in range(100)])]
+        mixed = [grade.outcome for grade in pool.grade([graders.mixed(rng) for _ in range(100)])]
     assert (
         set(easy) == set(mixed) == {"right", "wrong"}
         and easy.count("right") > 60
         and mixed.count("right") > 60
     )
-    jobs = [bench.hostile(rng) for _ in range(2000)]
+    jobs = [graders.hostile(rng) for _ in range(2000)]
     assert (
-        60 < sum(job in bench.HOSTILE for job in jobs) < 140
+        60 < sum(job in graders.HOSTILE for job in jobs) < 140
     )  # one in twenty: 100, four deviations are 39
 
 
 def test_no_hostile_answer_is_right():
     with Pool(1, 1.0) as pool:
-        assert not any(grade.reward for grade in pool.grade(bench.HOSTILE))
+        assert not any(grade.reward for grade in pool.grade(graders.HOSTILE))
 
 
 def test_the_table(monkeypatch, capsys):
-    monkeypatch.setattr(bench, "HOSTILE", bench.HOSTILE[2:])  # those that are refused at once
-    monkeypatch.setattr(bench, "BATCH", 64)
+    monkeypatch.setattr(graders, "HOSTILE", graders.HOSTILE[2:])  # those that are refused at once
+    monkeypatch.setattr(graders, "BATCH", 64)
     monkeypatch.setattr(
         sys,
         "argv",
@@ -52,9 +52,8 @@ def test_the_table(monkeypatch, capsys):
 
 
 def test_the_sampler_table(monkeypatch, capsys):
-    monkeypatch.setattr(
-        sys, "argv", "bench sampler --rows 16 --group 4 --length 6 --rounds 1".split()
-    )
+    argv = ["bench", "sampler", "--rows=16", "--group=4", "--length=6", "--rounds=1"]
+    monkeypatch.setattr(sys, "argv", argv)
     bench.main()
     text = capsys.readouterr().out
     assert all(
@@ -65,31 +64,42 @@ def test_the_sampler_table(monkeypatch, capsys):
 
 
 def test_answers_of_the_sampler_bench_are_of_natural_lengths():
-    model = speed.build("tiny", torch.float32, torch.device("cpu"))
-    prompts, ends = speed.work(model, 256, 8, 48)
+    model = sampler.build("tiny", torch.float32, torch.device("cpu"))
+    prompts, ends = sampler.work(model, 256, 8, 48)
     assert len({len(p) for p in prompts}) > 4 and not set(ends) & {
         token for p in prompts for token in p
     }
-    ours, theirs = (f(model, prompts, 8, 48, ends) for f in (speed.ours, speed.generate))
-    for lengths in (
-        ours,
-        theirs,
-        # geometric with p = 5/128, cut at 48: mean 21.8, sd 16.5 (random weights are not quite uniform)
-    ):
+    for peer in (sampler.ours, sampler.generate):
+        lengths = peer(model, prompts, 8, 48, ends)
+        # geometric with p = 5/128, cut at 48: mean 21.8, sd 16.5 (roughly, for random weights)
         assert len(lengths) == 256 and max(lengths) == 48 and 15 < sum(lengths) / 256 < 29
 
 
 def test_fast_paths_need_none_of_the_packages_for_tasks_and_commands():
-    block = "import sys\nfor name in ('datasets', 'sqlglot', 'math_verify', 'tyro', 'trl'): sys.modules[name] = None\n"
-    code = (
-        block
-        + "import sample, kernels.bench, kernels.logprob, kernels.cfn_score, nanomerci.loop.model, "
-        "nanomerci.bench, nanomerci.bench.speed"
+    heavy = ("datasets", "sqlglot", "math_verify", "tyro", "trl")
+    modules = (
+        "nanomerci.sample, nanomerci.kernels.bench, nanomerci.kernels.logprob, "
+        "nanomerci.kernels.cfn_score, nanomerci.loop.model, nanomerci.bench.__main__"
     )
+    code = f"import sys\nfor name in {heavy}: sys.modules[name] = None\nimport {modules}"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)
 
 
 def test_step_without_trl_is_one_line(monkeypatch):
-    monkeypatch.setattr(speed, "find_spec", lambda name: None)
+    monkeypatch.setattr(step, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install -e"):
-        speed.step(None)
+        step.run(None)
+
+
+def test_the_step_table(monkeypatch, capsys):
+    """Medians over the turns' steps; the processes themselves are left out."""
+    phases = dict.fromkeys(step.PHASES, 0.25)
+    monkeypatch.setattr(step, "find_spec", lambda name: name)
+    monkeypatch.setattr(step, "our_step", lambda o, folder: ([0.5, 0.5, 9.0], [7.0], 100, phases))
+    monkeypatch.setattr(step, "trl_step", lambda o, folder: ([1.0], [8.0], 200, None))
+    monkeypatch.setattr(sys, "argv", ["bench", "step"])
+    bench.main()
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["nanomerci", "0.500", "7.0", "100", "1.00", "x"] in lines
+    assert ["TRL", "GRPOTrainer", "1.000", "8.0", "200", "2.00", "x"] in lines
+    assert ["of", "which", "sample", "0.250,"] in [words[:4] for words in lines]

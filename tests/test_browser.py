@@ -35,12 +35,15 @@ WATCH = """<script>
     addEventListener("securitypolicyviolation", e => wrong.push(e.blockedURI));
 </script>"""
 DRIVE = """<script>
-    const $ = q => document.querySelector(q), all = q => [...document.querySelectorAll(q)].map(e => e.textContent);
+    const $ = q => document.querySelector(q);
+    const all = q => [...document.querySelectorAll(q)].map(e => e.textContent);
     const set = (q, v, kind = "input") => { $(q).value = v; $(q).dispatchEvent(new Event(kind)); };
     const seen = {};
     try { %s } catch (e) { wrong.push(String(e)); }
-    document.title = JSON.stringify({...seen, wrong, wide: document.documentElement.scrollWidth - innerWidth, width: innerWidth,
-        dark: matchMedia("(prefers-color-scheme: dark)").matches, ground: getComputedStyle(document.body).backgroundColor});
+    document.title = JSON.stringify({...seen, wrong, width: innerWidth,
+        wide: document.documentElement.scrollWidth - innerWidth,
+        dark: matchMedia("(prefers-color-scheme: dark)").matches,
+        ground: getComputedStyle(document.body).backgroundColor});
 </script>"""
 
 
@@ -52,8 +55,9 @@ def open_page(html, width=1280, dark=False):
         pytest.skip("no Chromium on this machine")
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "page.html"
-        page.write_text(f"""<!doctype html><title></title><iframe id="frame" width="{width}" height="900" style="border:0"
-            srcdoc="{escape(html)}" onload="document.title = frame.contentDocument.title"></iframe>""")
+        page.write_text(f"""<!doctype html><title></title><iframe id="frame" width="{width}"
+            height="900" style="border:0" srcdoc="{escape(html)}"
+            onload="document.title = frame.contentDocument.title"></iframe>""")
         flags = [
             "--headless",
             "--no-sandbox",
@@ -139,11 +143,16 @@ def heat_page(groups=None):
 def test_pages_draw_without_error(width, dark):
     script = 'seen.heads = all("h2"); seen.charts = all("svg.plot").length; seen.cells = all("td")'
     seen = drive(report_page(), script, width=width, dark=dark)
-    heads = "Before and after|Held-out problems|Training|Bonus ledger|Counter|Cost|Samples|Make it again|Configuration"
+    heads = (
+        "Before and after|Held-out problems|Training|Bonus ledger|Counter|Cost|Samples|"
+        "Make it again|Configuration"
+    )
     assert seen["heads"] == heads.split("|") and seen["charts"] == 13
     assert "0.500 [0.400, 0.600]" in seen["cells"] and "0.600 [0.500, 0.700]" in seen["cells"]
-    script = """seen.tokens = all("main .columns .tok").length; seen.samples = all(".columns > .card").length;
-        seen.ramp = [...Array(101).keys()].map(i => shade(i / 100)).map(s => [s.background, s.color])"""
+    script = """seen.tokens = all("main .columns .tok").length;
+        seen.samples = all(".columns > .card").length;
+        const shades = [...Array(101).keys()].map(i => shade(i / 100));
+        seen.ramp = shades.map(s => [s.background, s.color])"""
     seen = drive(heat_page(), script, width=width, dark=dark)
     assert seen["tokens"] == 3 * len(WILD) and seen["samples"] == 3
     backs = [tuple(map(int, re.findall(r"\d+", back))) for back, _ in seen["ramp"]]
@@ -159,7 +168,8 @@ def test_pages_draw_without_error(width, dark):
 def test_the_sample_browser_shows_hostile_text_as_text():
     seen = drive(
         report_page(),
-        """set("#step", 0); seen.first = all(".columns .text"); seen.tags = document.querySelectorAll("img").length;
+        """set("#step", 0); seen.first = all(".columns .text");
+        seen.tags = document.querySelectorAll("img").length;
         set("#step", 1); seen.second = all(".columns .text"); set("#step", 2);
         seen.kept = all(".tok.kept"); seen.cut = all(".columns .text .soft");
         seen.colours = [...document.querySelectorAll(".tok")].map(e => e.style.background);
@@ -178,7 +188,8 @@ def test_the_ledger_sets_the_first_steps_beside_the_last():
         report_page(),
         """const cells = row => [...row.children].slice(0, 3).map(c => c.textContent);
         seen.rows = [...document.querySelectorAll(".ledger tr")].map(cells);
-        const card = [...document.querySelectorAll(".card")].find(c => c.textContent.includes("calibration"));
+        const cards = [...document.querySelectorAll(".card")];
+        const card = cards.find(c => c.textContent.includes("calibration"));
         seen.calibration = card.querySelector(".keys").textContent;
         seen.fresh = card.querySelector("p").textContent""",
     )
@@ -226,9 +237,14 @@ def test_sliders_recompute():
         $(".columns .tok").click(); seen.detail = $(".stick").textContent""",
     )
     invn, l = [0.01 * 2**t for t in range(len(WILD))], len(WILD)
-    root = lambda values: (sum(values) / l) ** 0.5
-    near = lambda values: pytest.approx(values, rel=1e-3, abs=2e-4)
     half = 0.5**0.5
+
+    def root(values):
+        return (sum(values) / l) ** 0.5
+
+    def near(values):
+        return pytest.approx(values, rel=1e-3, abs=2e-4)
+
     # the top 30 % of 9 tokens are 3, one of them is noise; the cap holds
     assert seen["start"] == near([root(invn[-3:-1]), 1.0, half, half * 1.5, -half])
     assert (
@@ -251,7 +267,8 @@ def test_heat_map_controls():
         """const colours = () => [...$(".columns .text").children].map(e => e.style.background);
         seen.log = colours(); $("[id='log scale of 1/n']").click(); seen.linear = colours();
         set("select", "entropy", "change"); seen.entropy = colours();
-        const press = () => $(".columns .text").dispatchEvent(new KeyboardEvent("keydown", {key: "ArrowRight"}));
+        const right = new KeyboardEvent("keydown", {key: "ArrowRight"});
+        const press = () => $(".columns .text").dispatchEvent(right);
         press(); press();
         seen.walked = $(".stick").textContent""",
     )

@@ -46,8 +46,7 @@ def workplace(tmp_path_factory):
     folder = tmp_path_factory.mktemp("workplace")
     with pytest.MonkeyPatch.context() as patch:
         prepare(patch, folder)
-        patch.setattr(sys, "argv", ["train.py", *SMALL])
-        train.main()
+        train.main(config.parse(SMALL))
     return folder
 
 
@@ -75,7 +74,9 @@ def test_a_command_of_the_readme(command, workplace, monkeypatch, capsys):
         monkeypatch.setattr(sys, "stdin", None)
         ask.main()
         assert capsys.readouterr().out.strip()
-        for name in (after for word, after in zip(rest, rest[1:]) if word == "--heatmap"):
+        for name in (
+            after for word, after in zip(rest, rest[1:], strict=False) if word == "--heatmap"
+        ):
             assert (workplace / name).stat().st_size > 5000
     elif program.endswith(".py"):
         assert (ROOT / program).exists()  # tests/test_readme.py runs them alone
@@ -91,7 +92,10 @@ def test_a_command_of_the_readme(command, workplace, monkeypatch, capsys):
 
 def train_with(words, command, workplace, monkeypatch, capsys):
     small = [] if "--resume" in words else SMALL
-    words = ["3" if before == "--steps" else word for before, word in zip(["", *words], words)]
+    words = [
+        "3" if before == "--steps" else word
+        for before, word in zip(["", *words], words, strict=False)
+    ]
     if {"--help", "--list"} & {*words} or any(word.startswith("--tyro") for word in words):
         with pytest.raises(SystemExit) as stop:
             config.parse(words)
@@ -112,8 +116,7 @@ def train_with(words, command, workplace, monkeypatch, capsys):
                 "--out",
                 f"runs/{len([*workplace.glob('runs/*')])}",
             ]  # not over a run that is there
-        monkeypatch.setattr(sys, "argv", ["train.py", *words, *small])
-        train.main()
+        train.main(config.parse([*words, *small]))
         assert "held-out problems" in capsys.readouterr().out
 
 

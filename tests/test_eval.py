@@ -181,7 +181,7 @@ def test_another_evaluation_is_not_overwritten(command, tmp_path):
     "more, message",
     [
         (("--eval", "math50"), "--eval math50: unknown; did you mean math500?"),
-        (("-k", "0"), "-k 0: wanted at least 1"),
+        (("-k", "0"), "-k 0: expected 1 or more"),
         (("--max_new_tokens", "300"), "exceeds the model's context of 256"),
         (("--eval", "no/such.jsonl"), "--eval no/such.jsonl"),
     ],

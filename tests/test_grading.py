@@ -343,9 +343,12 @@ def test_no_orphans(how, busy):
     """However the parent dies, also while the workers are stuck in C, nothing is left."""
     code = PARENT.format(tests=str(Path(__file__).parent), busy=busy)
     root = str(Path(__file__).parent.parent)
-    pipes = dict(
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
+    pipes = {
+        "stdin": subprocess.PIPE,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.DEVNULL,
+        "text": True,
+    }
     with subprocess.Popen([sys.executable, "-c", code], cwd=root, **pipes) as parent:
         try:
             group = int(parent.stdout.readline())

@@ -14,15 +14,16 @@ import pytest
 import torch
 
 from nanomerci import cfn, grpo, merci, sample, tasks
-from nanomerci.loop.model import encode, eos_ids, tiny
+from nanomerci.loop.model import encode, eos_ids, load, look_at, tiny
 from nanomerci.loop.rollout import pieces
+from nanomerci.loop.saved_run import Run
 from nanomerci.runtime import checkpoint, config
 from nanomerci.view import ask, heatmap, report
 from tests.conftest import ROOT
 
 WILD = [
     "plain",
-    " $\\frac{$ 10 %",  # no mathematics that matplotlib could set
+    " $\\frac{$ 10 %",
     "\u65e5\u672c \U0001f642",
     "\x00\x1b[2J\x1b]0;title\x07",
     "\u202eoverride",
@@ -49,7 +50,7 @@ def run(tmp_path_factory):
             model,
             tokenizer,
             {"step": step, "optimizer": {}, "counter": counter.state_dict()},
-            keep_checkpoints=2,
+            2,
         )
         with torch.no_grad():
             model.lm_head.weight.mul_(3.0)  # the trained policy is another one than the trunk
@@ -126,11 +127,11 @@ def make_groups():
 def test_the_microscope_holds_to_python():
     groups = make_groups()
     pages = javascript(f"{json.dumps(groups)}.map(([rows, o]) => merci.microscope(rows, o))")
-    for (rows, o), page in zip(groups, pages):
+    for (rows, o), page in zip(groups, pages, strict=True):
         length = max(len(r["invn"]) for r in rows)
         pads = [[0.0] * (length - len(r["invn"])) for r in rows]
         invn_BT, noise_BT, mask_BT = (
-            torch.tensor([values + pad for values, pad in zip(column, pads)])
+            torch.tensor([values + pad for values, pad in zip(column, pads, strict=True)])
             for column in (
                 [r["invn"] for r in rows],
                 [r["noise"] for r in rows],
@@ -152,7 +153,7 @@ def test_the_microscope_holds_to_python():
         for g, shown in enumerate(page):
             stage = [
                 "kept" if k else "noise" if r else "spike" if t else "below"
-                for k, r, t in zip(kept_BT[g], run_BT[g], top_BT[g])
+                for k, r, t in zip(kept_BT[g], run_BT[g], top_BT[g], strict=True)
             ]
             assert shown["stage"] == stage[: len(rows[g]["invn"])]
             wanted = [x[0, g].item() for x in (bonus_PG, expl_PG, before_PG, after_PG)]
@@ -170,7 +171,7 @@ def test_the_percentile_rounds_as_python_does():
         f"{tops}.map(top => {lengths}.map(l => merci.percentile([...Array(l).keys()], "
         "top).filter(k => k).length))"
     )
-    for top, counts in zip(tops, page):
+    for top, counts in zip(tops, page, strict=True):
         python = [
             int(merci.percentile(torch.arange(n).float()[None], torch.ones(1, n), top).sum())
             for n in lengths
@@ -180,10 +181,13 @@ def test_the_percentile_rounds_as_python_does():
 
 # ---- the numbers are those of the model
 def test_examine_is_the_counter_and_the_model(run):
-    source = heatmap.Run.of(run)
-    model, tokenizer = heatmap.load(run)
+    source = Run.of(run)
+    model, tokenizer = load(run)
     trunk, net = source.counter(model, "cpu")
-    score = lambda hidden_ND: cfn.inverse_count(net(hidden_ND))
+
+    def score(hidden_ND):
+        return cfn.inverse_count(net(hidden_ND))
+
     roll = draw_answers(model, tokenizer, "who is oldest in 'ops' ?", 2)
     shown = heatmap.examine(model, tokenizer, roll, trunk=trunk, net=net, noise_B=[[(0, 3)], []])
     for row, s in enumerate(shown):
@@ -203,7 +207,7 @@ def test_examine_is_the_counter_and_the_model(run):
         )
         assert (
             torch.tensor(s["invn"]).tolist()
-            == heatmap.look_at(trunk, roll, torch.zeros_like(roll.tokens_BT), score=score)[0][
+            == look_at(trunk, roll, torch.zeros_like(roll.tokens_BT), score=score)[0][
                 row, columns
             ].tolist()
         )
@@ -212,25 +216,32 @@ def test_examine_is_the_counter_and_the_model(run):
 
 
 def test_a_run_counts_on_its_initial_policy(run):
-    source, (model, _) = heatmap.Run.of(run), heatmap.load(run)
+    source = Run.of(run)
+    model, _ = load(run)
     assert source.checkpoint.name == "step_000002" and source.options.coins == 8
     trunk, _ = source.counter(model, "cpu")
     assert not torch.equal(trunk.lm_head.weight, model.lm_head.weight)
-    assert heatmap.Run.of(run / "checkpoints/step_000000/model").checkpoint.name == "step_000000"
-    assert heatmap.Run.of(ROOT) is None and heatmap.Run.of("someone/some-model") is None
+    assert Run.of(run / "checkpoints/step_000000/model").checkpoint.name == "step_000000"
+    assert Run.of(ROOT) is None and Run.of("someone/some-model") is None
 
 
 def test_a_counter_made_now_knows_the_beaten_track(run):
-    model, tokenizer = heatmap.load(run / "checkpoints/step_000002/model")
+    model, tokenizer = load(run / "checkpoints/step_000002/model")
     ids = encode(tokenizer, "who is oldest in 'ops' ?")
-    net = heatmap.count_now(model, tokenizer, ids, 32, max_new_tokens=4, temperature=1.0)
+    sampler = functools.partial(
+        sample.generate, model, max_new_tokens=4, eos_id=eos_ids(model, tokenizer)
+    )
+    net = heatmap.count_now(model, ids, 32, sampler, temperature=1.0)
     common = draw_answers(model, tokenizer, "who is oldest in 'ops' ?", 32, longest=1, seed=9)
     strange = draw_answers(
         model, tokenizer, "where live people from 'oslo' under 50 years ?", 32, longest=4, seed=9
     )
-    score = lambda hidden_ND: cfn.inverse_count(net(hidden_ND))
+
+    def score(hidden_ND):
+        return cfn.inverse_count(net(hidden_ND))
+
     invn = [
-        heatmap.look_at(model, roll, torch.zeros_like(roll.tokens_BT), score=score)[0][
+        look_at(model, roll, torch.zeros_like(roll.tokens_BT), score=score)[0][
             roll.mask_BT > 0
         ].mean()
         for roll in (common, strange)
@@ -280,26 +291,38 @@ def wild_group():
     }
 
 
-def test_a_picture_of_wild_text(tmp_path):
-    heatmap.draw(tmp_path / "a.png", "t", [wild_group()], heatmap.options(None))
-    assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
-    flat = wild_group()
-    flat["samples"][0] = {**flat["samples"][0], "invn": [0.0] * len(WILD)}
-    heatmap.draw(
-        tmp_path / "b.png", "t", [flat | {"samples": flat["samples"][:1]}], heatmap.options(None)
-    )
+@pytest.fixture
+def truecolor(monkeypatch):
+    """A terminal of 24-bit colour, whatever the suite is run in."""
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLORTERM", "truecolor")
+    monkeypatch.delenv("NO_COLOR", raising=False)
 
 
-def test_a_terminal_gets_no_control_characters_of_the_model():
+COLOURS = r"\x1b\[(38;2;\d+;\d+;\d+;48;2;\d+;\d+;\d+|0)m"
+
+
+def test_a_terminal_gets_no_control_characters_of_the_model(truecolor):
     painted = heatmap.ansi(wild_group()["samples"][0], lambda x: 0.5)
-    bare = re.sub(r"\x1b\[(48;2;\d+;\d+;\d+|38;2;\d+;\d+;\d+|0)m", "", painted)
-    assert bare == heatmap.visible("".join(WILD))
+    bare = re.sub(COLOURS, "", painted)
+    assert len(re.findall(COLOURS, painted)) >= 2 * (len(WILD) - 1)  # each token but "\n": on, off
+    assert re.sub(" +", " ", bare) == re.sub("[ \t]+", " ", heatmap.visible("".join(WILD)))
     assert (
-        not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e\ud800]", bare)
+        not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e\ud800]", bare)
         and "␛[2J" in bare
         and "⟨202e⟩" in bare
     )
     bare.encode()
+
+
+def test_a_colour_in_the_terminal_is_that_of_the_place(truecolor):
+    _, _, place = heatmap.scale([{"samples": [{"invn": [0.01, 0.1, 1.0]}]}])
+    assert [place(x) for x in (0.001, 0.01, 0.1, 1.0, 2.0)] == pytest.approx([0, 0, 0.5, 1, 1])
+    text = heatmap.ansi({"tokens": ["a", "b"], "invn": [0.01, 0.1]}, place)
+    for rgb, part in zip((heatmap.LOW, heatmap.MIDDLE), text.split("\x1b[0m"), strict=False):
+        assert "48;2;{};{};{}m".format(*rgb) in part
+    flat = heatmap.scale([{"samples": [{"invn": [0.0, 0.0]}]}])
+    assert flat[2](0.0) == 0.5
 
 
 def contrast(one, other):
@@ -392,7 +415,9 @@ def test_the_company_does_not_change_a_sample(run, cached, monkeypatch, capsys):
     assert same[1] != same[33]  # nor do samples come again in the next batch (of 32 prompts)
 
 
-def test_heat_maps_of_a_run_and_of_a_plain_model(run, cached, monkeypatch, capsys, tmp_path):
+def test_heat_maps_of_a_run_and_of_a_plain_model(
+    run, cached, truecolor, monkeypatch, capsys, tmp_path
+):
     prompt = "who is oldest in 'ops' ?"
     out = command(
         monkeypatch,
@@ -401,11 +426,9 @@ def test_heat_maps_of_a_run_and_of_a_plain_model(run, cached, monkeypatch, capsy
         prompt,
         "--heatmap",
         tmp_path / "a.html",
-        "--heatmap",
-        tmp_path / "c.png",
         "--color",
     )
-    assert out.count("\x1b[48;2;") > 20 and "1/n" in out
+    assert out.count(";48;2;") > 20 and "1/n" in out
     data = page_data(tmp_path / "a.html")
     assert data["options"] == {
         "top": 0.5,
@@ -441,7 +464,6 @@ def test_heat_maps_of_a_run_and_of_a_plain_model(run, cached, monkeypatch, capsy
     (group,) = page_data(tmp_path / "b.html")["groups"]
     assert "made now, from 8 further samples" in group["note"]
     assert [s["outcome"] for s in group["samples"]] == ["unparsable"] * 2
-    assert (tmp_path / "c.png").stat().st_size > 5000
 
 
 def page_data(path):
@@ -453,19 +475,19 @@ def page_data(path):
 
 
 WRONG = [
-    ("", "required: MODEL_OR_RUN"),
-    ("RUN hi -n 0", "-n 0: wanted at least 1"),
-    ("RUN hi -n two", "invalid int value: 'two'"),
+    ("", "sample.py: too many or too few arguments"),
+    ("RUN hi -n 0", "-n 0: expected 1 or more"),
+    ("RUN hi -n two", "-n two: expected a whole number"),
     ("RUN hi --top_p 0", "--top_p 0.0"),
-    ("RUN hi --heatmap a.pdf", "wanted a name that ends in .html or .png"),
+    ("RUN hi --heatmap a.png", "ends in .html; for a picture take a screenshot"),
     ("RUN hi --heatmap /nowhere/a.html", "there is no folder /nowhere"),
     ("RUN ''", "is empty"),
     ("RUN --file /nowhere.txt", "/nowhere.txt: cannot be read"),
     ("RUN 'who is oldest ?' --max_new_tokens 999", "exceeds the model's context"),
     ("PLAIN", "no prompt"),
     ("/nowhere/model hi", "cannot be loaded"),
-    ("RUN hi --colour-all", "unrecognized arguments"),
-    ("RUN --device foo hi", "--device: invalid choice: 'foo'"),
+    ("RUN hi --colour-all", "unknown option --colour-all; did you mean --color?"),
+    ("RUN --device foo hi", "--device foo: expected auto|cpu|cuda"),
     ("RUN hi --file /dev/null", "--file /dev/null: a prompt is given too"),
 ]
 
@@ -487,7 +509,7 @@ def test_an_error_is_one_line_and_status_2(run):
     )
     assert (
         done.returncode == 2
-        and done.stderr == "error: -n 0: wanted at least 1\n"
+        and done.stderr == "error: -n 0: expected 1 or more\n"
         and done.stdout == ""
     )
 
@@ -495,6 +517,6 @@ def test_an_error_is_one_line_and_status_2(run):
 def test_a_broken_counter_is_named(run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "copy")
     (copy / "checkpoints/step_000002/state.pt").write_bytes(b"not a checkpoint")
-    model, _ = heatmap.load(copy)
+    model, _ = load(copy)
     with pytest.raises(config.UserError, match="state.pt: its counter cannot be read"):
-        heatmap.Run.of(copy).counter(model, "cpu")
+        Run.of(copy).counter(model, "cpu")

@@ -93,7 +93,7 @@ def test_score_kernel(capability, dtype, H, C, tmp_path):
         LAYERS=2 if H else 1,
         CENTRE=dtype == torch.float32,
         UPCAST=False,
-        **({} if H else dict(bias=None, second=None)),
+        **({} if H else {"bias": None, "second": None}),
     )
     types = (
         dict.fromkeys(("hidden", "first", "second"), "*" + NAMES[dtype])
@@ -114,7 +114,14 @@ def test_score_kernel(capability, dtype, H, C, tmp_path):
     assert "cp.async" in kernel.asm["ptx"], "loads are not pipelined"
 
 
-COMMON = dict(first="i32", N="i32", width="i32", x_stride="i32", out_stride="i32", ids="*i64")
+COMMON = {
+    "first": "i32",
+    "N": "i32",
+    "width": "i32",
+    "x_stride": "i32",
+    "out_stride": "i32",
+    "ids": "*i64",
+}
 
 
 @pytest.mark.parametrize("capability", SHARED)
@@ -138,12 +145,12 @@ def test_scan_kernel(capability, x, first, last, width, odd, tmp_path):
     types = (
         COMMON
         | dict.fromkeys(("inverse_t", "max_", "s_", "u_", "target_"), "*fp32")
-        | dict(x="*" + x)
+        | {"x": "*" + x}
     )
     kernel = compiled(
         logprob.scan_kernel,
         capability,
-        dict(R=R, B=B, FIRST=first, LAST=last),
+        {"R": R, "B": B, "FIRST": first, "LAST": last},
         types,
         logprob.OPTIONS,
         odd=("N", "first", *odd),
@@ -172,12 +179,12 @@ def test_gradient_kernel(capability, x, out, overlap, width, tmp_path):
     types = (
         COMMON
         | dict.fromkeys(("inverse_t", "max_", "log_s", "entropy", "dlogp", "dentropy"), "*fp32")
-        | dict(x="*" + x, out="*" + out)
+        | {"x": "*" + x, "out": "*" + out}
     )
     kernel = compiled(
         logprob.gradient_kernel,
         capability,
-        dict(R=R, B=B, OVERLAP=overlap),
+        {"R": R, "B": B, "OVERLAP": overlap},
         types,
         logprob.OPTIONS,
         odd=("N", "first"),

@@ -1,4 +1,6 @@
-"""The README cannot drift: equation index, glossary, file table and import rule against the code."""
+"""The README cannot drift: equation index, glossary, file table and import rule against the
+code.
+"""
 
 import ast
 import doctest
@@ -11,12 +13,9 @@ from conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
 SOURCES = [
-    p
-    for p in (
-        *ROOT.glob("*.py"),
-        *(ROOT / "nanomerci").rglob("*.py"),
-        *(ROOT / "kernels").rglob("*.py"),
-    )
+    *ROOT.glob("*.py"),
+    *(ROOT / "nanomerci").rglob("*.py"),
+    *(ROOT / "kernels").rglob("*.py"),
 ]
 TAG = re.compile(r"\[([A-Z][A-Za-z.]*:[a-z0-9-]+)\]")
 

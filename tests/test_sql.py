@@ -89,12 +89,18 @@ def test_any_shuffle_is_the_same_and_any_change_is_not():
     for seed in range(200):
         rng = random.Random(seed)
         width = rng.randint(1, 4)
-        cell = lambda rng=rng: rng.choice(
-            [None, "a", "b", rng.randint(0, 3), rng.random(), 0.1 * rng.randint(0, 9)]
-        )
+
+        def cell(rng=rng):
+            return rng.choice(
+                [None, "a", "b", rng.randint(0, 3), rng.random(), 0.1 * rng.randint(0, 9)]
+            )
+
         rows = [tuple(cell() for _ in range(width)) for _ in range(rng.randint(1, 8))]
         columns = rng.sample(range(width), width)
-        noisy = lambda x: x * (1 + 1e-12) if isinstance(x, float) else x
+
+        def noisy(x):
+            return x * (1 + 1e-12) if isinstance(x, float) else x
+
         shuffled = [tuple(noisy(row[k]) for k in columns) for row in rng.sample(rows, len(rows))]
         assert sql.same_result(result(*rows), result(*shuffled)), seed
         assert sql.same_set(
@@ -187,7 +193,10 @@ def test_a_gold_query_may_use_any_function():
 
 def test_partial_credit():
     gold = "SELECT name, age, town FROM owner"
-    credit = lambda query: sql.grade(SHOP, gold, fence(query), partial=True).reward
+
+    def credit(query):
+        return sql.grade(SHOP, gold, fence(query), partial=True).reward
+
     assert credit("SELECT name, age, town FROM owner") == 1
     assert credit("SELECT name FROM owner") == pytest.approx(0.8 * 1 / 3)
     assert credit("SELECT town, name FROM owner") == pytest.approx(0.8 * 4 / 6)

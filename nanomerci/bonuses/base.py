@@ -77,11 +77,15 @@ class Bonus:
         return visits.rollout.mask_BT * 0
 
     def value(self, visits, novelty_BT, kept_BT):
-        """One number per response from its tokens' novelty. kept_BT: what the filters left. -> bonus_B."""
+        """One number per response from its tokens' novelty. kept_BT: what the filters left. ->
+        bonus_B.
+        """
         return FORMS[self.options.bonus_form](novelty_BT, kept_BT, visits.rollout.mask_BT)
 
     def merge(self, batch, adv_PG, gamma, step):
-        """The advantage with the bonus in it. -> (B,), or (B, T) where it differs between tokens."""
+        """The advantage with the bonus in it. -> (B,), or (B, T) where it differs between
+        tokens.
+        """
         return adv_PG.flatten()
 
     def at_tokens(self, adv_B, entropy_BT):
@@ -104,7 +108,9 @@ class Bonus:
         return metrics
 
     def after_step(self, visits, step):
-        """update, and the exact counts. -> metrics; calibration record (None without exact counts)."""
+        """update, and the exact counts. -> metrics; calibration record (None without exact
+        counts).
+        """
         metrics = {"cfn/loss": 0.0} | self.update(visits, step)
         if not self.prefixes:
             return metrics, None

@@ -67,7 +67,9 @@ def elliptical(x_ND, inverse_DD):  # [RepExp:elliptical]
 
 @register("elliptical")
 class Elliptical(StateCounter):
-    """x' A^-1 x with A the sum of x x' over all visits (RepExp, 2510.11686), in place of the CFN."""
+    """x' A^-1 x with A the sum of x x' over all visits (RepExp, 2510.11686), in place of the
+    CFN.
+    """
 
     def make_counter(self, width, device):
         return Counter(width, device=device, all_sum=self.ranks.sum_)

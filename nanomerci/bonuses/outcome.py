@@ -8,7 +8,7 @@ from nanomerci.counts import AnswerCounts
 
 @register("outcome")
 class Outcome(Shaped):
-    """How often was this very answer given to this problem? (Outcome-based exploration, 2509.06941.)
+    """How often was this answer given to this problem? (Outcome-based exploration, 2509.06941.)
 
     The bonus is the paper's UCB term, 1 / sqrt(N). It enters the advantage as MERCI's does, so that
     the two differ in what is counted and in nothing else; the group's mean is then the paper's

@@ -46,7 +46,9 @@ def error_conditioned(
 
 @register("rnd")
 class RND(CFN):
-    """Prediction error of hidden states (Burda et al. 2018), merged by i-MENTOR's rule (2505.17621)."""
+    """Prediction error of hidden states (Burda et al. 2018), merged by i-MENTOR's rule
+    (2505.17621).
+    """
 
     kind = Counter
     score = StateCounter.score

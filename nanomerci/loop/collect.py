@@ -9,12 +9,39 @@ import torch
 
 from nanomerci import dapo, merci
 from nanomerci.address import address, seed
-from nanomerci.bonuses import Visits
+from nanomerci.bonuses import BONUSES, Bonus, Visits
 from nanomerci.loop.model import autocast, encode
 from nanomerci.loop.rollout import Group, SampleOptions, noise_mask
 from nanomerci.runtime import ranks
+from nanomerci.runtime.config import UserError, closest
+from nanomerci.runtime.plugins import load_name
 from nanomerci.tasks import pick
 from nanomerci.tasks.graders.pool import Grade
+
+
+def find_bonus(name):
+    """--bonus -> the class of that name, from nanomerci/bonuses/ or FILE.py:CLASS."""
+    if ".py:" in name:
+        bonus = load_name(name, "bonus")
+        if not (isinstance(bonus, type) and issubclass(bonus, Bonus)):
+            raise UserError(f"--bonus {name}: is no subclass of nanomerci.bonuses.Bonus")
+        return bonus
+    if name not in BONUSES:
+        raise UserError(
+            f"--bonus {name}: unknown{closest(name, BONUSES)} Choose from {', '.join(BONUSES)}, "
+            "or FILE.py:CLASS"
+        )
+    return BONUSES[name]
+
+
+def needs_reference(c):
+    """Whether a frozen copy of the initial policy is needed: for its features, or the KL term."""
+    return find_bonus(c.bonus).counts_states and c.cfn_features == "frozen" or c.kl_coef > 0
+
+
+def reads_sampler_states(c):
+    """Whether the policy's own states are counted, which the sampler hands over."""
+    return find_bonus(c.bonus).counts_states and c.cfn_features == "policy"
 
 
 class Collector:
@@ -78,22 +105,22 @@ class Collector:
             penalty_B = dapo.overlong_penalty(rollout.length_B, c.max_new_tokens, c.overlong_buffer)
             reward_B = reward_B + penalty_B
         clock("grade")
+        columns = (
+            rollout.tokens_BT,
+            rollout.mask_BT,
+            rollout.logp_BT,
+            visits.novelty_BT,
+            passed_BT,
+            logp_ref_BT,
+            reward_B,
+            bonus_B,
+            grade_B,
+            text_B,
+            answer_B,
+        )
         groups = []
         for p, (number, problem) in enumerate(zip(number_P.tolist(), problem_P, strict=True)):
             rows = slice(p * c.group, (p + 1) * c.group)
-            columns = (
-                rollout.tokens_BT,
-                rollout.mask_BT,
-                rollout.logp_BT,
-                visits.novelty_BT,
-                passed_BT,
-                logp_ref_BT,
-                reward_B,
-                bonus_B,
-                grade_B,
-                text_B,
-                answer_B,
-            )
             groups.append(Group(number, problem, *(column[rows] for column in columns)))
         return groups
 
@@ -108,15 +135,11 @@ class Collector:
         row_B = (number_P[:, None] * c.group + member_G).flatten()
         problem_P = pick(self.task.train, number_P.tolist(), c.seed)
         prompts = [encode(self.sampler.tokenizer, problem.prompt) for problem in problem_P]
-        options = SampleOptions(row_B, c.max_num_seqs, self.reads_sampler_states)
+        options = SampleOptions(row_B, c.max_num_seqs, reads_sampler_states(c))
         with autocast(c, self.device):
             rollout = self.sampler(prompts, c.group, seed=seed(purpose, c.seed), options=options)
         column_T = torch.arange(rollout.tokens_BT.shape[1], device=self.device)
         return number_P, problem_P, rollout, address(purpose, c.seed, row_B[:, None], column_T)
-
-    @property
-    def reads_sampler_states(self):
-        return self.bonus.counts_states and self.c.cfn_features == "policy"
 
     def score(self, rollout, visit_BT, problem_B, answer_B):
         """How novel is every token? -> Visits, kept until the bonus counts them; logp_ref_BT."""

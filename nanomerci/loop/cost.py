@@ -1,15 +1,28 @@
-"""How near the machine's limits a step came: arithmetic of the update against the peak of the
-tensor cores, and the time that sampling would have taken if reading weights and cache were all of
-it, against the time it took.
+"""What a step costs, by arithmetic: memory of a rank, seconds, and, beside the measured times, how
+near a step came to the machine's limits.
 
-Counted as if every row were read alone, with no recomputation: 2 operations a parameter and token
+`python train.py RECIPE --dry_run` prints the plan of a run, without a GPU and without weights:
+prompts as the model would see them, tokens, memory, seconds, and on which cards it fits.
+
+Counted as if every row were read alone, with no recomputation: 2 operations per parameter and token
 forward, 4 backward, and those of causal attention (model FLOP utilisation: Chowdhery et al., PaLM,
-appendix B).
+appendix B). Memory is what nanoMERCI keeps, from the shapes.
 """
 
-import torch
+import socket
+from urllib.parse import urlparse
 
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen2Config
+
+from nanomerci import tasks
+from nanomerci.kernels.logprob import TILE_BYTES
+from nanomerci.loop.collect import needs_reference, reads_sampler_states
 from nanomerci.loop.decode import cache_bytes
+from nanomerci.loop.model import encode, tiny
+from nanomerci.loop.rollout import CACHED, Batch
+from nanomerci.runtime import ranks
+from nanomerci.runtime.config import UserError
 
 # peak of dense bf16 arithmetic in FLOP/s, bandwidth of the memory in bytes/s: the makers' data
 # sheets. The first name found counts.
@@ -23,8 +36,30 @@ PEAKS = {
     "A100": (312e12, 1.935e12),
     "L40S": (362e12, 0.864e12),
 }
+GPU = "an H100 SXM at 40 % of its peak arithmetic and 60 % of its bandwidth"  # ours
+CPU = "a CPU core of 64 GFLOP/s and 10 GB/s"  # AMD EPYC, fp32, measured; small models stay below
+RATES = {GPU: (0.4 * PEAKS["H100"][0], 0.6 * PEAKS["H100"][1]), CPU: (64e9, 10e9)}
+CARDS = (80, 141)  # GB, for the verdict: A100 and H100, H200
+RANKS = 8  # assumed for a sharded run that was not started by torchrun
+HALF = {"bfloat16": 2, "float32": 4}  # bytes of a number computed with
+PROCESS = 0.5e9  # bytes; resident after the imports and one batch, measured on a CPU
+FIELDS = (
+    "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads "
+    "num_key_value_heads max_position_embeddings tie_word_embeddings"
+)
+KNOWN = {  # from the models' own config.json, in the order of FIELDS
+    "Qwen2.5-Math-7B": (Qwen2Config, (152064, 3584, 18944, 28, 28, 4, 4096, False)),
+    "Qwen2.5-0.5B": (Qwen2Config, (151936, 896, 4864, 24, 14, 2, 32768, True)),
+    "Llama-3.1-8B": (LlamaConfig, (128256, 4096, 14336, 32, 32, 8, 131072, False)),
+    "SmolLM2-135M": (LlamaConfig, (49152, 576, 1536, 30, 9, 3, 8192, True)),
+}
 
 
+def config_of(family, values, **more):
+    return family(**dict(zip(FIELDS.split(), values, strict=True)), **more)
+
+
+# ---- how near the limits a step came
 def peak(device):
     """-> (FLOP/s, bytes/s) of a CUDA device, or None where it is not in the table."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
@@ -36,49 +71,235 @@ def forward_flops(config, parameters, length_B):
     at half of its sequence on average.
     """
     length_B = length_B.double()
-    return float(
-        (
-            2 * parameters * length_B
-            + 2 * config.num_hidden_layers * config.hidden_size * length_B.square()
-        ).sum()
-    )
+    attention_B = config.num_hidden_layers * config.hidden_size * length_B.square()
+    return float((2 * parameters * length_B + 2 * attention_B).sum())
 
 
 def bytes_read(config, weight_bytes, start_B, end_B, slots, itemsize):
     """Least that sampling must read: all weights at every step of decoding (as many as the longest
-    answer has tokens, more if not all rows fit in the slots), and at each token the keys and values
-    before it.
+    response has tokens, more if not all rows fit in the slots), and at each token the keys and
+    values before it.
     """
     start_B, end_B = start_B.double(), end_B.double()
     length_B = end_B - start_B
     steps = max(float(length_B.max()), float(length_B.sum()) / slots)
-    return steps * weight_bytes + cache_bytes(config, itemsize) * float(
-        (length_B * (start_B + end_B) / 2).sum()
-    )
+    positions = float((length_B * (start_B + end_B) / 2).sum())
+    return steps * weight_bytes + cache_bytes(config, itemsize) * positions
 
 
-def utilisation(c, policy, rolls, roll, adv, seconds):
+def utilisation(c, policy, rounds, batch, adv, seconds):
     """Of one step -> {"speed/mfu", "speed/bandwidth"}; {} where the device's peak is not known or
     the arithmetic is not bf16.
 
-    rolls: all that was sampled; roll, adv: what was learned from, where the advantage is not 0;
-    seconds: the clock's times.
+    rounds: lists of groups, all that was sampled; batch, adv: what was learned from; seconds: the
+    timer's times.
     """
     rates = peak(policy.device) if c.dtype == "bfloat16" else None
     if not rates:
         return {}
-    parameters, learned_B = (
-        policy.num_parameters(),
-        (adv.view(len(adv), -1) != 0).any(1) | (c.kl_coef > 0),
-    )
-    flops = 3 * forward_flops(policy.config, parameters, roll.end_B * learned_B)
-    least = sum(
-        bytes_read(
-            policy.config, 2 * parameters, roll.end_B - roll.length_B, roll.end_B, c.max_num_seqs, 2
-        )
-        for roll in rolls
-    )
+    config, n = policy.config, policy.num_parameters()
+    learned_B = (adv.view(len(adv), -1) != 0).any(1) | (c.kl_coef > 0)
+    flops = 3 * forward_flops(config, n, batch.rollout.end_B * learned_B)
+    least = 0.0
+    for groups in rounds:
+        sampled = Batch.of(groups, c.group, policy.device).rollout
+        start_B, end_B = sampled.end_B - sampled.length_B, sampled.end_B
+        least += bytes_read(config, 2 * n, start_B, end_B, c.max_num_seqs, 2)
     return {
         "speed/mfu": flops / rates[0] / seconds["time/update"],
         "speed/bandwidth": least / rates[1] / seconds["time/sample"],
     }
+
+
+# ---- the plan of a run
+def parameters(config):
+    """Their number, from the architecture alone: built without memory, on the meta device."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config).num_parameters()
+
+
+def slots(c, fleet):
+    return min(max(1, c.prompts * c.group // fleet), max(c.max_num_seqs, c.group))
+
+
+def activations(c, config, width, fleet):
+    """-> tokens of a micro-batch that are forwarded, bytes kept of them for the backward pass."""
+    half, D, L = HALF[c.dtype], config.hidden_size, config.num_hidden_layers
+    on_cpu = c.device == "cpu" or c.dtype == "float32"
+    budget = min(c.micro_batch_tokens, CACHED) if on_cpu else c.micro_batch_tokens
+    responses = -(-c.prompts * c.group // fleet)
+    rows = min(max(1, budget // width), -(-responses // c.minibatches))
+    tokens, prompts = rows * width, -(-rows // c.group) * (width - c.max_new_tokens)
+    once = prompts + rows * c.max_new_tokens  # a group's prompt forwarded once: model.states()
+    if once <= 0.75 * tokens and not (c.shard == "fsdp" and fleet > 1):
+        tokens = once
+    # of a layer and token: input and norms (fp32), q, attention and its projection, k, v, MLP
+    shared = config.num_key_value_heads / config.num_attention_heads
+    kept = 16 * D + half * (4 * D + 2 * D * shared + 4 * config.intermediate_size)
+    return tokens, tokens * (kept + half * D * L if c.gradient_checkpointing else kept * L)
+
+
+def plan(c, config, n, width, fleet):
+    """Memory per rank, of a model of n parameters, sequences of `width` tokens and `fleet` ranks.
+    -> {"always", "sampling", "updating": [(what, bytes, note)]}.
+    """
+    half, D, V = HALF[c.dtype], config.hidden_size, config.vocab_size
+    sharded = c.shard == "fsdp" and fleet > 1
+    cut = fleet if sharded else 1
+    rows, responses = slots(c, fleet), -(-c.prompts * c.group // fleet)
+    ends = V * D * (1 if config.tie_word_embeddings else 2)  # embedding and head
+    layer = (n - ends) / config.num_hidden_layers
+    tokens, kept = activations(c, config, width, fleet)
+    again = "recomputed" if c.gradient_checkpointing else "less with --gradient_checkpointing True"
+    counter, replay = 24 * c.cfn_hidden * (D + c.coins), 2 * D * c.cfn_replay / fleet
+    always = [
+        ("process", PROCESS, "Python and its libraries; on a GPU its context takes about as much"),
+        ("weights", 4 * n / cut, "fp32 master weights"),
+        ("optimiser", 8 * n / cut, "AdamW's two moments, fp32"),
+        ("frozen model", half * n * needs_reference(c), f"the initial policy, {c.dtype}"),
+        ("copy", half * n * (sharded or half == 2), f"of all weights, {c.dtype}, to compute with"),
+        ("counter", counter + replay, "network, prior, moments; this rank's part of the replay"),
+    ]
+    states = half * responses * (c.max_new_tokens + 1) * D * reads_sampler_states(c)
+    cache = rows * width * cache_bytes(config, half)
+    sampling = [
+        ("KV cache", cache, f"{rows} slots x {width:,} tokens, --max_num_seqs"),
+        ("logits", rows * V * 12, "slots x vocabulary, fp32, three times"),
+        ("states", states, f"handed over by the sampler, of {responses} responses"),
+    ]
+    gathered = sharded * (half * (ends + 2 * layer) + 4 * max(ends, layer))
+    updating = [
+        ("gradients", 4 * n / cut, "fp32"),
+        ("activations", kept, f"{tokens:,} tokens, --micro_batch_tokens; {again}"),
+        ("logits tile", TILE_BYTES, "of the fused head"),
+        ("gathered", gathered, "embedding, head, two layers; a gradient before it is scattered"),
+    ]
+    return {"always": always, "sampling": sampling, "updating": updating}
+
+
+def peak_bytes(parts):
+    """Sampling and updating take turns."""
+    total = {phase: sum(size for _, size, _ in rows) for phase, rows in parts.items()}
+    return total["always"] + max(total["sampling"], total["updating"])
+
+
+def seconds(c, config, n, prompt, length, fleet):
+    """Of a step with responses of `length` tokens: sampling reads all weights and the cache for
+    every token. -> name of the machine, seconds of sampling, of forward and backward.
+    """
+    machine = GPU if c.dtype == "bfloat16" and c.device != "cpu" else CPU
+    flops, bandwidth = RATES[machine]
+    half, B, rows = HALF[c.dtype], c.prompts * c.group / fleet, slots(c, fleet)
+    read = half * n + rows * (prompt + length / 2) * cache_bytes(config, half)
+    sampling = max(B * length * 2 * n / flops, B / rows * length * read / bandwidth)
+    forwards = 3 + needs_reference(c) + (c.minibatches > 1 and c.old_logp == "trainer")
+    forward = B * forward_flops(config, n, torch.tensor([prompt + length]))
+    return machine, sampling, forwards * forward / flops
+
+
+# ---- what --dry_run prints
+def show(c):
+    """Print the plan."""
+    go_offline()
+    task = load_task(c)
+    config, tokenizer = describe(c, task)
+    mean, longest = prompt_lengths(c, task, tokenizer)
+    limit, width = c.max_seq_len or config.max_position_embeddings, longest + c.max_new_tokens
+    short = "" if width <= limit else ": TOO SHORT, lower --max_new_tokens or --max_prompt_tokens"
+    rows = c.prompts * c.group
+    print(
+        f"responses     {c.max_new_tokens:,} at most, so {width:,} in all; the model's context is "
+        f"{limit:,}{short}\n"
+        f"step          {c.prompts} prompts x {c.group} responses = {rows:,}, "
+        f"{rows * c.max_new_tokens:,} tokens at most; {c.minibatches} updates\n"
+    )
+    fleet, n = ranks.world, parameters(config)
+    assumed = c.shard == "fsdp" and fleet == 1
+    if assumed:
+        fleet = RANKS
+    how = f"ranks: {fleet}{' (assumed)' if assumed else ''}, --shard {c.shard}"
+    print(f"--- memory per rank; {how}; {n / 1e6:,.1f} M parameters")
+    parts = plan(c, config, n, width, fleet)
+    for phase, lines in parts.items():
+        for what, size, note in lines:
+            if size:
+                print(f"{what:13s} {size / 1e9:9.3f} GB   {phase:9s} {note}")
+    most = peak_bytes(parts) / 1e9
+    print(f"{'peak':13s} {most:9.3f} GB   sampling and updating take turns\n")
+    for length in (c.max_new_tokens, c.max_new_tokens // 4):
+        machine, sampling, update = seconds(c, config, n, mean, length, fleet)
+        print(
+            f"--- seconds per step, responses of {length:,} tokens, on {machine}\n"
+            f"{sampling + update:,.1f}: sampling {sampling:,.1f}, forward and backward "
+            f"{update:,.1f}; {c.steps} steps {(sampling + update) * c.steps / 3600:,.1f} h"
+        )
+    for card in CARDS:
+        print(f"{'fits' if most < card else 'does not fit'} {card} GB")
+
+
+def go_offline():
+    """Ask the hub for nothing if it cannot be reached: its client would try for half a minute, each
+    time.
+    """
+    from huggingface_hub import constants
+
+    hub = urlparse(constants.ENDPOINT)
+    try:
+        socket.create_connection((hub.hostname, hub.port or 443), timeout=3).close()
+    except OSError:
+        constants.HF_HUB_OFFLINE = True
+
+
+def load_task(c):
+    """-> task, or None if its data is out of reach."""
+    try:
+        task = tasks.load(c)
+    except UserError as error:
+        if not c.train_data:
+            raise
+        return print(f"--- the data is out of reach ({error})\n")
+    print(f"--- {len(task.train):,} training problems, {len(task.test):,} held out\n")
+    return task
+
+
+def describe(c, task):
+    """-> config of the model, its tokenizer, or None if that is out of reach."""
+    if c.model == "tiny":
+        if not hasattr(task, "words"):
+            raise UserError(
+                f"--model tiny: --task {c.task} has no vocabulary for it; give a pretrained --model"
+            )
+        model, tokenizer = tiny(task.words)
+        return model.config, tokenizer
+    known = next((name for name in KNOWN if name in c.model), None)
+    try:
+        config = AutoConfig.from_pretrained(c.model)
+    except (OSError, ValueError) as error:
+        if not known:
+            what = f"its config.json cannot be read ({str(error).splitlines()[0]})"
+            raise UserError(f"--model {c.model}: {what}") from None
+        config = config_of(*KNOWN[known])
+    try:
+        return config, AutoTokenizer.from_pretrained(c.model)
+    except (OSError, ValueError):
+        return config, None
+
+
+def prompt_lengths(c, task, tokenizer):
+    """Print the shortest and the longest of up to 200 prompts. -> their mean and largest length."""
+    limit = c.max_prompt_tokens
+    if not task or not tokenizer:
+        what = "tokenizer" if task else "data"
+        print(f"--- tokens\nprompts       {limit:,}, --max_prompt_tokens: no {what} within reach")
+        return limit, limit
+    problems = task.train[:: -(-len(task.train) // 200)]
+    ids = sorted((encode(tokenizer, p.prompt) for p in problems), key=len)
+    for tokens in ids[:: max(1, len(ids) - 1)]:
+        print(f"--- prompt, {len(tokens)} tokens\n{tokenizer.decode(tokens)}\n")
+    kept = [len(tokens) for tokens in ids if not limit or len(tokens) <= limit]
+    mean = sum(map(len, ids)) / len(ids)
+    print(
+        f"--- tokens\nprompts       {mean:,.0f} on average, {len(ids[-1]):,} at most, of "
+        f"{len(ids)}; {len(ids) - len(kept)} longer than --max_prompt_tokens are left out"
+    )
+    return mean, max(kept, default=limit)

@@ -37,7 +37,9 @@ class SampleOptions:
 
 @dataclass(frozen=True)
 class Rollout:
-    """Row p*G + g is response g to prompt p. Later stages make new tensors, they never edit these."""
+    """Row p*G + g is response g to prompt p. Later stages make new tensors, they never edit
+    these.
+    """
 
     tokens_BT: torch.Tensor
     """int64"""
@@ -92,13 +94,16 @@ class Group:
     """
 
     number: int
-    """The prompt's position in the run's stream of prompts, by which all that is random is addressed."""
+    """The prompt's position in the run's stream of prompts, by which all that is random is
+    addressed.
+    """
     problem: object
     tokens_GT: torch.Tensor
     mask_GT: torch.Tensor
     logp_GT: torch.Tensor
     novelty_GT: torch.Tensor
-    """1/n of the prefix that ends in token t when it was visited, or what another bonus puts there."""
+    """1/n of the prefix that ends in token t when it was visited, or what another bonus puts there.
+    """
     passed_GT: torch.Tensor
     """int64: how many of the three filters, one after the other, the token passed."""
     logp_ref_GT: torch.Tensor

@@ -95,8 +95,8 @@ def tiny_policy(task, seed=0):
                     os.mkdir(scratch)
         except (OSError, SafetensorError) as error:
             raise UserError(
-                f"the cache {folder.parent}: cannot be written ({reason(error)}); make room, or set "
-                "NANOMERCI_CACHE"
+                f"the cache {folder.parent}: cannot be written ({reason(error)}); make room, or "
+                "set NANOMERCI_CACHE"
             ) from error
     return load(folder)
 

@@ -240,7 +240,9 @@ def corrupt(folder, why):
 
 
 def reason(error):
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no more is known'])[0][:150]}"
+    """The first line of an exception."""
+    first = (str(error).strip().splitlines() or ["no more is known"])[0]
+    return f"{type(error).__name__}: {first[:150]}"
 
 
 def files(folder):

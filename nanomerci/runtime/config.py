@@ -1,5 +1,5 @@
-"""One flat configuration: every option with its meaning, unit and default. A recipe overrides
-defaults, the command line both.
+"""Options and commands. Options are sections of frozen dataclasses; a recipe overrides their
+defaults, the command line both. Nothing here imports torch.
 
     python train.py [RECIPE] [--option value ...]
 
@@ -7,262 +7,266 @@ Numbers of the MERCI paper are marked (MERCI), of DAPO (DAPO); a choice of ours 
 silent, (ours).
 """
 
+import ast
 import dataclasses
 import difflib
 import errno
 import os
 import re
 import sys
-from contextlib import redirect_stderr
-from dataclasses import dataclass
+import textwrap
+from collections import ChainMap
+from collections.abc import Callable
+from contextlib import redirect_stderr, suppress
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.util import find_spec
 from io import StringIO
+from math import inf
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, NamedTuple, get_args, get_origin
 
-RECIPES = Path(__file__).parent.parent / "recipes"
+PACKAGE = Path(__file__).parent.parent
+RECIPES = PACKAGE / "recipes"
 
 
 class UserError(Exception):
-    """Something a user can put right. The command prints it as one line, without a traceback, and
-    ends with status 2.
-    """
+    """Something a user can put right: the command prints one line and ends with status 2."""
 
 
-@dataclass(frozen=True)
-class Config:
-    # ---- what is trained, on what
+class Allowed(NamedTuple):
+    """The values an option takes, in words and as a test; part of the field's type."""
+
+    words: str
+    test: Callable
+
+
+Count = Annotated[int, Allowed("1 or more, below 2^31", lambda x: 1 <= x < 2**31)]
+Size = Annotated[int, Allowed("0 or more, below 2^31", lambda x: 0 <= x < 2**31)]
+Workers = Annotated[int, Allowed("1 to 1024", lambda x: 1 <= x <= 1024)]
+Threads = Annotated[int, Allowed("0 to 1024", lambda x: 0 <= x <= 1024)]
+Seed = Annotated[int, Allowed("below 2^62 in size", lambda x: abs(x) < 2**62)]
+Weight = Annotated[float, Allowed("0 or more", lambda x: 0 <= x < inf)]
+Rate = Annotated[float, Allowed("above 0, at most 1000", lambda x: 0 < x <= 1e3)]
+Seconds = Annotated[float, Allowed("above 0, at most 1e6", lambda x: 0 < x <= 1e6)]
+Fraction = Annotated[float, Allowed("0 or more, below 1", lambda x: 0 <= x < 1)]
+Share = Annotated[float, Allowed("above 0, at most 1", lambda x: 0 < x <= 1)]
+Norm = Annotated[float, Allowed("above 0", lambda x: x > 0)]
+Ratio = Annotated[float, Allowed("0 or more, or -1", lambda x: 0 <= x < inf or x == -1)]
+Temperature = Annotated[float, Allowed("0.001 to 1000", lambda x: 1e-3 <= x <= 1e3)]
+
+
+# ---- the options: a section's docstring is its heading in --help, a field's its help, on one line
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What is trained, and on what"""
+
     task: str = "toy_sql"
-    """What to learn: toy_sql, toy_math, arithmetic (built in); math, sql (with --train_data);
-    reasoning_gym:NAME.
-    """
+    """Task, one of --list; math and sql need --train_data."""
     model: str = "tiny"
-    """Policy: a Hugging Face folder or hub id, a run folder, or `tiny`, built and warm-started
-    here.
-    """
-    sft_seed: int = 0
-    """Of the weights and the schooling of `--model tiny`: another number, another warm start."""
-    algo: str = "grpo"
-    """Advantage and loss: grpo (DeepSeekMath), dapo, dr_grpo (GRPO without std and length
-    normalisation).
-    """
-    bonus: str = "cfn"
-    """Bonus: none; cfn (MERCI, a Coin Flipping Network's 1/n); exact (1/n from a table of
-    prefixes); rivals (nanomerci/bonuses/rivals.py).
-    """
+    """Policy: Hugging Face folder or hub id, run folder, or `tiny` (made here, SFT warm start)."""
+    sft_seed: Seed = 0
+    """Seed of the tiny model's initialisation and SFT warm start."""
 
-    # ---- the data of --task math and sql
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Data and rewards of --task math and sql, or of your own --reward"""
+
     train_data: str = ""
-    """math: a set's name (dapo_math_17k, math, gsm8k), hub id, file or folder. sql: a Spider or
-    BIRD folder.
-    """
+    """Known set (dapo_math_17k, math, gsm8k), hub id, file, folder; sql: Spider or BIRD folder."""
     test_data: str = ""
-    """Held-out problems, named likewise (default: a tenth of the training data; sql: the dev split
-    of the same folder).
-    """
+    """Held-out problems, given likewise; default: a tenth of --train_data, or its dev split."""
     data_folder: str = ""
-    """Folder in which those names are looked up, for machines without network
-    (FOLDER/math500.jsonl, FOLDER/bird/).
-    """
+    """Folder in which these names are looked up, for machines without network."""
     columns: str = ""
-    """Names of the columns of --train_data, QUESTION,ANSWER, where they are not recognised."""
+    """Columns of --train_data, QUESTION,ANSWER, where they are not recognised."""
+    reward: str = ""
+    """FILE.py:FUNCTION(prompt, response, record of the data) -> reward, 0 to 1; 1 is correct."""
+    prompt_template: str = ""
+    """Prompt in which {question} is replaced; default: the task's own wording."""
     sql_match: Literal["bird", "spider"] = "bird"
-    """When two results are the same: bird = equal sets of rows; spider = equal rows as often, under
-    some column order.
-    """
+    """Results agree: bird = same set of rows; spider = same counts too, columns in any order."""
     partial_credit: bool = False
-    """sql: a wrong result earns 0.8 c^2 / (gold columns x given columns) for c columns that are
-    right.
-    """
-    perturbed_copies: int = 0
-    """sql: perturbed copies of the database on which a query must agree with the gold one too."""
-    max_prompt_tokens: int = 0
-    """Problems with longer prompts, in tokens, are left out; 0 = none are."""
-    grade_timeout: float = 10.0
-    """Seconds an answer's grading may take before its worker is killed; a query may take 0.45 of
-    it.
-    """
-    graders: int = 2
-    """Grading processes a rank."""
-
-    # ---- a step
-    steps: int = 60
-    """Training steps; each samples one batch and learns from it."""
-    budget: int = 0
-    """Prompts after which training ends even before --steps, 0 = no bound. For equal samples where
-    dapo takes more a step.
-    """
-    prompts: int = 16
-    """P, prompts a step, over all ranks."""
-    group: int = 8
-    """G, samples a prompt (MERCI: 8)."""
-    minibatches: int = 1
-    """Optimiser updates a step, each on an equal share of the batch's prompts."""
-    max_new_tokens: int = 48
-    """Longest response, in tokens."""
-    temperature: float = 1.0
-    """Sampling temperature in training; the trainer's log-probs use the same."""
-    top_p: float = 1.0
-    """Nucleus sampling in training. Below 1 is refused: the trainer's log-probs would have another
-    support.
-    """
-    top_k: int = 0
-    """Top-k sampling in training, 0 = off. Refused otherwise, for the same reason."""
-
-    # ---- the loss
-    lr: float = 1e-6
-    """Learning rate of AdamW."""
-    warmup: int = 0
-    """Steps over which the learning rate rises linearly from 0."""
-    lr_decay: bool = False
-    """Whether it then falls linearly, to reach 0 after the last step."""
-    beta2: float = 0.95
-    """Second-moment decay of AdamW (the first is 0.9)."""
-    weight_decay: float = 0.0
-    """Weight decay of AdamW."""
-    max_grad_norm: float = 1.0
-    """Gradient norm above which gradients are scaled down."""
-    clip_low: float = 0.2
-    """The ratio pi / pi_old is clipped below 1 - clip_low."""
-    clip_high: float = -1.0
-    """... and above 1 + clip_high; -1 = the algorithm's own, 0.2 (dapo: 0.28, "clip-higher")."""
-    max_gen_rounds: int = 0
-    """dapo: rounds of sampling a step may take to find P groups that carry signal; 0 = 10, 1 = no
-    dynamic sampling.
-    """
-    kl_coef: float = 0.0
-    """Weight of the k3 KL to the initial policy (DeepSeekMath: 0.04; MERCI's stand-ins: 0)."""
-    old_logp: Literal["sampler", "trainer"] = "trainer"
-    """Whose log-probs are pi_old when minibatches > 1: the trainer's (one more forward) or the
-    sampler's (fp32: the same).
-    """
-    overlong_buffer: int = 0
-    """Soft overlong penalty over the last so many tokens before max_new_tokens, 0 = off (DAPO:
-    4096).
-    """
-
-    # ---- exploration (MERCI)
-    gamma: float = 0.5
-    """Weight of the exploration advantage at step 0 (ours); 0 is the plain algorithm, bit for bit.
-    rnd and entropy ignore it.
-    """
-    gamma_decay: int = 200
-    """Steps until gamma has fallen by half a cosine to a tenth (MERCI: 200)."""
-    alpha: float = 0.5
-    """Cap: the bonus changes an advantage by at most the share alpha of its size (ours)."""
-    top: float = 0.3
-    """First filter: share of a response's tokens whose novelty counts (MERCI: 0.3)."""
-    run: int = 3
-    """Second filter: kept tokens must stand in runs of at least so many (MERCI's figure: 3)."""
-    noise_filter: bool = True
-    """Third filter: drop tokens that the task calls noise."""
-    bonus_form: Literal["variance", "deviation", "sum"] = "variance"
-    """Trajectory bonus: sqrt(mean 1/n) (MERCI), mean of sqrt(1/n) (its ablation), sqrt(sum 1/n)
-    (proposition 1 to the letter).
-    """
-    credit: Literal["response", "token"] = "response"
-    """Whom the bonus is paid to: every token of a response alike (MERCI), or each token for the
-    uncertainty from it on (UBE).
-    """
-    bonus_on_zero_variance: bool = False
-    """Whether groups that are all wrong or all right get a bonus too, of at most alpha (MERCI: no).
-    """
-
-    # ---- the counter (CFN)
-    coins: int = 20
-    """C, coins a visit (MERCI, CFN: 20)."""
-    cfn_features: Literal["frozen", "policy"] = "frozen"
-    """Whose hidden states are counted: a frozen copy of the initial policy, or the policy's own
-    (they move; sampling has them anyway).
-    """
-    cfn_hidden: int = 256
-    """Width of the head's hidden layer (ours)."""
-    cfn_prior: bool = True
-    """Frozen random prior, so that an unseen state reads 1/n near 1 (CFN)."""
-    cfn_lr: float = 1e-3
-    """Learning rate of the head (ours)."""
-    cfn_batch: int = 512
-    """Visits an update of the head."""
-    cfn_pretrain: int = 4
-    """Batches of P x G samples of the initial policy to pre-train on (MERCI pre-trains; its size is
-    ours).
-    """
-    cfn_pretrain_epochs: int = 3
-    """Passes over them."""
-    cfn_replay: int = 65536
-    """Visits remembered, a uniform sample of all."""
-    cfn_rehearse: int = 1024
-    """Remembered visits learned again each step, besides the new ones."""
-    oracle_counts: bool = False
-    """Keep exact visit counts of every prefix beside the counter and log how near it comes
-    (oracle/*; for tasks with short answers).
-    """
-
-    # ---- evaluation
-    eval_every: int = 20
-    """Steps between evaluations; one before and one after are always made. 0 = only those."""
-    eval_problems: int = 200
-    """Held-out problems evaluated on."""
-    eval_k: int = 16
-    """Samples a problem."""
-    eval_split: Literal["test", "tune"] = "test"
-    """What is held out: the test, or for choosing settings as many of the training problems, so
-    that the test stays unseen.
-    """
-
-    # ---- the run
-    seed: int = 0
-    """Of everything random in the run."""
-    out: str = ""
-    """Run folder (default runs/RECIPE-seedN)."""
-    resume: str = ""
-    """Run folder to continue from its newest checkpoint, its options from its config.yaml; auto:
-    --out if it holds a run, else begin.
-    """
-    save_every: int = 20
-    """Steps between checkpoints; one is always made at the end. 0 = only that."""
-    keep_checkpoints: int = 2
-    """Checkpoints kept, the newest."""
-    report: bool = True
-    """Draw report.html while the run goes on, and the curves at every checkpoint."""
-    device: str = "auto"
-    """cpu, cuda, or auto."""
-    max_seq_len: int = 0
-    """The longest sequence the model is taken to bear, tokens; 0 = what its config says."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of forward and backward; master weights stay float32."""
-    kernels: Literal["auto", "torch", "triton"] = "auto"
-    """Log-probs and CFN scores by fused Triton kernels or by plain torch; auto = Triton on a GPU.
-    """
-    micro_batch_tokens: int = 16384
-    """Tokens a micro-batch holds at most, padding included; bounds the memory of an update."""
-    shard: Literal["none", "fsdp"] = "none"
-    """Over several ranks: none = whole replicas; fsdp = each holds a slice of weights, gradients,
-    moments, and a copy to sample from.
-    """
-    gradient_checkpointing: bool = False
-    """Backward computes each layer's activations again instead of keeping them: a third more
-    arithmetic, a fraction of the memory.
-    """
-    rank_timeout: float = 1800.0
-    """Seconds a rank waits for the others before it takes them for dead and ends."""
-    max_num_seqs: int = 512
-    """Samples in flight at once on a rank; bounds the key-value cache."""
-    threads: int = 0
-    """CPU threads, 0 = torch's choice."""
-    logger: Literal["none", "tensorboard", "wandb"] = "none"
-    """Where the metrics go besides metrics.jsonl: nowhere, to RUN/tensorboard, or to Weights &
-    Biases (project nanomerci).
-    """
-    dry_run: bool = False
-    """Print what the run would do: prompts, tokens, memory, seconds a step; no GPU and no weights
-    are needed.
-    """
+    """sql: an incorrect result earns 0.8 c^2 / (gold columns x its columns), c of them correct."""
+    perturbed_copies: Size = 0
+    """sql: perturbed copies of the database on which query and gold query must also agree."""
+    max_prompt_tokens: Size = 0
+    """Problems with longer prompts are left out; 0 = no limit."""
+    grade_timeout: Seconds = 10.0
+    """Seconds until the grading of a response is stopped; a SQL query may take 0.45 of them."""
+    graders: Workers = 2
+    """Grading processes per rank."""
 
     @property
     def query_seconds(self):
-        """The gold query and the answer's must both fit into the deadline."""
+        """The gold query and the response's must both fit into the timeout."""
         return 0.45 * self.grade_timeout
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """A training step and its rollouts"""
+
+    steps: Count = 60
+    """Training steps; each samples one batch and learns from it."""
+    budget: Size = 0
+    """Stop after this many prompts even before --steps; 0 = no limit (dapo takes more per step)."""
+    prompts: Count = 16
+    """P, prompts per step, over all ranks."""
+    group: Count = 8
+    """G, responses per prompt (MERCI: 8)."""
+    minibatches: Count = 1
+    """Optimiser updates per step, each on an equal share of the batch's prompts."""
+    max_gen_rounds: Size = 0
+    """Rounds of dynamic sampling per step; 1 = off, 0 = the objective's own: 1 (dapo: 10)."""
+    max_new_tokens: Count = 48
+    """Maximum response length in tokens."""
+    temperature: Temperature = 1.0
+    """Sampling temperature in training; the trainer's log-probs use the same."""
+    top_p: float = 1.0
+    """Nucleus sampling; only 1 = off, as the trainer's log-probs cover the full vocabulary."""
+    top_k: int = 0
+    """Top-k sampling; only 0 = off, for the same reason."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    """Objective and optimiser"""
+
+    algo: str = "grpo"
+    """Objective (advantage and loss), one of --list."""
+    lr: Rate = 1e-6
+    """Learning rate of AdamW."""
+    warmup: Size = 0
+    """Steps of linear learning-rate warmup from 0."""
+    lr_decay: bool = False
+    """Decay the learning rate linearly, to 0 after the last step."""
+    beta2: Fraction = 0.95
+    """Second-moment decay of AdamW (the first is 0.9)."""
+    weight_decay: Weight = 0.0
+    """Weight decay of AdamW."""
+    max_grad_norm: Norm = 1.0
+    """Gradients are clipped to this norm."""
+    clip_low: Weight = 0.2
+    """The ratio pi / pi_old is clipped below 1 - clip_low."""
+    clip_high: Ratio = -1.0
+    """... and above 1 + clip_high; -1 = the objective's own: 0.2 (dapo: 0.28, "clip-higher")."""
+    kl_coef: Weight = 0.0
+    """Weight of the k3 KL to the initial policy (DeepSeekMath: 0.04; MERCI's stand-ins: 0)."""
+    old_logp: Literal["sampler", "trainer"] = "trainer"
+    """Old log-probs if minibatches > 1: the trainer's (an extra forward) or the sampler's."""
+    overlong_buffer: Size = 0
+    """Soft length penalty over this many tokens before max_new_tokens, 0 = off (DAPO: 4096)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exploration:
+    """Exploration bonus (MERCI)"""
+
+    bonus: str = "cfn"
+    """One of --list, or your own FILE.py:NAME; cfn is MERCI's, none turns it off."""
+    gamma: Weight = 0.5
+    """Weight of the exploration advantage at step 0 (ours); 0 = no bonus, bit for bit."""
+    gamma_decay: Size = 200
+    """Steps of a half cosine over which gamma decays to a tenth (MERCI: 200)."""
+    alpha: Fraction = 0.5
+    """Cap: the bonus changes an advantage by at most alpha times its size, not its sign (ours)."""
+    top: Share = 0.3
+    """Percentile filter: share of a response's tokens that is kept, the most novel (MERCI: 0.3)."""
+    run: Count = 3
+    """Coherence filter: minimum length of a run of consecutive kept tokens (MERCI's figure: 3)."""
+    noise_filter: bool = True
+    """Noise filter: drop tokens that the task declares to be noise."""
+    bonus_form: Literal["variance", "deviation", "sum"] = "variance"
+    """sqrt(mean 1/n) (MERCI), mean sqrt(1/n) (its ablation), sqrt(sum 1/n) (its proposition 1)."""
+    credit: Literal["response", "token"] = "response"
+    """One bonus for all tokens of a response (MERCI), or per token its uncertainty-to-go (UBE)."""
+    bonus_on_zero_variance: bool = False
+    """Groups whose rewards are all equal get a bonus too, at most alpha (MERCI: no)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counter:
+    """Counter of the bonus: the Coin Flipping Network (CFN)"""
+
+    coins: Count = 20
+    """C, coins per visit (MERCI, CFN: 20)."""
+    cfn_features: Literal["frozen", "policy"] = "frozen"
+    """Model whose hidden states are counted: a frozen copy of the initial policy, or the policy."""
+    cfn_hidden: Size = 256
+    """Width of the head's hidden layer (ours)."""
+    cfn_prior: bool = True
+    """Frozen random prior, so that an unseen state reads 1/n near 1 (CFN)."""
+    cfn_lr: Rate = 1e-3
+    """Learning rate of the head (ours)."""
+    cfn_batch: Count = 512
+    """Visits per update of the head."""
+    cfn_pretrain: Count = 4
+    """Pre-training (MERCI), in batches of P x G responses of the initial policy (ours)."""
+    cfn_pretrain_epochs: Count = 3
+    """Epochs of pre-training."""
+    cfn_replay: Count = 65536
+    """Size of the replay buffer in visits, a uniform sample of all."""
+    cfn_rehearse: Size = 1024
+    """Replayed visits per step, besides the new ones."""
+    oracle_counts: bool = False
+    """Keep exact prefix counts too and log how well 1/n is calibrated (oracle/*); costs memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Evaluation on held-out problems"""
+
+    eval_every: Size = 20
+    """Steps between evaluations; 0 = only before the first and after the last step."""
+    eval_problems: Count = 200
+    """Held-out problems per evaluation."""
+    eval_k: Count = 16
+    """Responses per problem."""
+    eval_split: Literal["test", "tune"] = "test"
+    """Held-out problems: the test set, or for tuning as many of the training problems."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """The run: folders, checkpoints, hardware"""
+
+    seed: Seed = 0
+    """Seed of everything random in the run."""
+    out: str = ""
+    """Run folder (default runs/RECIPE-seedN)."""
+    resume: str = ""
+    """Run folder to resume, from its newest checkpoint; auto = --out if it holds a run."""
+    save_every: Size = 20
+    """Steps between checkpoints; 0 = only after the last step."""
+    keep_checkpoints: Count = 2
+    """Newest checkpoints to keep."""
+    report: bool = True
+    """Draw report.html during training, and the curves at every checkpoint."""
+    logger: Literal["none", "tensorboard", "wandb"] = "none"
+    """Where the metrics go besides metrics.jsonl: RUN/tensorboard, or Weights & Biases."""
+    device: str = "auto"
+    """cpu, cuda, or auto."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of forward and backward (weights: float32); auto = bfloat16 where it is fast."""
+    kernels: Literal["auto", "torch", "triton"] = "auto"
+    """Log-probs and CFN scores by fused Triton kernels or plain torch; auto = Triton on a GPU."""
+    max_seq_len: Size = 0
+    """Maximum sequence length in tokens; 0 = max_position_embeddings of the model's config."""
+    micro_batch_tokens: Count = 16384
+    """Tokens per micro-batch, padding included; bounds the memory of an update."""
+    max_num_seqs: Count = 512
+    """Responses sampled at once per rank; bounds the KV cache."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in backward: a third more compute, a fraction of the memory."""
+    shard: Literal["none", "fsdp"] = "none"
+    """Ranks are replicas, or (fsdp) hold slices of the training state and a copy to sample from."""
+    rank_timeout: Seconds = 1800.0
+    """Collective timeout in seconds."""
+    threads: Threads = 0
+    """CPU threads per rank; 0 = usable cores / ranks of this machine, recorded in config.yaml."""
+    dry_run: bool = False
+    """Only print what the run would do: prompts, tokens, memory, seconds per step; needs no GPU."""
 
     @property
     def backend(self):
@@ -270,180 +274,154 @@ class Config:
         return None if self.kernels == "auto" else self.kernels
 
 
+@dataclass(frozen=True, kw_only=True)
+class Config(Run, Evaluation, Counter, Exploration, Loss, Step, Data, Task):
+    """All options, flat. Bases in reverse, so that the fields stand in the order above."""
+
+
+# ---- what is wrong with them
 def check(c):
-    """Everything that can be known wrong before any work is done. Raises UserError."""
-
-    def need(ok, what, got, wanted):
-        if not ok:
-            raise UserError(f"--{what} {got}: {wanted}")
-
-    for name in (
-        "steps",
-        "prompts",
-        "minibatches",
-        "max_new_tokens",
-        "coins",
-        "eval_problems",
-        "eval_k",
-        "micro_batch_tokens",
-        "keep_checkpoints",
-        "graders",
-        "cfn_pretrain",
-        "cfn_pretrain_epochs",
-        "cfn_batch",
-        "cfn_replay",
-        "max_num_seqs",
-        "run",
-    ):
-        need(getattr(c, name) >= 1, name, getattr(c, name), "wanted at least 1")
-    need(
-        c.group >= (1 if c.bonus == "none" and c.algo == "dr_grpo" else 2),
-        "group",
-        c.group,
-        "a group of one has no standard deviation; wanted at least 2",
+    """Everything that can be known to be wrong before any work is done. -> c"""
+    check_ranges(c)
+    least = 1 if c.bonus == "none" and c.algo == "dr_grpo" else 2
+    frozen, installed = c.cfn_features == "frozen", c.logger == "none" or find_spec(c.logger)
+    slot = "{question}"
+    full = "the trainer's log-probs cover the full vocabulary, so sampling must too; expected"
+    rules = (
+        ("top_p", c.top_p == 1, f"{full} 1.0"),
+        ("top_k", c.top_k == 0, f"{full} 0"),
+        ("group", c.group >= least, "a group of one has no standard deviation; expected 2 or more"),
+        ("minibatches", c.prompts % c.minibatches == 0, f"does not divide --prompts {c.prompts}"),
+        ("overlong_buffer", c.overlong_buffer < c.max_new_tokens, "expected < --max_new_tokens"),
+        ("reward", c.train_data or not c.reward, "needs problems; give --train_data too"),
+        ("prompt_template", slot in (c.prompt_template or slot), f"lacks {slot}"),
+        ("credit", c.bonus != "entropy" or c.credit == "response", "entropy is per token anyway"),
+        ("cfn_features", frozen or not c.kl_coef, "--kl_coef needs the frozen reference model"),
+        ("logger", installed, f"is not installed; pip install {c.logger}, or --logger none"),
     )
-    need(
-        c.prompts % c.minibatches == 0,
-        "minibatches",
-        c.minibatches,
-        f"does not divide --prompts {c.prompts}",
-    )
-    need(
-        1e-3 <= c.temperature <= 1e3,
-        "temperature",
-        c.temperature,
-        "training samples; wanted 0.001 to 1000",
-    )
-    need(
-        c.top_p == 1,
-        "top_p",
-        c.top_p,
-        "the trainer's log-probs cover the full vocabulary, so sampling must too; wanted 1.0",
-    )
-    need(
-        c.top_k == 0,
-        "top_k",
-        c.top_k,
-        "the trainer's log-probs cover the full vocabulary, so sampling must too; wanted 0",
-    )
-    need(
-        0 <= c.alpha < 1,
-        "alpha",
-        c.alpha,
-        "wanted 0 <= alpha < 1, or a wrong answer could earn a positive advantage",
-    )
-    need(0 < c.top <= 1, "top", c.top, "is a share of tokens; wanted above 0, at most 1")
-    for name in (
-        "gamma",
-        "kl_coef",
-        "gamma_decay",
-        "overlong_buffer",
-        "warmup",
-        "save_every",
-        "eval_every",
-        "weight_decay",
-        "cfn_rehearse",
-        "threads",
-        "clip_low",
-        "clip_high",
-        "cfn_hidden",
-        "max_gen_rounds",
-        "budget",
-        "max_seq_len",
-        "max_prompt_tokens",
-        "perturbed_copies",
-    ):
-        need(0 <= getattr(c, name) < float("inf"), name, getattr(c, name), "wanted 0 or more")
-    for f in dataclasses.fields(c):
-        if f.type is int and "seed" not in f.name:
-            need(
-                -(2**31) < getattr(c, f.name) < 2**31,
-                f.name,
-                getattr(c, f.name),
-                "is too large; wanted less than 2^31",
-            )
-    need(0 <= c.beta2 < 1, "beta2", c.beta2, "wanted 0 <= beta2 < 1")
-    for name in ("seed", "sft_seed"):
-        need(abs(getattr(c, name)) < 2**62, name, getattr(c, name), "is too large")
-    need(
-        c.algo == "dapo" or c.max_gen_rounds == 1,
-        "max_gen_rounds",
-        c.max_gen_rounds,
-        f"dynamic sampling belongs to --algo dapo; wanted 1 with {c.algo}",
-    )
-    need(
-        c.bonus != "entropy" or c.credit == "response",
-        "credit",
-        c.credit,
-        "the entropy bonus is per token anyway; wanted response",
-    )
-    need(
-        c.cfn_features == "frozen" or not c.kl_coef,
-        "cfn_features",
-        c.cfn_features,
-        "--kl_coef needs the frozen trunk; wanted frozen, or --kl_coef 0",
-    )
-    need(
-        c.overlong_buffer < c.max_new_tokens,
-        "overlong_buffer",
-        c.overlong_buffer,
-        f"wanted less than --max_new_tokens {c.max_new_tokens}",
-    )
-    for name in ("lr", "cfn_lr", "max_grad_norm", "grade_timeout", "rank_timeout"):
-        need(getattr(c, name) > 0, name, getattr(c, name), "wanted above 0")
-    for name, most in (
-        ("lr", 1e3),
-        ("cfn_lr", 1e3),
-        ("grade_timeout", 1e6),
-        ("rank_timeout", 1e6),
-        ("threads", 1024),
-        ("graders", 1024),
-    ):
-        need(getattr(c, name) <= most, name, getattr(c, name), f"wanted at most {most:g}")
-    need(
-        c.logger == "none" or find_spec(c.logger),
-        "logger",
-        c.logger,
-        f"is not installed; pip install {c.logger}, or --logger none",
-    )
+    for name, right, words in rules:
+        if not right:
+            raise UserError(f"--{name} {getattr(c, name)}: {words}")
     return c
+
+
+def check_ranges(options):
+    """Every field of a dataclass against the range in its type."""
+    for f in fields(options):
+        value = getattr(options, f.name)
+        for rule in unwrap(f.type)[1]:
+            if not rule.test(value):
+                raise UserError(f"{dashed(f.name)} {value}: expected {rule.words}")
+
+
+def dashed(name):
+    return f"-{name}" if len(name) == 1 else f"--{name}"
 
 
 def closest(word, words):
     found = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
-    return f"; did you mean {found[0]}?" if found else ""
+    return f"; did you mean {found[0]}?" if found else "."
+
+
+# ---- from words and YAML to options
+def unwrap(annotation):
+    """Annotated[int, rule] -> int, [rule]; int -> int, []"""
+    rules = [x for x in getattr(annotation, "__metadata__", ()) if isinstance(x, Allowed)]
+    return (get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation), rules
+
+
+def typed(where, annotation, value):
+    """A word, or a value of YAML, as the option's type."""
+    kind, text = unwrap(annotation)[0], str(value)
+    choices = get_args(kind) or ("True", "False")
+    if kind in (str, list, Path) and isinstance(value, str):
+        return value
+    if kind is bool and text in choices:
+        return text == "True"
+    if get_origin(kind) is Literal and text in choices:
+        return text
+    if kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    expected = {int: "a whole number", float: "a number", str: "text"}.get(kind, "|".join(choices))
+    raise UserError(f"{where} {text:.40}: expected {expected}")
+
+
+def option_name(word):
+    return word.lstrip("-").partition("=")[0].replace("-", "_")
+
+
+def command_line(cls, argv, prog, about, default=None, also=()):
+    """tyro's command line of a dataclass, each base of it a group of options. -> an instance, and
+    the words for the dataclasses in `also`. A yes-no option without a value means True; a mistake
+    is one line.
+    """
+    import tyro
+
+    types = {f.name: f.type for options in (cls, *also) for f in fields(options)}
+    sections = cls.__bases__[::-1] if len(cls.__bases__) > 1 else [cls]
+    nested = dataclasses.make_dataclass("Options", [(s.__name__.lower(), s) for s in sections])
+    how = {"default": nested(*(part(default, s) for s in sections))} if default else {}
+    words = []
+    for word, after in zip(argv, [*argv[1:], ""], strict=False):
+        bare = unwrap(types.get(option_name(word)))[0] is bool and after not in ("True", "False")
+        words.append(f"{word}=True" if bare and word.startswith("--") and "=" not in word else word)
+    conf, how["prog"], how["description"] = tyro.conf, prog, about
+    how["config"] = conf.FlagConversionOff, conf.OmitArgPrefixes, conf.UseAppendAction
+    try:
+        with redirect_stderr(StringIO()):  # tyro explains mistakes in boxes
+            parsed, rest = tyro.cli(
+                nested, args=words, use_underscores=True, return_unknown_args=True, **how
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        explain(words, types, prog)
+    if rest and not also:
+        explain(words, types, prog)
+    return cls(**ChainMap(*map(vars, vars(parsed).values()))), rest
+
+
+def part(c, section):
+    """The options of one section of a Config."""
+    return section(**{f.name: getattr(c, f.name) for f in fields(section)})
+
+
+def explain(words, types, prog):
+    """What is wrong with words that tyro refused: raises UserError."""
+    for word, after in zip(words, [*words[1:], "--"], strict=False):
+        option, equals, value = word.partition("=")
+        if not is_option(option):
+            continue
+        if option_name(option) not in types:
+            near = closest(option, [dashed(name) for name in types])
+            raise UserError(f"unknown option {option}{near} See --help")
+        if not equals and after.startswith("--"):
+            raise UserError(f"{option}: expected a value; see --help")
+        completed = value == "True" and not is_option(after)
+        typed(option, types[option_name(option)], value if equals and not completed else after)
+    raise UserError(f"{' '.join([prog, *words])}: too many or too few arguments; see --help")
+
+
+def is_option(word):
+    return re.match("--?[a-zA-Z]|--$", word)
 
 
 def read(path):
-    """A YAML file of options -> dict; unknown keys are refused. Types are checked when the command
-    line is.
-    """
+    """A YAML file of options -> dict; unknown options and other types are refused."""
     import yaml
 
     try:
         values = yaml.safe_load(Path(path).read_text()) or {}
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as YAML ({str(error).splitlines()[0]})") from None
-    types = {f.name: f.type for f in dataclasses.fields(Config)}
-    for key, value in values.items() if isinstance(values, dict) else [("(not a mapping)", None)]:
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected a mapping, option: value")
+    types = {f.name: f.type for f in fields(Config)}
+    for key in values:
         if key not in types:
             raise UserError(f"{path}: unknown option {key}{closest(str(key), types)}")
-        if (
-            types[key] is float and isinstance(value, int | str) and not isinstance(value, bool)
-        ):  # YAML 1.1 reads 1e-6 as text
-            value = values[key] = _as_float(value, path, key)
-        allowed = getattr(types[key], "__args__", None)
-        if (value not in allowed) if allowed else (type(value) is not types[key]):
-            wanted = "|".join(allowed) if allowed else types[key].__name__
-            raise UserError(f"{path}: {key}: {value!r} is not a {wanted}")
-    return values
-
-
-def _as_float(value, path, key):
-    try:
-        return float(value)
-    except (ValueError, OverflowError):
-        raise UserError(f"{path}: {key}: {value!r:.40} is not a float") from None
+    return {key: typed(f"{path}: {key}:", types[key], value) for key, value in values.items()}
 
 
 def write(c, path):
@@ -451,7 +429,7 @@ def write(c, path):
     import yaml
 
     scratch = Path(path).with_suffix(".partial")
-    scratch.write_text(yaml.safe_dump(dataclasses.asdict(c), sort_keys=False))
+    scratch.write_text(yaml.safe_dump(asdict(c), sort_keys=False))
     os.replace(scratch, path)
 
 
@@ -459,157 +437,134 @@ def recipes():
     return sorted(p.stem for p in RECIPES.glob("*.yaml"))
 
 
+def named(argv):
+    """The recipe that argv begins with, or None."""
+    return argv[0] if argv and not argv[0].startswith("-") else None
+
+
+def recipe_for(argv):
+    """The recipe where none is named: the task's own, or the one for any pretrained model."""
+    if {"-h", "--help"} & set(argv):
+        return "toy_sql"
+    c = options(argv, Config())
+    return c.task if c.task in recipes() and not c.reward else "math"
+
+
+def options(argv, defaults):
+    about = (
+        f"python train.py [RECIPE] [--option value ...], RECIPE: {', '.join(recipes())}, or a YAML "
+        "file; --list says what each is for. Defaults below are those of the recipe, or of toy_sql."
+    )
+    return command_line(Config, argv, "train.py", about, defaults)[0]
+
+
 def parse(argv):
     """Command line -> Config. `--help` and `--list` print and end with 0; whatever is wrong raises
     UserError.
     """
-    names = [f.name for f in dataclasses.fields(Config)]
-    bare = lambda word, after: (
-        word in ("--dry-run", "--dry_run") and after not in ("True", "False")
-    )  # needs no value
-    argv = [
-        f"{word}=True" if bare(word, after) else word for word, after in zip(argv, [*argv[1:], ""])
-    ]
-    recipe = "toy_sql"
-    if argv and not argv[0].startswith("-"):
-        recipe = argv.pop(0)
     if "--list" in argv:
-        from nanomerci.runtime import usage
-
-        print(usage.listing())
+        print(listing())
         sys.exit(0)
+    words = list(argv)
+    recipe = words.pop(0) if named(argv) else recipe_for(argv)
     path = Path(recipe) if recipe.endswith((".yaml", ".yml")) else RECIPES / f"{recipe}.yaml"
     if not path.exists():
-        raise UserError(
-            f"unknown recipe {recipe}{closest(recipe, recipes())} Recipes: "
-            f"{', '.join(recipes())}, or a YAML file"
-        )
-    given = {}
-    for word in argv:
-        if (
-            word.startswith("--") and word != "--help" and not word.startswith("--tyro-")
-        ):  # --tyro-print-completion
-            name = word[2:].split("=")[0].replace("-", "_")
-            base = name.removeprefix("no_") if name.removeprefix("no_") in names else name
-            if base not in names:
-                raise UserError(
-                    "unknown option "
-                    f"{word.split('=')[0]}{closest(name, names).replace('mean ', 'mean --')} "
-                    "See --help"
-                )
-            given[base] = word
-    defaults = Config(**read(path))
-    if "--help" in argv or "-h" in argv:
-        from nanomerci.runtime import usage
-
-        print(usage.help(recipe, defaults))
-        sys.exit(0)
-    import tyro
-
-    noise = StringIO()
-    try:
-        with redirect_stderr(noise):
-            c = tyro.cli(
-                Config,
-                default=defaults,
-                args=argv,
-                prog="train.py",
-                config=(tyro.conf.FlagConversionOff,),
-                use_underscores=True,
-            )
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        words = [line.strip("│╭╮╰╯─ ") for line in noise.getvalue().splitlines()]
-        words = (
-            " ".join(w for w in words if w)
-            .replace("Value error ", "")
-            .replace("Parsing error ", "")
-        )
-        raise UserError(
-            re.split(" Argument helptext:| For full helptext", words)[0][:300]
-            + "; see python train.py --help"
-        ) from None
-    c = resolved(dataclasses.replace(c, out=c.out or f"runs/{path.stem}-seed{c.seed}"))
-    restarted = (
-        not c.resume and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
-    )  # by torchrun --max-restarts
-    if c.resume == "auto" or restarted:
-        return check(
-            go_on(c)
-            if any(Path(c.out).glob("checkpoints/step_*"))
-            else dataclasses.replace(c, resume="")
-        )
-    if c.resume:
-        changed = sorted(set(given) - {"resume", "steps"})
-        if changed:
+        near, all_of_them = closest(recipe, recipes()), ", ".join(recipes())
+        raise UserError(f"unknown recipe {recipe}{near} Recipes: {all_of_them}, or a YAML file")
+    c = resolved(options(words, Config(**read(path))), path.stem)
+    given = {option_name(word) for word in words if word.startswith("--")}
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # by torchrun --max-restarts
+    if c.resume == "auto" or not c.resume and restarts != "0":
+        begun = any(Path(c.out).glob("checkpoints/step_*"))
+        c = continued(c, given) if begun else replace(c, resume="")
+    elif c.resume:
+        if changed := sorted(given - {"resume", "steps"}):
             raise UserError(
-                f"--resume continues a run as it was; it cannot change --{changed[0]} (only "
-                "--steps may be given with it)"
+                f"--resume cannot be combined with --{changed[0]}; only --steps may change. To "
+                f"change other options, start a new run with --model {c.resume}"
             )
-        c = Config(
-            **{
-                **run_options(c.resume),
-                "resume": c.resume,
-                "out": c.resume,
-                **({"steps": c.steps} if "steps" in given else {}),
-            }
-        )
+        saved = run_options(c.resume)
+        steps = c.steps if "steps" in given else saved["steps"]
+        c = Config(**saved | {"resume": c.resume, "out": c.resume, "steps": steps})
     return check(c)
 
 
 def run_options(run):
     """The options of a run, out of its folder."""
-    saved = read(Path(run) / "config.yaml")
-    if missing := {f.name for f in dataclasses.fields(Config)} - set(saved):
-        raise UserError(
-            f"{run}/config.yaml: lacks {', '.join(sorted(missing)[:3])}; it is not the "
-            "configuration of a run"
-        )
+    path = Path(run) / "config.yaml"
+    if not path.exists():
+        expected = "expected a folder with config.yaml and checkpoints/"
+        raise UserError(f"no run found at '{run}' ({expected})")
+    try:
+        saved = read(path)
+        if missing := [f.name for f in fields(Config) if f.name not in saved]:
+            raise UserError(f"{path}: lacks {', '.join(missing[:3])}")
+    except UserError as error:
+        remedy = f"a run of another version cannot be resumed; start a new one with --model {run}"
+        raise UserError(f"{error}; {remedy}") from None
     return saved
 
 
-def go_on(c):
+def differing(c, saved):
+    """Names of the options in which c is not the run whose options are saved. What c leaves open,
+    train.py has chosen for the run.
+    """
+    open_ = {"clip_high": -1, "max_gen_rounds": 0, "dtype": "auto"}
+    names = set(saved) - {"out", "resume"}
+    names -= {name for name, value in open_.items() if getattr(c, name) == value}
+    return [name for name in asdict(c) if name in names and getattr(c, name) != saved[name]]
+
+
+def continued(c, given):
     """--resume auto: the same command goes on with the run it began."""
     saved = run_options(c.out)
-    for name, value in dataclasses.asdict(c).items():
-        if name not in ("resume", "out", "steps") and saved[name] != value:
+    for name in differing(c, saved):
+        if name != "steps" and (name != "threads" or "threads" in given):
             raise UserError(
-                f"--{name} {value}: the run in {c.out} has {saved[name]}, and going on cannot "
-                "change it; "
-                "choose another --out"
+                f"--{name} {getattr(c, name)}: the run in {c.out} has {saved[name]}; options "
+                "cannot change on resume; choose another --out"
             )
-    return dataclasses.replace(c, resume=c.out)
+    return Config(**saved | {"resume": c.out, "out": c.out, "steps": c.steps})
 
 
-def resolved(c):
-    """The algorithm's own values where none are given."""
-    own = {"clip_high": 0.28 if c.algo == "dapo" else 0.2} if c.clip_high == -1 else {}
-    own |= {"max_gen_rounds": 10 if c.algo == "dapo" else 1} if c.max_gen_rounds == 0 else {}
-    return dataclasses.replace(c, **own)
+def resolved(c, recipe=""):
+    """Run folder and number of threads where none are given. -> Config"""
+    limit, ranks = os.environ.get("OMP_NUM_THREADS", ""), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = int(limit) if limit.isdigit() and ranks == 1 else cores  # torchrun sets the limit to 1
+    threads = c.threads or max(1, cores // ranks)
+    return replace(c, threads=threads, out=c.out or f"runs/{recipe or c.task}-seed{c.seed}")
+
+
+# ---- commands
+def early(argv):
+    """Before torch is loaded: --help, --list, and what is wrong with the words. -> Config"""
+    c = run_command(parse, argv)
+    if not named(argv) and not c.resume:
+        announce(f"no recipe given: defaults of {recipe_for(argv)} (see --list)")
+    loading()
+    return c
 
 
 def loading():
     """The first words a person sees: torch takes seconds to load."""
-    if sys.stderr.isatty() and os.environ.get("RANK", "0") == "0":
-        print("nanoMERCI: loading torch ...", file=sys.stderr, flush=True)
+    if sys.stderr.isatty():
+        announce("nanoMERCI: loading torch ...")
 
 
-def early(argv):
-    """Before torch is loaded: --help, --list, and what is wrong with the words."""
-    run_command(lambda: parse(argv))
-    loading()
+def announce(text):
+    if os.environ.get("RANK", "0") == "0":
+        print(text, file=sys.stderr, flush=True)
 
 
-def run_command(main):
-    """Call main() as a command: a UserError is one line on stderr and status 2; Ctrl-C is status
-    130; a bug keeps its traceback.
+def run_command(main, *arguments):
+    """main(*arguments) as a command: a UserError is one line on stderr and status 2; Ctrl-C is
+    status 130; a bug keeps its traceback.
     """
     try:
-        main()
+        return main(*arguments)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        reason = error
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # the reader of our output left
@@ -617,22 +572,57 @@ def run_command(main):
         sys.exit(1)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            remedy = "the disk is full; what was saved before is whole: make room, then go on with --resume"
+            remedy = "the disk is full; earlier checkpoints are intact: make room, then --resume"
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            remedy = "it cannot be written or read there; wanted a place you may use"
+            remedy = "permission denied; choose a folder you can read and write"
         else:
             raise
-        print(f"error: {error.filename or 'a file'}: {remedy} ({error.strerror})", file=sys.stderr)
-        sys.exit(2)
+        reason = f"{error.filename or 'a file'}: {remedy} ({error.strerror})"
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and not re.search(
-            "out of memory|can't allocate memory", str(error)
-        ):
+        memory = re.search("out of memory|can't allocate memory", str(error))
+        if not memory and not isinstance(error, MemoryError):
             raise
-        reason = (str(error).strip().splitlines() or ["no more is known"])[0][:200]
-        print(
-            f"error: out of memory ({reason}); lower --micro_batch_tokens, --max_num_seqs or --prompts; "
-            "--dry_run counts the bytes",
-            file=sys.stderr,
-        )
-        sys.exit(2)
+        first = (str(error).strip().splitlines() or ["no details"])[0][:200]
+        reason = f"out of memory ({first}); lower --micro_batch_tokens, --max_num_seqs or --prompts"
+        reason += "; --dry_run estimates the bytes"
+    print(f"error: {reason}", file=sys.stderr)
+    sys.exit(2)
+
+
+# ---- --list
+def listing():
+    """Recipes, tasks, bonuses and objectives, as their files say; none of them is imported."""
+    first = {name: (RECIPES / f"{name}.yaml").read_text().split("\n")[0] for name in recipes()}
+    groups = {
+        "Recipes (python train.py RECIPE)": [(r, line.lstrip("# ")) for r, line in first.items()],
+        "Tasks (--task)": described("tasks"),
+        "Bonuses (--bonus; FILE.py:NAME loads your own)": described("bonuses"),
+        "Objectives (--algo)": objectives(),
+    }
+    lines = []
+    for title, entries in groups.items():
+        lines += ["", f"{title}:"]
+        for names, what in entries:
+            lines.append(textwrap.fill(f"  {names:24}{what}", 100, subsequent_indent=" " * 26))
+    return "\n".join(lines[1:])
+
+
+def described(folder):
+    """The files whose docstring begins with `name: what it is` or `name, name: what they are`."""
+    for path in sorted((PACKAGE / folder).glob("[a-z]*.py")):
+        text = ast.get_docstring(ast.parse(path.read_text())) or ""
+        names, _, what = " ".join(text.split("\n\n")[0].split()).partition(": ")
+        if what and re.fullmatch(r"[\w:]+(, [\w:]+)*", names):
+            yield names, what.partition(". ")[0].rstrip(".")
+
+
+def objectives():
+    """The rows of objectives.py, "name": Objective(..., about="what it is")."""
+    path = PACKAGE / "objectives.py"
+    for node in ast.walk(ast.parse(path.read_text() if path.exists() else "")):
+        for key, row in (
+            zip(node.keys, node.values, strict=False) if isinstance(node, ast.Dict) else ()
+        ):
+            if isinstance(key, ast.Constant):
+                words = {word.arg: word.value for word in getattr(row, "keywords", ())}
+                yield key.value, getattr(words.get("about"), "value", "")

@@ -160,7 +160,7 @@ def alarms(m, c):
             f"sequences) or are no clean text ({m['text/gibberish']:.0%} of them). Try a lower "
             "--lr or --gamma, or --kl_coef 0.01"
         )
-    if 1 < c.max_gen_rounds and m["groups/used"] < c.prompts:
+    if c.max_gen_rounds > 1 and m["groups/used"] < c.prompts:
         found["few"] = (
             f"{at} only {m['groups/used']} of {c.prompts} groups carried signal after "
             f"{c.max_gen_rounds} rounds of sampling, so the batch is smaller. Use prompts of "

@@ -90,7 +90,9 @@ def lost(error):
 
 
 def reported(main):
-    """Decorates a main(): that other ranks are gone is said in one line, wherever it was noticed."""
+    """Decorates a main(): that other ranks are gone is said in one line, wherever it was
+    noticed.
+    """
 
     @wraps(main)
     def call(*arguments):
@@ -159,7 +161,7 @@ def mean(sums):
     nothing was counted.
     """
     flat = sum_(torch.tensor([[float(s), float(n)] for s, n in sums.values()], dtype=torch.float64))
-    return {name: (s / n if n else 0.0) for name, (s, n) in zip(sums, flat.tolist())}
+    return {name: (s / n if n else 0.0) for name, (s, n) in zip(sums, flat.tolist(), strict=False)}
 
 
 # ---- one model over all ranks
@@ -226,7 +228,9 @@ def call(model, function, *arguments):
 
 @torch.no_grad()
 def refresh(actor):
-    """Fill the whole copy from the slices of all ranks, in place, and stamp it with their version."""
+    """Fill the whole copy from the slices of all ranks, in place, and stamp it with their
+    version.
+    """
     if hasattr(actor, "shards"):
         for whole, part in zip(actor.parameters(), actor.shards, strict=True):
             whole.copy_(part.to(whole.dtype).full_tensor())

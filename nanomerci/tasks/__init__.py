@@ -1,8 +1,8 @@
 """Tasks, one file each: where prompts come from, how responses are graded, which text is noise.
 
 `--task NAME` is the file NAME.py of this folder, `--task NAME:ARGUMENT` gives it an argument, and
-`--task FILE.py` is a file of one's own. Such a file has `load(config) -> Task`. Graders run in worker
-processes, which import this package too: nothing heavy at the top.
+`--task FILE.py` is a file of one's own. Such a file has `load(config) -> Task`. Graders run in
+worker processes, which import this package too: nothing heavy at the top.
 """
 
 import os
@@ -73,7 +73,7 @@ def make(c):
         module = import_module(f"{__name__}.{name}")
     else:
         raise UserError(
-            f"--task {c.task}: unknown{closest(name, names())}. Choose from {', '.join(names())}, "
+            f"--task {c.task}: unknown{closest(name, names())} Choose from {', '.join(names())}, "
             "or FILE.py"
         )
     try:
@@ -120,7 +120,7 @@ def held_out(name, data_folder="", limit=None):
             return sql.SQL(test=sql.read_problems(place, "dev"), match=match), 16
         if name not in math.SOURCES and not place.exists() and "/" not in name:
             raise ValueError(
-                f"unknown{closest(name, known)}. Expected a path, or one of {', '.join(known)}"
+                f"unknown{closest(name, known)} Expected a path, or one of {', '.join(known)}"
             )
         folder = data_folder if data_folder and not Path(name).exists() else None
         task = math.Math(test=math.read_problems(name, folder, limit=limit))

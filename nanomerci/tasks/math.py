@@ -69,7 +69,9 @@ def noise(text):
     Fences: figure 2 of the paper; the rest is ours.
     """
     fences = [fence.start() for fence in re.finditer("```", text)]
-    spans = repeated(text) + [(a, b + 3) for a, b in zip(fences[::2], [*fences[1::2], len(text)])]
+    spans = repeated(text) + [
+        (a, b + 3) for a, b in zip(fences[::2], [*fences[1::2], len(text)], strict=False)
+    ]
     if box := boxed(text):
         end = (
             re.compile(r"[^\w\n]*").match(text, box[1]).end()
@@ -146,7 +148,9 @@ class Problem:
     tolerance: float = 0.0
 
 
-def load(name, folder=None, question=None, answer=None, split=None, config=None, limit=None):
+def read_problems(
+    name, folder=None, question=None, answer=None, split=None, config=None, limit=None
+):
     """Problems of a data set, in its order, each question once (DAPO-Math-17k repeats every
     question 100 times).
 
@@ -221,7 +225,9 @@ def _records(name, source, folder, split, config):
 
 def _rows(table):
     for batch in table.iter(10_000):
-        yield from (dict(zip(batch, row)) for row in zip(*batch.values()))
+        yield from (
+            dict(zip(batch, row, strict=False)) for row in zip(*batch.values(), strict=False)
+        )
 
 
 def _read_json(path):
@@ -282,7 +288,8 @@ def _fields(record, question, answer_, where):
         gold = "ABCD"[choices.index(gold)]
     if choices:
         text += "\n" + "\n".join(
-            f"{letter}. {str(choice).strip()}" for letter, choice in zip("ABCDEFGHIJ", choices)
+            f"{letter}. {str(choice).strip()}"
+            for letter, choice in zip("ABCDEFGHIJ", choices, strict=False)
         )
     if isinstance(gold, dict):
         gold = gold.get("ground_truth")

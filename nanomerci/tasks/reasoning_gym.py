@@ -49,7 +49,9 @@ def _dataset(name, seed, size):
 
 
 def read_problems(name, size=1000, seed=0):
-    """`size` problems of one reasoning-gym task, a function of the seed. ValueError with one line."""
+    """`size` problems of one reasoning-gym task, a function of the seed. ValueError with one
+    line.
+    """
     try:
         import reasoning_gym
     except ImportError:
@@ -79,7 +81,9 @@ def read_problems(name, size=1000, seed=0):
 
 
 def answer(text):
-    """Between the last <answer> and its </answer>, else as in mathematics; None if there is none."""
+    """Between the last <answer> and its </answer>, else as in mathematics; None if there is
+    none.
+    """
     head, tag, rest = text.rpartition("<answer>")
     return rest.partition("</answer>")[0].strip() or None if tag else math.answer(text)
 

@@ -60,13 +60,17 @@ def same_rows(gold, got, ordered):
     if len(gold) != len(got) or gold and len(gold[0]) != len(got[0]):
         return False
     pairs = (
-        zip(gold, got) if ordered else zip(sorted(gold, key=_sort_key), sorted(got, key=_sort_key))
+        zip(gold, got, strict=False)
+        if ordered
+        else zip(sorted(gold, key=_sort_key), sorted(got, key=_sort_key), strict=False)
     )
-    return all(same_cell(a, b) for row, other in pairs for a, b in zip(row, other))
+    return all(same_cell(a, b) for row, other in pairs for a, b in zip(row, other, strict=False))
 
 
 def same_set(gold, got, ordered=False):
-    """BIRD: the same set of rows, columns in the same order; duplicates and row order do not count."""
+    """BIRD: the same set of rows, columns in the same order; duplicates and row order do not
+    count.
+    """
     a, b = set(gold.rows), set(got.rows)
     if a == b or gold.columns != got.columns:
         return a == b
@@ -84,7 +88,7 @@ def same_result(gold, got, ordered=False):
     """
     if len(gold.rows) != len(got.rows) or not gold.rows or gold.columns != got.columns:
         return not gold.rows and not got.rows
-    wanted, given = list(zip(*gold.rows)), list(zip(*got.rows))
+    wanted, given = list(zip(*gold.rows, strict=False)), list(zip(*got.rows, strict=False))
     alike = [
         [k for k, g in enumerate(given) if same_rows([*zip(w)], [*zip(g)], ordered)] for w in wanted
     ]
@@ -98,10 +102,11 @@ def same_result(gold, got, ordered=False):
                 tried.append(given[k])
                 now = [*chosen, k]
                 if same_rows(
-                    [*zip(*wanted[: len(now)])], [*zip(*(given[k] for k in now))], ordered
-                ):
-                    if len(now) == len(wanted) or place(now):
-                        return True
+                    [*zip(*wanted[: len(now)], strict=False)],
+                    [*zip(*(given[k] for k in now), strict=False)],
+                    ordered,
+                ) and (len(now) == len(wanted) or place(now)):
+                    return True
         return False
 
     return place([])
@@ -117,7 +122,7 @@ def column_credit(gold, got):
     columns = [
         Counter(
             frozenset(float(f"{x:.6g}") if isinstance(x, float) else x for x in column)
-            for column in zip(*r.rows)
+            for column in zip(*r.rows, strict=False)
         )
         for r in (gold, got)
     ]
@@ -244,8 +249,13 @@ def schema(database, budget):
 
 
 def _create(connection, table, count, width):
-    """One CREATE TABLE with up to `count` example values a column, each cut to `width` characters."""
-    name = lambda word: word if re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", word) else f"`{word}`"
+    """One CREATE TABLE with up to `count` example values a column, each cut to `width`
+    characters.
+    """
+
+    def name(word):
+        return word if re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", word) else f"`{word}`"
+
     info = connection.execute(f'PRAGMA table_info("{table}")').fetchall()
     rows = connection.execute(f'SELECT * FROM "{table}" LIMIT 50').fetchall()
     keys = [column[1] for column in sorted(info, key=lambda column: column[5]) if column[5]]
@@ -351,7 +361,7 @@ def noise(text):
     the query itself stay.
     """
     spans, fences = repeated(text), [found.start() for found in re.finditer("```", text)]
-    for start, end in zip(fences[::2], fences[1::2]):
+    for start, end in zip(fences[::2], fences[1::2], strict=False):
         body = text[start + 3 : end]
         if body[:3].lower() != "sql":
             spans.append((start, end + 3))

@@ -9,8 +9,8 @@ way in one answer of twenty and gets one digit wrong in two answers of five: som
 (the digits) and something to discover (the carry), as in tasks/toy.py.
 
 Every token is a word of the vocabulary, and digits are words:   what is 1 4 7 + 2 8 5 ?
-    plan columns 7 + 5 + 0 = 1 2 ; 4 + 8 + 0 = 1 2 ; 1 + 2 + 0 = 0 3 ; so \\boxed{ 3 2 2 }        (the common way)
-    plan carry   7 + 5 + 0 = 1 2 ; 4 + 8 + 1 = 1 3 ; 1 + 2 + 1 = 0 4 ; so \\boxed{ 4 3 2 }        (the rare way)
+    plan columns 7 + 5 + 0 = 1 2 ; 4 + 8 + 0 = 1 2 ; 1 + 2 + 0 = 0 3 ; so \\boxed{ 3 2 2 }   (common)
+    plan carry   7 + 5 + 0 = 1 2 ; 4 + 8 + 1 = 1 3 ; 1 + 2 + 1 = 0 4 ; so \\boxed{ 4 3 2 }   (rare)
 """
 
 import random

@@ -59,7 +59,8 @@ FAMILIES = [
     ("where live people", ("list", "select city from emp where C"), ("set", "select distinct "
                                                                             "city from emp "
                                                                             "where C")),
-    ("which units have people", ("list", "select dept from emp where C"), ("set", "select distinct dept from emp where C")),
+    ("which units have people", ("list", "select dept from emp where C"),
+     ("set", "select distinct dept from emp where C")),
     ("how many cities have people", ("count", "select count( city ) from emp where C"),
      ("different", "select count(distinct city ) from emp where C")),
     ("how many units have people", ("count", "select count( dept ) from emp where C"),
@@ -94,12 +95,15 @@ def company():
     """The company as an SQL script, the same every time."""
     rng = random.Random(7)
     names = [f"p{i:02d}" for i in range(48)]
-    draw_person = lambda: (
-        rng.choice(DEPTS),
-        rng.choice(CITIES),
-        rng.randrange(21, 59, 3),
-        rng.randrange(2, 10),
-    )
+
+    def draw_person():
+        return (
+            rng.choice(DEPTS),
+            rng.choice(CITIES),
+            rng.randrange(21, 59, 3),
+            rng.randrange(2, 10),
+        )
+
     people = [
         "insert into emp values ('{}', {}, {}, {}, {});".format(name, *draw_person())
         for name in names
@@ -146,10 +150,15 @@ class ToySQL(Task):
 
     @cached_property
     def problems(self):
-        """All questions in a fixed random order, thinned so that a third of each family's are hard."""
+        """All questions in a fixed random order, thinned so that a third of each family's are
+        hard.
+        """
         rng, kept = random.Random(11), []
         db = sqlite3.connect(f"file:{self.database}?mode=ro", uri=True)
-        rows = lambda query: sorted(map(repr, db.execute(query)))
+
+        def rows(query):
+            return sorted(map(repr, db.execute(query)))
+
         for family, (question, common, _) in enumerate(FAMILIES):
             by_luck = {True: [], False: []}
             sizes = (
@@ -159,7 +168,7 @@ class ToySQL(Task):
                 if common[0] == "sort" and 4 in pair:
                     continue  # the rare idiom says its conditions twice: keep it short
                 for values in product(*(CONDITIONS[c][2] for c in pair)):
-                    slots = tuple(zip(pair, values))
+                    slots = tuple(zip(pair, values, strict=False))
                     gold, fragile = (render(family, slots, rare)[1] for rare in (True, False))
                     wanted = rows(gold)
                     if wanted and wanted != ["(0,)"]:

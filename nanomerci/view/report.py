@@ -11,6 +11,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import shlex
 import time
 from pathlib import Path
@@ -18,19 +19,13 @@ from pathlib import Path
 from nanomerci.runtime import config
 
 PAGE = Path(__file__).parent / "page"
-STEPS, ANSWER, SAMPLES = (
-    500,
-    4000,
-    2_500_000,
-)  # shown at most: steps a curve, characters an answer, bytes of samples in all
-BLUE, ORANGE, GREEN = (
-    "#0072b2",
-    "#d55e00",
-    "#009e73",
-)  # told apart also by colour-blind readers (Okabe and Ito)
+STEPS = 500  # shown at most: steps per curve,
+ANSWER = 4000  # characters per response,
+SAMPLES = 2_500_000  # bytes of samples in all
+BLUE, ORANGE = "#0072b2", "#d55e00"  # told apart also by colour-blind readers (Okabe and Ito)
 CURVES = {  # file: (title, {metric: (label, colour)})
     "reward.png": ("mean reward of the step's samples", {"reward/mean": ("reward", BLUE)}),
-    "entropy.png": ("entropy of the policy, nats a token", {"entropy": ("entropy", BLUE)}),
+    "entropy.png": ("entropy of the policy, nats per token", {"entropy": ("entropy", BLUE)}),
     "length.png": ("response length, tokens", {"length/mean": ("mean length", BLUE)}),
     "bonus.png": (
         "1/n of visited states, and the bonus B of a response",
@@ -56,9 +51,8 @@ def report(run, pictures=True):
     options = config.read(run / "config.yaml") if (run / "config.yaml").exists() else {}
     if pictures:
         curves(run, rows)
-    write(
-        run / "report.html", page("report", f"nanoMERCI: {run.name}", describe(run, rows, options))
-    )
+    content = page("report", f"nanoMERCI: {run.name}", describe(run, rows, options))
+    write(run / "report.html", content)
 
 
 def read_lines(path):
@@ -90,20 +84,17 @@ def write(path, content):
 # ---- the page
 def page(kind, title, data):
     """One HTML file: style, data, scripts; kind: report, heat or compare."""
-    read = lambda name: (PAGE / name).read_text()
-    script = "\n".join(
-        map(
-            read,
-            ("merci.js", "common.js", *(("chart.js",) if kind != "heat" else ()), f"{kind}.js"),
-        )
-    )
-    return (
-        read("page.html")
-        .replace("{style}", read("style.css"))
-        .replace("{script}", script)
-        .replace("{title}", title.replace("&", "&amp;").replace("<", "&lt;"))
-        .replace("{data}", embed(data))
-    )
+    scripts = ["merci.js", "common.js", "chart.js", f"{kind}.js"]
+    if kind == "heat":
+        scripts.remove("chart.js")
+    parts = {
+        "style": (PAGE / "style.css").read_text(),
+        "script": "\n".join((PAGE / name).read_text() for name in scripts),
+        "title": title.replace("&", "&amp;").replace("<", "&lt;"),
+        "data": embed(data),
+    }
+    # in one pass: what is put in is not searched for marks again
+    return re.sub(r"\{(\w+)\}", lambda mark: parts[mark[1]], (PAGE / "page.html").read_text())
 
 
 def embed(data):
@@ -122,21 +113,24 @@ def finite(x):
     return [finite(v) for v in x] if isinstance(x, list | tuple) else x
 
 
+def evaluations(rows):
+    return [r for r in rows if any(k.startswith("eval/mean@") for k in r)]
+
+
+def is_curve(name, value):
+    return name != "step" and not name.startswith("eval/") and is_number(value)
+
+
 def describe(run, rows, options):
     """Everything the report shows, as plain data."""
-    stepped, evals = (
-        [r for r in rows if r["step"]],
-        [r for r in rows if any(k.startswith("eval/mean@") for k in r)],
-    )
+    stepped = [r for r in rows if r["step"]]
     shown = thin(stepped, STEPS)
-    names = sorted(
-        {
-            k
-            for r in shown
-            for k, v in r.items()
-            if k != "step" and not k.startswith("eval/") and is_number(v)
-        }
-    )
+    names = set()
+    for row in shown:
+        names |= {name for name, value in row.items() if is_curve(name, value)}
+    evals = []
+    for row in thin(evaluations(rows), STEPS):
+        evals.append({k: digits(v) for k, v in row.items() if k == "step" or k.startswith("eval/")})
     return {
         "run": run.name,
         "options": options,
@@ -147,11 +141,8 @@ def describe(run, rows, options):
         "steps": options.get("steps"),
         "thinned": len(stepped) - len(shown),
         "step": [r["step"] for r in shown],
-        "series": {name: [digits(r.get(name)) for r in shown] for name in names},
-        "evals": [
-            {k: digits(v) for k, v in r.items() if k == "step" or k.startswith("eval/")}
-            for r in thin(evals, STEPS)
-        ],
+        "series": {name: [digits(r.get(name)) for r in shown] for name in sorted(names)},
+        "evals": evals,
         "calibration": newest_calibration(run / "calibration.jsonl"),
         "samples": samples(read_lines(run / "samples.jsonl")),
     }
@@ -171,9 +162,9 @@ def digits(value):
     """Five significant ones: a page is looked at, the exact numbers are in metrics.jsonl."""
     if isinstance(value, list):
         return [digits(v) for v in value]
-    return (
-        float(f"{value:.5g}") if isinstance(value, float) else value if is_number(value) else None
-    )
+    if isinstance(value, float):
+        return float(f"{value:.5g}")
+    return value if is_number(value) else None
 
 
 def thin(rows, most):
@@ -185,39 +176,26 @@ def thin(rows, most):
     return [rows[round(i * (len(rows) - 1) / (most - 1))] for i in range(most)]
 
 
+def cut(text):
+    text = str(text)
+    if len(text) <= ANSWER:
+        return text
+    return f"{text[:ANSWER]}\n[... {len(text) - ANSWER} more characters in samples.jsonl]"
+
+
 def samples(records):
     """Groups for the sample browser, within a budget of bytes: long answers are cut, then steps are
     left out evenly.
     """
-
-    def cut(text):
-        text = str(text)
-        return (
-            text
-            if len(text) <= ANSWER
-            else f"{text[:ANSWER]}\n[... {len(text) - ANSWER} more characters in samples.jsonl]"
-        )
-
     groups = []
     for record in records:
-        group = record | {
-            "prompt": cut(record.get("prompt", "")),
-            "answers": [cut(a) for a in record.get("answers", [])],
-        }
-        if any(
-            len(ids) > ANSWER // 4 for ids in group.get("tokens", [])
-        ):  # too many for a heat map in a report
-            group = {k: v for k, v in group.items() if k not in ("tokens", "invn")}
+        answers = [cut(answer) for answer in record.get("answers", [])]
+        group = record | {"prompt": cut(record.get("prompt", "")), "answers": answers}
+        if any(len(ids) > ANSWER // 4 for ids in group.get("tokens", [])):
+            del group["tokens"], group["invn"]  # too many for a heat map in a report
         groups.append(group)
-    size = sum(len(embed(g)) for g in groups)
-    while size > SAMPLES and len(groups) > 1:
-        groups = thin(
-            groups,
-            max(1, min(len(groups) - 1, int(len(groups) * SAMPLES / size)))
-            if len(groups) > 2
-            else 1,
-        )
-        size = sum(len(embed(g)) for g in groups)
+    while (size := sum(len(embed(g)) for g in groups)) > SAMPLES and len(groups) > 1:
+        groups = thin(groups, min(len(groups) - 1, max(1, int(len(groups) * SAMPLES / size))))
     return groups if size <= SAMPLES else []
 
 
@@ -225,18 +203,17 @@ def commands(run, options):
     """Commands that make the same run: from its config.yaml, and from the recipe that is nearest to
     it.
     """
-    again = f"python train.py {shlex.quote(str(run / 'config.yaml'))} --out {shlex.quote(f'{run}-again')}"
+    again = ["python", "train.py", str(run / "config.yaml"), "--out", f"{run}-again"]
     differing = {}
     for recipe in config.recipes():
-        base = dataclasses.asdict(
-            config.resolved(config.Config(**config.read(config.RECIPES / f"{recipe}.yaml")))
-        )
-        differing[recipe] = {
-            k: v for k, v in options.items() if base[k] != v and k not in ("out", "resume")
-        }
+        c = config.resolved(config.Config(**config.read(config.RECIPES / f"{recipe}.yaml")))
+        base = dataclasses.asdict(c) | {name: options.get(name) for name in ("out", "resume")}
+        differing[recipe] = {k: v for k, v in options.items() if base[k] != v}
     recipe = min(differing, key=lambda r: (len(differing[r]), r))
-    words = [recipe, *(word for k, v in differing[recipe].items() for word in (f"--{k}", str(v)))]
-    return [again, "python train.py " + " ".join(map(shlex.quote, words))]
+    nearest = ["python", "train.py", recipe]
+    for name, value in differing[recipe].items():
+        nearest += [f"--{name}", str(value)]
+    return [shlex.join(again), shlex.join(nearest)]
 
 
 # ---- the PNG files
@@ -245,23 +222,24 @@ def curves(run, rows):
 
     with rc_context(LOOK):
         for name, (title, metrics) in CURVES.items():
-            lines = {
-                metric: [(r["step"], r[metric]) for r in rows if is_number(r.get(metric))]
-                for metric in metrics
-            }
-            if any(lines.values()):
-                figure, axes = canvas(title, "step")
-                for metric, points in lines.items():
-                    label, colour = metrics[metric]
-                    x, y = ([p[i] for p in points] for i in (0, 1))
-                    axes.plot(x, y, "." if len(points) < 3 else "-", color=colour, label=label)
-                if len(metrics) > 1:
-                    axes.legend(frameon=False)
-                save(figure, run / name)
-        evals = [r for r in rows if any(k.startswith("eval/mean@") for k in r)]
-        if evals:
-            over_steps(run / "eval.png", evals)
+            over_training(run / name, title, metrics, rows)
+        if evals := evaluations(rows):
+            over_evaluations(run / "eval.png", evals)
             before_after(run / "pass_at_k.png", evals[0], evals[-1])
+
+
+def over_training(path, title, metrics, rows):
+    figure, axes = canvas(title, "step")
+    for metric, (label, colour) in metrics.items():
+        known = [r for r in rows if is_number(r.get(metric))]
+        look = {"color": colour, "label": label, "marker": "." if len(known) < 3 else ""}
+        if known:
+            axes.plot([r["step"] for r in known], [r[metric] for r in known], **look)
+    if not axes.lines:
+        return
+    if len(metrics) > 1:
+        axes.legend(frameon=False)
+    save(figure, path)
 
 
 def canvas(title, x_label):
@@ -284,56 +262,49 @@ def save(figure, path):
     write(path, content.getvalue())
 
 
+def pass_k(name):
+    """Of which k an evaluation metric is: mean@K is the unbiased estimate of pass@1; greedy has
+    none.
+    """
+    if name.startswith("eval/mean@"):
+        return 1
+    return int(name.split("@")[1]) if "@" in name else math.inf
+
+
 def eval_names(row):
     """Metrics with an interval: mean@K, then pass@k by k, then greedy."""
     names = [k.removesuffix("_ci") for k in row if k.startswith("eval/") and k.endswith("_ci")]
-    return sorted(
-        names,
-        key=lambda n: (
-            not n.startswith("eval/mean"),
-            "@" not in n,
-            int(n.split("@")[1]) if "@" in n else 0,
-        ),
-    )
+    return sorted(names, key=pass_k)
 
 
-def over_steps(path, evals):
+def over_evaluations(path, evals):
     figure, axes = canvas("held-out problems, 95 % intervals", "step")
     names = eval_names(evals[0])
-    for name, colour in zip((names[0], names[-2] if len(names) > 2 else names[-1]), (BLUE, ORANGE)):
-        rows = [r for r in evals if name in r]
-        x, y = [r["step"] for r in rows], [r[name] for r in rows]
-        low, high = zip(*(r.get(f"{name}_ci", [r[name]] * 2) for r in rows))
-        axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
-        axes.plot(x, y, color=colour, marker="o", markersize=3, label=name.removeprefix("eval/"))
+    largest_k = names[-2] if len(names) > 2 else names[-1]
+    for name, colour in ((names[0], BLUE), (largest_k, ORANGE)):
+        rows = [r for r in evals if f"{name}_ci" in r]
+        steps = [r["step"] for r in rows]
+        low, high = ([r[f"{name}_ci"][end] for r in rows] for end in (0, 1))
+        axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
+        look = {"color": colour, "marker": "o", "markersize": 3}
+        axes.plot(steps, [r[name] for r in rows], label=name.removeprefix("eval/"), **look)
     axes.legend(frameon=False)
     save(figure, path)
 
 
 def before_after(path, before, after):
-    """pass@k over k of the first and the last evaluation; mean@K stands at k = 1, of which it is
-    the unbiased estimate.
-    """
+    """pass@k over k of the first and the last evaluation."""
     figure, axes = canvas("pass@k on held-out problems, 95 % intervals", "k")
     for row, colour, shift in ((before, BLUE, 0.98), (after, ORANGE, 1.02)):
         names = [n for n in eval_names(row) if "@" in n]
-        k = [1 if n.startswith("eval/mean") else int(n.split("@")[1]) for n in names]
-        y = [row[n] for n in names]
-        below, above = zip(
-            *((row[n] - row[f"{n}_ci"][0], row[f"{n}_ci"][1] - row[n]) for n in names)
-        )
-        axes.errorbar(
-            [x * shift for x in k],
-            y,
-            yerr=[[max(0, b) for b in below], [max(0, a) for a in above]],
-            color=colour,
-            marker="o",
-            markersize=3,
-            capsize=2,
-            label=f"step {row['step']}",
-        )
+        ks = [pass_k(n) for n in names]
+        below = [max(0, row[n] - row[f"{n}_ci"][0]) for n in names]
+        above = [max(0, row[f"{n}_ci"][1] - row[n]) for n in names]
+        look = {"color": colour, "marker": "o", "markersize": 3, "capsize": 2}
+        x, y = [k * shift for k in ks], [row[n] for n in names]
+        axes.errorbar(x, y, yerr=[below, above], label=f"step {row['step']}", **look)
         axes.set_xscale("log", base=2)
-        axes.set_xticks(k, [str(x) for x in k])
+        axes.set_xticks(ks, [str(k) for k in ks])
     axes.legend(frameon=False)
     save(figure, path)
 

@@ -18,6 +18,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import contextlib
+
 import ranks
 from ranks import command, end, farthest, groups, run, start
 from runs import metrics, weights
@@ -100,9 +102,15 @@ def test_ten_steps_on_any_number_of_ranks_are_the_same(algo, bonus, model, tmp_p
 @pytest.mark.parametrize("before, after", [(2, 1), (1, 2), (2, 4)])
 @pytest.mark.parametrize("shard", ["none", "fsdp"])
 def test_resuming_on_another_number_of_ranks(before, after, shard, model, tmp_path):
-    settings = dict(
-        model=model, algo="dapo", lr=LR, steps=8, eval_every=4, save_every=4, shard=shard
-    )
+    settings = {
+        "model": model,
+        "algo": "dapo",
+        "lr": LR,
+        "steps": 8,
+        "eval_every": 4,
+        "save_every": 4,
+        "shard": shard,
+    }
     whole, status, said = run(before, tmp_path / "whole", **settings)
     assert status == [0] * before, said
     shutil.copytree(whole, tmp_path / "part")
@@ -127,15 +135,15 @@ def test_killed_at_random_moments_it_ends_as_if_nothing_had_been(
     """Lives of random length, each going on where the one before was killed, until the run is over;
     then the next run.
     """
-    settings = dict(
-        model=model,
-        algo="dapo",
-        steps=30,
-        eval_every=5,
-        save_every=1,
-        keep_checkpoints=2,
-        shard=shard,
-    )
+    settings = {
+        "model": model,
+        "algo": "dapo",
+        "steps": 30,
+        "eval_every": 5,
+        "save_every": 1,
+        "keep_checkpoints": 2,
+        "shard": shard,
+    }
     began = time.monotonic()
     whole, status, said = run(world, tmp_path / "whole", **settings)
     assert status == [0] * world, said
@@ -179,7 +187,9 @@ def test_killed_at_random_moments_it_ends_as_if_nothing_had_been(
 
 @pytest.fixture
 def torchrun():
-    """Start torchrun on train.py; what it says goes to FOLDER.err. Nothing of it outlives the test."""
+    """Start torchrun on train.py; what it says goes to FOLDER.err. Nothing of it outlives the
+    test.
+    """
     agents = []
 
     def go(folder, *options, environment=(), **settings):
@@ -212,10 +222,8 @@ def torchrun():
     yield go
     for agent in agents:
         for pid in (*children(agent.pid), agent.pid):
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
         agent.wait()
 
 
@@ -245,7 +253,7 @@ def at(folder, step):
 
 
 def test_torchrun_restarts_a_run_whose_rank_died(torchrun, model, tmp_path):
-    settings = dict(model=model, algo="dapo", steps=6, save_every=1, shard="fsdp")
+    settings = {"model": model, "algo": "dapo", "steps": 6, "save_every": 1, "shard": "fsdp"}
     whole = run(2, tmp_path / "whole", **settings)[0]
     agent = torchrun(
         tmp_path / "run",
@@ -265,7 +273,7 @@ def test_torchrun_restarts_a_run_whose_rank_died(torchrun, model, tmp_path):
 
 
 def test_torchrun_passes_sigterm_on_and_all_is_saved(torchrun, model, tmp_path):
-    settings = dict(model=model, steps=6, save_every=0)
+    settings = {"model": model, "steps": 6, "save_every": 0}
     whole = run(2, tmp_path / "whole", **settings)[0]
     agent = torchrun(
         tmp_path / "run", "--nproc-per-node=2", environment={"SLOW": "0.5"}, **settings
@@ -284,7 +292,7 @@ def test_torchrun_passes_sigterm_on_and_all_is_saved(torchrun, model, tmp_path):
 
 def test_two_nodes(torchrun, model, tmp_path):
     """Two agents, as on two machines: each with an address of its own."""
-    settings = dict(model=model, algo="dapo", steps=6, shard="fsdp")
+    settings = {"model": model, "algo": "dapo", "steps": 6, "shard": "fsdp"}
     whole = run(2, tmp_path / "whole", **settings)[0]
 
     def nodes(folder, port, **more):

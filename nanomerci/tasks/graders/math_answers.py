@@ -321,7 +321,7 @@ def _same_group(gold, got, tolerance):
         "{}",
         "|",
     }:  # order counts, also for a tuple without its brackets
-        return all(_same(a, b, tolerance) for a, b in zip(gold.items, got.items))
+        return all(_same(a, b, tolerance) for a, b in zip(gold.items, got.items, strict=False))
     left = list(got.items)
     for item in gold.items:
         found = next((i for i, other in enumerate(left) if _same(item, other, tolerance)), None)

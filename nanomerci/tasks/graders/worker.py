@@ -76,7 +76,10 @@ def work(connection, memory):
     ):
         resource.setrlimit(limit, (value, value))  # FSIZE 0: nothing here writes a byte to any file
     jobs = connection.makefile("rb")
-    _say = lambda *message: connection.sendall(json.dumps(message).encode() + b"\n")
+
+    def _say(*message):
+        return connection.sendall(json.dumps(message).encode() + b"\n")
+
     _say("ready")
     while header := jobs.read(16):
         count, data = int.from_bytes(header[:8]), jobs.read(int.from_bytes(header[8:]))

@@ -83,7 +83,7 @@ const box = (name, checked, change) => { const b = el("input", {type: "checkbox"
 main.append(el("h1", {}, text(data.title)),
   el("label", {}, "colour by ", select(Object.entries(MEASURES).map(([k, v]) => [k, v[0]]), v => view.by = v)), box("log scale of 1/n", true, v => view.log = v),
   data.groups.length > 1 ? el("label", {}, "prompt ", select(data.groups.map((g, i) => [i, `${i + 1}: ${text(g.prompt).slice(0, 60)}`]), v => { view.group = +v; view.sample = null; })) : "",
-  places.prompt, el("p", {class: "soft"}, "Blue: the model has often been here. Red: new ground. Point at a token, or tap it, for its numbers; arrow keys walk."), places.bar, el("br"), places.map,
+  places.prompt, el("p", {class: "soft"}, "Blue: frequently visited. Red: novel. Point at a token, or tap it, for its numbers; arrow keys walk."), places.bar, el("br"), places.map,
   el("h2", {}, "Bonus microscope"), el("p", {class: "soft"}, "Three filters decide which tokens' 1/n count; the bonus is B = sqrt(sum of kept 1/n / l). A_expl = max(0, (B - mean) / std) within the samples, and A after = min(A + gamma A_expl, A + alpha |A|). Move a slider: everything is computed anew in this page."),
   slider("top", .05, 1, .05, "first filter: share of a response's tokens kept"), slider("run", 1, 10, 1, "second filter: shortest run of adjacent kept tokens"), box("noise filter", o.suppress, v => o.suppress = v),
   slider("gamma", 0, 2, .05, "weight of the exploration advantage"), slider("alpha", 0, .95, .05, "cap: largest change of an advantage, as a share of its size"),

@@ -1,10 +1,10 @@
 // report.html of a run: charts as SVG drawn here, a browser for samples.jsonl, the configuration.
 const HELP = {
-  "reward/mean": "mean reward of the step's samples", "entropy": "minus mean log-prob of sampled tokens, nats", "length/mean": "tokens a response",
+  "reward/mean": "mean reward of the step's samples", "entropy": "minus mean log-prob of sampled tokens, nats", "length/mean": "tokens per response",
   "clip/low": "share of tokens whose ratio was clipped from below", "clip/high": "… and from above", "grad_norm": "before clipping",
   "merci/bonus": "mean trajectory bonus B", "merci/kept": "share of tokens the filters keep", "merci/gamma": "weight of the bonus",
   "merci/share": "share of the advantages that the bonus made", "cfn/invn": "mean 1/n of the states just visited, before counting them",
-  "cfn/loss": "coin loss; 1 = knows nothing", "kl": "k3 KL to the initial policy", "lr": "learning rate", "tokens_per_s": "tokens a second",
+  "cfn/loss": "coin loss; 1 = knows nothing", "kl": "k3 KL to the initial policy", "lr": "learning rate", "tokens_per_s": "tokens per second",
   "sampler/logp_gap": "mean |log-prob of sampler - of trainer|", "groups/used": "groups the policy learned from", "prompts": "prompts sampled so far",
 };
 // the ledger: what the bonus saw, what the filters left of it, where it went, and whether it is being gamed
@@ -81,7 +81,7 @@ section("Counter", "What the counter knows of the states it visits.", metrics("m
     {name: "counter", y: bins.map(b => doublings(b.quartiles[1])), low: bins.map(b => doublings(b.quartiles[2])), high: bins.map(b => doublings(b.quartiles[0]))},
     {name: "exact", y: n.map(v => Math.log2(1.5 * v - .5)), low: n.map(Math.log2), high: n.map(v => Math.log2(2 * v - 1))}], {points: true, unit: "log2 n"}) : null,
   ...Object.keys(data.series).filter(n => n.startsWith("oracle/")).map(n => metrics(n, "against exact counts", [n], {zero: true})));
-section("Cost", null, metrics("time per phase, seconds a step", "on one another", Object.keys(data.series).filter(n => n.startsWith("time/") && n !== "time/step" && n !== "time/eval"), {stack: true}));
+section("Cost", null, metrics("time per phase, seconds per step", "on one another", Object.keys(data.series).filter(n => n.startsWith("time/") && n !== "time/step" && n !== "time/eval"), {stack: true}));
 const rest = Object.keys(data.series).filter(n => !used.has(n)).map(n => metrics(n, HELP[n], [n], {zero: true})).filter(c => c);
 if (rest.length) {
   const box = el("details", {}, el("summary", {}, `The rest: ${rest.length} more curves`), el("div", {class: "grid"}, ...rest));
@@ -109,7 +109,7 @@ if (groups.length) {
   };
   slider.addEventListener("input", show);
   dark.addEventListener("change", show);
-  main.append(el("h2", {}, "Samples"), el("p", {class: "soft"}, "One group a step, whole; the advantage is the one the policy learned from, the bonus included." + (groups.some(tokens) ? " Red is new ground; underlined: what the filters kept for the bonus." : "")), slider, head, body);
+  main.append(el("h2", {}, "Samples"), el("p", {class: "soft"}, "One whole group per step; the advantage is the one the policy learned from, the bonus included." + (groups.some(tokens) ? " Red is novel; underlined: what the filters kept for the bonus." : "")), slider, head, body);
   const before = groups.findIndex(g => String(g.step) === sessionStorage.step);
   if (before >= 0) slider.value = before;
   show();

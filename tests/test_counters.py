@@ -1,4 +1,4 @@
-"""The ladder's yardsticks on made-up visits where the right answer is known."""
+"""The yardsticks of counters on made-up visits where the right answer is known."""
 
 import torch
 
@@ -23,30 +23,41 @@ def visits(stage, rare=0.3, P=4, G=12, T=6):
     states = (address(key_N[:, None], torch.arange(8)).double() / 2**63).float()
     place_N = torch.arange(P * G * T).view(P * G, T)[mask_BT > 0]
     layer_LND = torch.stack([states, states * 2])
-    return counters.Visits(
-        Rollout(tokens_BT, mask_BT, mask_BT * 0), layer_LND, key_N, address(stage, place_N), rare_PG
-    )
+    logp_BT = -0.01 * (1 + rare_PG.view(-1, 1).float()) * mask_BT  # rare responses are surprising
+    roll = Rollout(tokens_BT, mask_BT, logp_BT)
+    return counters.Visits(roll, layer_LND, address(stage, place_N), rare_PG)
 
 
 def made_up():
     stages = [visits(i) for i in range(counters.FIRST + 3)]
-    return stages, {"same": visits(100), "new": visits(101, P=6)}
+    return stages, (visits(100), visits(101, P=6))
 
 
-def test_exact_counts_score_one_everywhere_and_find_the_rare_answers():
-    rho, slope, same, new, _ = counters.climb(
-        lambda s: (counters.Table(0), lambda v: v.key_N), made_up(), 0
+def test_exact_counts_score_one_everywhere_and_find_the_rare_responses():
+    rho, slope, same, new = counters.evaluate(
+        lambda s: (counters.Table(), lambda v: v.key_N), made_up(), 0
     )
     assert abs(rho - 1) < 1e-6 and abs(slope - 1) < 1e-6
     assert same == 1.0  # what was said a hundred times beside what was said now and then
-    assert new > 0.8  # two of the six questions are new, and there all answers look alike
+    assert new > 0.8  # two of the six prompts are new, and there all responses look alike
 
 
 def test_the_table_of_coins_is_the_ideal_estimator():
-    rho, slope, *_ = counters.climb(
+    rho, slope, *_ = counters.evaluate(
         lambda s: (counters.Table(512), lambda v: v.key_N), made_up(), 0
     )
     assert rho > 0.95 and abs(slope - 1) < 0.05
+
+
+def test_the_table_of_coins_by_hand():
+    """The mean of a key's coins, squared; 1 for a key that was never visited."""
+    table, key_N = counters.Table(20), torch.tensor([7, 7, -3, 7])
+    address_N = address("visit", torch.arange(4))
+    table.visit(key_N[:2], address_N[:2], 0, 0)
+    table.visit(key_N[2:], address_N[2:], 0, 1)
+    mean_C = cfn.draw_coins(address_N, 20)[key_N == 7].mean(0)
+    expected = torch.tensor([mean_C.square().mean(), 1.0, 1.0])  # one visit: all coins are +-1
+    torch.testing.assert_close(table.score(torch.tensor([7, -3, 8])), expected)
 
 
 def test_auc_by_hand():
@@ -58,26 +69,15 @@ def test_auc_by_hand():
     assert counters.auc(v, flat - 0.5 * v.rare_PG.flatten()[rows_N]) == 0.0
 
 
-def test_every_rung_can_be_climbed():
+def test_every_counter_can_be_evaluated():
     data = made_up()
-    for name, make in counters.rungs(data):
+    assert len(counters.variants(data[0])) == 12 + 1
+    for name, make in counters.variants(data[0]).items():
         if "1024" not in name:
-            assert len(counters.climb(make, data, 0)) == 5, name
+            assert len(counters.evaluate(make, data, 0)) == 4, name
 
 
-def test_prioritised_replay_rehearses_what_is_new():
-    torch.manual_seed(0)
-    hidden_ND = torch.randn(2, 8).repeat_interleave(torch.tensor([400, 20]), 0)
-    counter = counters.Prioritised(8, hidden=32, lr=3e-3, batch=64)
-    counter.pretrain(hidden_ND, address("visit", torch.arange(420)), passes=40)
-    seen = []
-    learn, cfn.learn = (
-        cfn.learn,
-        lambda net, optimizer, hidden_ND, address_N, **_: seen.append(hidden_ND),
-    )
-    try:
-        counter.visit(hidden_ND[:1], address("new", torch.arange(1)), 40, stamp=1)
-    finally:
-        cfn.learn = learn
-    rare = ((seen[0][1:] - hidden_ND[-1]).abs() < 0.01).all(1).float().mean()  # the memory is fp16
-    assert rare > 0.2  # a twentieth of the memory, seldom visited: rehearsed out of proportion
+def test_surprisal_prefers_what_the_policy_finds_unlikely():
+    make = counters.variants(made_up()[0])["surprisal (remembers nothing)"]
+    *_, same, other = counters.evaluate(make, made_up(), 0)
+    assert same == other == 1.0

@@ -57,9 +57,11 @@ def test_only_where_the_peak_is_known(monkeypatch):
     roll = Rollout(torch.zeros(2, 3, dtype=torch.int64), mask_BT, mask_BT)
     policy = SimpleNamespace(device=torch.device("cpu"), config=CONFIG, num_parameters=lambda: 100)
     seconds = {"time/update": 2.0, "time/sample": 4.0}
-    found = lambda dtype="bfloat16", kl=0.0: cost.utilisation(
-        Config(dtype=dtype, kl_coef=kl), policy, [roll], roll, torch.tensor([1.0, 0.0]), seconds
-    )
+
+    def found(dtype="bfloat16", kl=0.0):
+        c, adv = Config(dtype=dtype, kl_coef=kl), torch.tensor([1.0, 0.0])
+        return cost.utilisation(c, policy, [roll], roll, adv, seconds)
+
     assert found() == {}
     for name, (flops, bandwidth) in (
         ("NVIDIA H200", (989e12, 4.8e12)),
@@ -78,3 +80,42 @@ def test_only_where_the_peak_is_known(monkeypatch):
         assert found(kl=0.1)["speed/mfu"] == pytest.approx(two / flops / 2)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA GeForce RTX 5090")
     assert found() == {}
+
+
+def test_the_plan_of_a_model_counted_by_hand():
+    """Of Qwen2.5-Math-7B as the paper trains it: 16 bytes per parameter for weights, gradients and
+    moments, over 8 ranks; copies and the frozen model whole, in bf16.
+    """
+    config, n = cost.config_of(*cost.KNOWN["Qwen2.5-Math-7B"]), 7_615_616_512
+    assert cost.parameters(config) == n
+    c = Config(
+        bonus="cfn",
+        dtype="bfloat16",
+        shard="fsdp",
+        prompts=64,
+        max_num_seqs=32,
+        gradient_checkpointing=True,
+    )
+    plan = cost.plan(c, config, n, 4096, 8)
+    parts = {what: size for rows in plan.values() for what, size, _ in rows}
+    assert parts["weights"] == parts["gradients"] == 4 * n / 8 == parts["optimiser"] / 2
+    assert parts["frozen model"] == parts["copy"] == 2 * n
+    # slots, tokens, key and value, layers, heads of keys and values, head size, bytes
+    assert parts["KV cache"] == 32 * 4096 * 2 * 28 * 4 * 128 * 2
+    always, sampling, updating = (sum(s for _, s, _ in rows) for rows in plan.values())
+    assert cost.peak_bytes(plan) == always + max(sampling, updating)
+    alone = cost.plan(c, config, n, 4096, 1)
+    assert cost.peak_bytes(alone) > 16 * n > 80e9 > cost.peak_bytes(plan)
+
+
+def test_seconds_are_the_arithmetic_and_the_reading():
+    config, n = cost.config_of(*cost.KNOWN["SmolLM2-135M"]), 134_515_008
+    c = Config(bonus="none", dtype="bfloat16", prompts=4, group=8, max_num_seqs=32, minibatches=1)
+    machine, sampling, update = cost.seconds(c, config, n, 100, 200, 1)
+    assert "H100" in machine
+    # 32 rows at once: 200 steps, each reads the weights, and 200 positions of 30 layers x 3 heads
+    read = 2 * n + 32 * 200 * 2 * 30 * 3 * 64 * 2
+    assert sampling == pytest.approx(200 * read / (0.6 * 3.35e12))
+    pairs = 300**2 / 2  # of a sequence; 2 products x 2 operations
+    flops = 3 * 32 * (2 * n * 300 + 4 * 576 * 30 * pairs)
+    assert update == pytest.approx(flops / (0.4 * 989e12))

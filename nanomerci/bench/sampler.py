@@ -1,0 +1,148 @@
+"""Sampled tokens per second, beside transformers' generate and continuous batching."""
+
+import random
+import time
+from itertools import chain
+from statistics import median
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    ContinuousBatchingConfig,
+    GenerationConfig,
+    LlamaConfig,
+)
+
+from nanomerci import sample
+from nanomerci.loop import cost, decode
+
+# random weights in the shapes of known models: speed does not ask what a model has learnt
+TINY = LlamaConfig, (128, 96, 288, 3, 4, 4, 8192, True)
+SHAPES = {"tiny": TINY} | {name.lower(): shape for name, shape in cost.KNOWN.items()}
+PROMPT = 16  # tokens of the longest prompt; the shortest has half as many
+
+
+def build(shape, dtype, device):
+    torch.manual_seed(0)
+    config = cost.config_of(*SHAPES[shape], eos_token_id=1, pad_token_id=0, bos_token_id=None)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=dtype)
+    return model.to(device).eval()
+
+
+def work(model, rows, group, length):
+    """-> prompts of unequal lengths, and as many end tokens as make responses of length/2 tokens on
+    average (random weights: p = share).
+    """
+    rng, V = random.Random(0), model.config.vocab_size
+    ends = list(range(1, 1 + max(1, round(2 * V / length))))
+    prompts = []
+    for _ in range(max(1, rows // group)):
+        tokens = rng.randint(PROMPT // 2, PROMPT)
+        prompts.append([rng.randrange(len(ends) + 1, V) for _ in range(tokens)])
+    return prompts, ends
+
+
+def ours(model, prompts, group, length, ends):
+    roll = sample.generate(model, prompts, group, max_new_tokens=length, eos_id=ends)
+    return roll.length_B.tolist()
+
+
+def plain_sampling(length, ends):
+    """The same distribution in transformers' words."""
+    how = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    return GenerationConfig(max_new_tokens=length, eos_token_id=ends, pad_token_id=0, **how)
+
+
+def repeated(prompts, group):
+    return list(chain.from_iterable([prompt] * group for prompt in prompts))
+
+
+def generate(model, prompts, group, length, ends):
+    width = max(map(len, prompts))
+    rows = repeated(prompts, group)
+    tokens = torch.tensor([[0] * (width - len(p)) + p for p in rows], device=model.device)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in rows], device=model.device)
+    how = plain_sampling(length, ends)
+    with torch.no_grad():
+        full = model.generate(tokens, attention_mask=mask, generation_config=how)
+    return (full[:, width:] != 0).sum(1).tolist()
+
+
+def continuous_batching(model, prompts, group, length, ends):
+    rows = repeated(prompts, group)
+    # by its own choice it fills the memory, which takes minutes on a CPU; this is what is needed
+    size = ContinuousBatchingConfig(
+        num_blocks=len(rows) * (1 + (PROMPT + length) // 32), max_batch_tokens=max(256, len(rows))
+    )
+    how = {"generation_config": plain_sampling(length, ends), "continuous_batching_config": size}
+    found = model.generate_batch(rows, **how)
+    model.set_attn_implementation("sdpa")
+    if len(found) < len(rows):
+        raise RuntimeError(f"{len(found)} responses to {len(rows)} requests")
+    return [len(output.generated_tokens) for output in found.values()]
+
+
+PEERS = {
+    "nanomerci": ours,
+    "transformers generate": generate,
+    "transformers continuous_batching": continuous_batching,
+}
+
+
+def timed(model, function, *arguments):
+    """-> seconds, tokens generated."""
+    if model.device.type == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    lengths = function(model, *arguments)
+    if model.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start, int(sum(lengths))
+
+
+def peers_that_run(model, given):
+    """The first call of each sets things up, and is not counted."""
+    peers = {}
+    for name, function in PEERS.items():
+        try:
+            timed(model, function, *given)
+            peers[name] = function
+        except (RuntimeError, ValueError, AttributeError, ImportError, TypeError) as error:
+            if function is ours:
+                raise
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:90]
+            print(f"{name:32s} does not run here: {reason}")
+    return peers
+
+
+def run(o):
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = build(o.shape, getattr(torch, o.dtype), device)
+    prompts, ends = work(model, o.rows, o.group, o.length)
+    given = prompts, o.group, o.length, ends
+    print(
+        f"sampler: {o.shape}, {o.dtype}, {device.type}, {torch.get_num_threads()} threads; "
+        f"{o.rows} rows in groups of {o.group}, at most {o.length} new tokens\n"
+        f"{'peer':32s} {'tokens/s':>10s} {'tokens':>8s} {'seconds':>8s} {'ours is':>8s}"
+    )
+    peers = peers_that_run(model, given)
+    runs = {name: [] for name in peers}
+    for _ in range(o.rounds):
+        for name, function in peers.items():  # in turn, so that a busy machine slows all alike
+            runs[name].append(timed(model, function, *given))
+    speed = {name: median(tokens / s for s, tokens in timings) for name, timings in runs.items()}
+    for name, timings in runs.items():
+        tokens, times = timings[0][1], f"{speed['nanomerci'] / speed[name]:6.2f} x"
+        print(
+            f"{name:32s} {speed[name]:10,.0f} {tokens:8,d} {tokens / speed[name]:8.2f} {times:>8s}"
+        )
+    print(
+        f"equal: weights, prompts, dtype, process, temperature 1, end tokens; median of {o.rounds} "
+        "rounds in turn. Not equal: the\nrandom numbers, so responses differ a little in length: "
+        "tokens are those generated, end tokens included, pads not."
+    )
+    if device.type == "cpu" and decode.inference_copy(model) is not model:
+        print(
+            "Nor the arithmetic: this processor has none in bf16, and ours widens the weights to "
+            "fp32 for the round."
+        )

@@ -1,0 +1,183 @@
+"""Seconds and peak memory of a GRPO step of the default recipe, beside TRL's GRPOTrainer."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+
+from nanomerci.runtime.config import UserError
+
+ROOT = Path(__file__).parents[2]
+TURNS = 3  # processes of each peer
+SKIPPED = 2  # steps of each process that are not counted
+PHASES = ("sample", "score", "grade", "update", "count")
+
+
+def child(command, **environment):
+    """Run a command -> its peak memory in MiB, which is that of its process alone."""
+    with tempfile.TemporaryFile("w+") as errors:
+        env = os.environ | environment
+        process = subprocess.Popen(command, stdout=errors, stderr=errors, env=env)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)  # or Popen would wait again
+        if process.returncode:
+            errors.seek(0)
+            last = (errors.read().strip().splitlines() or ["no word"])[-1][:200]
+            raise UserError(f"{' '.join(command[:4])} failed: {last}")
+    return usage.ru_maxrss / 1024
+
+
+def our_step(o, folder):
+    """train.py itself, the default recipe with every stage of it -> seconds per step, tokens per
+    response, peak memory, seconds per phase.
+    """
+    run = folder / "ours"
+    shutil.rmtree(run, ignore_errors=True)
+    options = {
+        "prompts": o.rows // o.group,
+        "group": o.group,
+        "minibatches": 1,
+        "steps": o.steps + SKIPPED,
+        "eval_every": 0,
+        "eval_problems": 2,
+        "eval_k": 1,
+        "save_every": 0,
+        "report": False,
+        "max_new_tokens": o.length,
+        "bonus": o.bonus,
+        "cfn_features": o.cfn_features,
+        "out": run,
+    }
+    words = [f"--{name}={value}" for name, value in options.items()]
+    memory = child([sys.executable, str(ROOT / "train.py"), "toy_sql", *words])
+    steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = [m for m in steps if m["step"] > SKIPPED]
+    seconds = [m["time/step"] - m.get("time/eval", 0.0) for m in steps]
+    phases = {name: median(m[f"time/{name}"] for m in steps) for name in PHASES}
+    return seconds, [m["length/mean"] for m in steps], memory, phases
+
+
+def trl_step(o, folder):
+    """TRL's GRPOTrainer from the same policy on the same prompts with the same grader -> seconds
+    per step, tokens per response, peak memory.
+    """
+    out, policy = folder / "trl.json", folder / "ours/checkpoints/step_000000/model"
+    numbers = [o.rows // o.group, o.group, o.length, o.steps + SKIPPED]
+    command = [sys.executable, "-m", "nanomerci.bench.step", policy, out, *numbers]
+    memory = child([*map(str, command)], PYTHONPATH=str(ROOT), HF_HUB_OFFLINE="1")
+    found = json.loads(out.read_text())
+    return found["seconds"][SKIPPED:], found["lengths"][SKIPPED:], memory, None
+
+
+def trl_config(scratch, prompts, group, length, steps):
+    """GRPO as train.py's default recipe has it, without a bonus."""
+    from trl import GRPOConfig
+
+    return GRPOConfig(
+        scratch,
+        per_device_train_batch_size=prompts * group,
+        num_generations=group,
+        max_completion_length=length,
+        max_steps=steps,
+        learning_rate=4e-4,
+        beta=0.0,
+        temperature=1.0,
+        top_k=0,
+        loss_type="grpo",
+        bf16=False,
+        use_cpu=True,
+        report_to=[],
+        logging_steps=1,
+        save_strategy="no",
+        gradient_checkpointing=False,
+        disable_tqdm=True,
+        shuffle_dataset=False,
+        dataloader_pin_memory=False,
+    )
+
+
+def trl(policy, out, prompts, group, length, steps):
+    """In a process of its own: train, and write what it took."""
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from trl import GRPOTrainer
+
+    from nanomerci import tasks
+    from nanomerci.runtime import config
+
+    task = tasks.load(config.parse(["toy_sql"]))
+    problems = tasks.pick(task.train, list(range(prompts * steps)), 0)
+    by_prompt, seconds, lengths = {p.prompt: p for p in problems}, [], []
+
+    def reward(prompts, completions, **_):
+        rewards = []
+        for asked, said in zip(prompts, completions, strict=True):
+            problem = by_prompt[asked[-1]["content"]]
+            grade, *arguments = task.job(problem, said[-1]["content"])
+            rewards.append(grade(*arguments).reward)
+        return rewards
+
+    class Watch(TrainerCallback):
+        def on_step_begin(self, *_, **__):
+            self.start = time.perf_counter()
+
+        def on_step_end(self, *_, **__):
+            seconds.append(time.perf_counter() - self.start)
+
+        def on_log(self, args, state, control, logs=None, **_):
+            if "completions/mean_length" in (logs or {}):
+                lengths.append(logs["completions/mean_length"])
+
+    asked = [{"prompt": [{"role": "user", "content": p.prompt}]} for p in problems]
+    with tempfile.TemporaryDirectory() as scratch:
+        GRPOTrainer(
+            AutoModelForCausalLM.from_pretrained(policy, dtype="float32"),
+            reward,
+            trl_config(scratch, prompts, group, length, steps),
+            train_dataset=Dataset.from_list(asked),
+            processing_class=AutoTokenizer.from_pretrained(policy, padding_side="left"),
+            callbacks=[Watch()],
+        ).train()
+    Path(out).write_text(json.dumps({"seconds": seconds, "lengths": lengths}))
+
+
+def run(o):
+    if find_spec("trl") is None:
+        raise UserError("bench step: TRL is not installed; pip install -e '.[bench]'")
+    print(
+        f"step: toy_sql on the CPU, {o.rows} rows in groups of {o.group}, at most {o.length} new "
+        f"tokens, one update, bonus {o.bonus}, CFN features {o.cfn_features}\n"
+        f"{'peer':16s} {'seconds':>8s} {'tokens':>7s} {'peak MiB':>9s} {'ours is':>8s}"
+    )
+    runs = {"nanomerci": [], "TRL GRPOTrainer": []}
+    with tempfile.TemporaryDirectory() as scratch:
+        for _ in range(TURNS):  # in turn, so that a busy machine slows both alike
+            runs["nanomerci"].append(our_step(o, Path(scratch)))
+            runs["TRL GRPOTrainer"].append(trl_step(o, Path(scratch)))
+    ours = median(sum((seconds for seconds, *_ in runs["nanomerci"]), []))
+    for name, turns in runs.items():
+        seconds, lengths, memories, phases = zip(*turns, strict=True)
+        typical, tokens = median(sum(seconds, [])), median(sum(lengths, []))
+        print(
+            f"{name:16s} {typical:8.3f} {tokens:7.1f} {max(memories):9.0f} {typical / ours:6.2f} x"
+        )
+        if phases[0]:
+            middle = {what: median(p[what] for p in phases) for what in PHASES}
+            print("    of which", ", ".join(f"{what} {s:.3f}" for what, s in middle.items()))
+    print(
+        "equal: the policy's weights at the start, prompts, group, longest response, fp32, "
+        f"learning rate, no KL, grader; median of\n{TURNS} x {o.steps} steps, {SKIPPED} before "
+        "them not counted, processes in turn. Not equal: AdamW's second moment and decay; ours\n"
+        "logs, and with --bonus cfn scores and counts states. The graders' processes are not in "
+        "the peak. tokens: per response."
+    )
+
+
+if __name__ == "__main__":
+    trl(*sys.argv[1:3], *map(int, sys.argv[3:]))

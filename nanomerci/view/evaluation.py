@@ -1,0 +1,136 @@
+"""`python sample.py MODEL --eval NAME -k K`: pass@k on a set of problems, in rounds that are
+written down; the same command goes on after a kill.
+"""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from nanomerci import tasks
+from nanomerci.loop.evaluate import evaluate, summarise
+from nanomerci.loop.model import context, encode
+from nanomerci.loop.rollout import SampleOptions
+from nanomerci.runtime import ranks
+from nanomerci.runtime.checkpoint import newest
+from nanomerci.runtime.config import UserError, read
+from nanomerci.runtime.log import log0, progress_bar
+from nanomerci.tasks.graders.pool import Pool
+
+TOGETHER = 1024  # responses asked for at once, on a rank; a kill loses at most these
+
+
+class Records:
+    """A JSONL file of an evaluation: its settings, a line per problem, its summary. What is whole
+    in it need not be asked again.
+    """
+
+    def __init__(self, path, settings, together):
+        self.path = Path(path)
+        lines = self.read()
+        before = lines[0].get("settings") if lines and isinstance(lines[0], dict) else None
+        changed = [name for name in settings if (before or {}).get(name) != settings[name]]
+        if changed and lines:
+            was = "something else"
+            if before:
+                name = changed[0]
+                was = f"{name} {before.get(name)}, now {settings[name]}"
+            raise UserError(f"--out {path}: holds another evaluation ({was}); name another file")
+        done = [line for line in lines[1:] if "id" in line]
+        whole = len(done) // together * together  # whole rounds: the rest is cut as it would be
+        self.done = done[:whole]
+        ranks.barrier()
+        if ranks.rank == 0:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            scratch = self.path.with_suffix(".partial")
+            kept = [{"settings": settings}, *self.done]
+            scratch.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            os.replace(scratch, self.path)
+
+    def read(self):
+        lines = []
+        if self.path.exists():
+            for line in self.path.read_text().splitlines():
+                try:
+                    lines.append(json.loads(line))
+                except ValueError:  # the line that a kill cut short
+                    break
+        return lines
+
+    def add(self, lines):
+        """On the disk before the next round begins."""
+        self.done += [line for line in lines if "id" in line]
+        if ranks.rank == 0:
+            with open(self.path, "a") as file:
+                file.write("".join(json.dumps(line) + "\n" for line in lines))
+                file.flush()
+                os.fsync(file.fileno())
+
+
+def command(a, sampler):
+    """Evaluate and print the summary. a: the Request of view/ask.py; sampler: sample.Sampler."""
+    folder = Path(a.model)
+    task, k = tasks.held_out(a.eval, a.data_folder, a.limit)
+    problems, K, run = task.test[: a.limit], a.k or k, (folder / "checkpoints").is_dir()
+    place = newest(folder) / "model" if run else folder
+    sampler = replace(sampler, max_new_tokens=max_length(a, sampler, problems, run))
+    settings = {
+        "eval": a.eval,
+        "model": str(place),
+        "k": K,
+        "temperature": a.temperature,
+        "top_p": a.top_p,
+        "max_new_tokens": sampler.max_new_tokens,
+        "seed": a.seed,
+        "problems": len(problems),
+    }
+    origin = place.parent.name if run else folder.name
+    name = f"eval-{origin}-{Path(a.eval).name.replace(':', '-')}-k{K}.jsonl"
+    together = max(1, TOGETHER // K) * ranks.world
+    file = Records(a.out or (folder if run else Path("runs")) / name, settings, together)
+    log0("  ".join(f"{key} {value}" for key, value in settings.items()), f" ->  {file.path}")
+    each = (K + 1) / ranks.world
+    done, total = len(file.done), round(len(problems) * each)
+    with (
+        Pool(deadline=10.0) as pool,
+        progress_bar(total, "evaluate", "response", round(done * each)) as progress,
+    ):
+        options = SampleOptions(slots=512, progress=progress.update)
+        for first in range(done, len(problems), together):
+            part = problems[first : first + together]
+            _, records = evaluate(
+                sampler, task, part, pool, K=K, run_seed=a.seed, first=first, options=options
+            )
+            pairs = zip(records, part, strict=True)
+            file.add([{**record, "prompt": problem.prompt} for record, problem in pairs])
+    metrics = summarise(file.done)
+    file.add([{"summary": metrics}])
+    if ranks.rank == 0:
+        print(table(metrics))
+    ranks.finish()
+
+
+def max_length(a, sampler, problems, run):
+    """Tokens per response: those asked for, the run's, or what the model's context leaves."""
+    longest = max(len(encode(sampler.tokenizer, p.prompt)) for p in problems)
+    limit, most = a.max_new_tokens, context(sampler.model)
+    if not limit and run:
+        limit = read(Path(a.model) / "config.yaml")["max_new_tokens"]
+    elif not limit:
+        limit = min(2048, most - longest)
+    if limit < 1 or longest + limit > most:
+        raise UserError(
+            f"--max_new_tokens {limit}: with the longest prompt ({longest} tokens) that exceeds "
+            f"the model's context of {most}"
+        )
+    return limit
+
+
+def table(metrics):
+    solved, problems = metrics["eval/solved"], metrics["eval/problems"]
+    lines = [f"{solved} of {problems} problems solved at least once"]
+    for name in [name for name in metrics if f"{name}_ci" in metrics]:
+        low, high = metrics[f"{name}_ci"]
+        short = name.removeprefix("eval/")
+        lines.append(f"  {short:12s} {metrics[name]:.3f}   [{low:.3f}, {high:.3f}]")
+    return "\n".join(lines)
