@@ -14,11 +14,15 @@ from nanomerci.tasks.graders.sqlite import Rejected, Result, Script
 
 SHOP = Script("""
 CREATE TABLE owner (id INTEGER PRIMARY KEY, name TEXT, age INTEGER, town TEXT);
-CREATE TABLE pet (id INTEGER PRIMARY KEY, owner INTEGER REFERENCES owner (id), kind TEXT, weight REAL);
-INSERT INTO owner VALUES (1,'Ann',30,'Oslo'),(2,'Bob',30,NULL),(3,'Cem',25,'Bonn'),(4,'Dan',61,'Oslo'),(5,'Eve',19,'Lyon'),
-                         (6,'Fay',44,'Bonn'),(7,'Gus',52,'Oslo'),(8,'Hal',33,'Lyon'),(9,'Ivy',28,NULL),(10,'Jon',47,'Bonn');
-INSERT INTO pet VALUES (1,1,'cat',3.1),(2,1,'dog',9.5),(3,2,'cat',4.0),(4,3,'dog',NULL),(5,4,'cat',2.2),(6,6,'cat',5.1),
-                       (7,7,'dog',8.8),(8,8,'dog',7.7),(9,10,'cat',3.3),(10,10,'eel',0.4);""")
+CREATE TABLE pet (
+    id INTEGER PRIMARY KEY, owner INTEGER REFERENCES owner (id), kind TEXT, weight REAL);
+INSERT INTO owner VALUES
+    (1,'Ann',30,'Oslo'), (2,'Bob',30,NULL), (3,'Cem',25,'Bonn'), (4,'Dan',61,'Oslo'),
+    (5,'Eve',19,'Lyon'), (6,'Fay',44,'Bonn'), (7,'Gus',52,'Oslo'), (8,'Hal',33,'Lyon'),
+    (9,'Ivy',28,NULL), (10,'Jon',47,'Bonn');
+INSERT INTO pet VALUES
+    (1,1,'cat',3.1), (2,1,'dog',9.5), (3,2,'cat',4.0), (4,3,'dog',NULL), (5,4,'cat',2.2),
+    (6,6,'cat',5.1), (7,7,'dog',8.8), (8,8,'dog',7.7), (9,10,'cat',3.3), (10,10,'eel',0.4);""")
 
 
 def result(*rows):
@@ -94,7 +98,7 @@ def test_any_shuffle_is_the_same_and_any_change_is_not():
         )
         rows = [tuple(cell() for _ in range(width)) for _ in range(rng.randint(1, 8))]
         columns = rng.sample(range(width), width)
-        noisy = lambda x: x * (1 + 1e-12) if isinstance(x, float) else x
+        noisy = lambda x: x * (1 + 1e-13) if isinstance(x, float) else x
         shuffled = [tuple(noisy(row[k]) for k in columns) for row in rng.sample(rows, len(rows))]
         assert sql.same_result(result(*rows), result(*shuffled)), seed
         assert sql.same_set(
@@ -335,15 +339,15 @@ def test_bird_folder(bird):
 def test_schema_shows_keys_and_examples_within_its_budget():
     full = sql.schema(SHOP, 12_000)
     assert (
-        "name TEXT,  -- example: 'Ann', 'Bob', 'Cem'" in full
-        and "FOREIGN KEY (owner) REFERENCES owner (id)" in full
+        "-- name, e.g. 'Ann', 'Bob', 'Cem'" in full
+        and "owner INTEGER REFERENCES owner (id)" in full
     )
     connection = sqlite3.connect(":memory:")
     connection.executescript(full)  # it is SQL
     connection.close()
     tight = sql.schema(SHOP, len(full) - 1)
     assert len(tight) < len(full) and "'Ann', 'Bob'" in tight and "'Cem'" not in tight
-    assert "example" not in sql.schema(SHOP, 10) and "weight REAL" in sql.schema(SHOP, 10)
+    assert "e.g." not in sql.schema(SHOP, 10) and "weight REAL" in sql.schema(SHOP, 10)
 
 
 def test_what_a_user_gets_wrong_is_one_line(tmp_path, spider):
@@ -367,7 +371,10 @@ def test_what_a_user_gets_wrong_is_one_line(tmp_path, spider):
 
 
 def test_noise():
-    text = "Count them. ```python\nlen(x)\n``` so\n```sql\nSELECT 1 -- one\n/* two */ + 2\n``` Hope this helps!"
+    text = (
+        "Count them. ```python\nlen(x)\n``` so\n"
+        "```sql\nSELECT 1 -- one\n/* two */ + 2\n``` Hope this helps!"
+    )
     marked = [text[start:end] for start, end in sql.noise(text)]
     assert marked == ["```python\nlen(x)\n```", "-- one", "/* two */", " Hope this helps!"]
     assert sql.noise("plan ```sql select 1 ```") == []
