@@ -334,17 +334,19 @@ def _question_files(root, split):
 
 
 def _asks(path):
+    """Not so a file of tables, of column meanings, of prompts."""
     first = next(iter(_records(path)), None)
-    return isinstance(first, dict) and "question" in first
+    return isinstance(first, dict) and "question" in first and bool({"SQL", "query"} & {*first})
 
 
 def _records(path):
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        records = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ValueError(
             f"{path}: is not JSON ({error}); `git lfs pull` if it is a pointer"
         ) from None
+    return records if isinstance(records, list) else []
 
 
 def _problem(path, i, record, split, budget):

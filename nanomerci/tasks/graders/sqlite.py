@@ -36,7 +36,7 @@ LIMITS = {
     "FUNCTION_ARG": 32,
     "ATTACHED": 0,
     "LIKE_PATTERN_LENGTH": 200,
-    "VARIABLE_NUMBER": 0,
+    "VARIABLE_NUMBER": 100,  # none in a query; SQLite's own on virtual tables have them
     "TRIGGER_DEPTH": 0,
     "WORKER_THREADS": 0,
 }
