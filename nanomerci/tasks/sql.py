@@ -1,7 +1,8 @@
 """Questions answered in SQL (Spider, BIRD): comparing results, grading an answer, prompts, data,
 noise.
 
-How a query is run without trusting it: tasks/database.py.
+How a query is run without trusting it: tasks/graders/sqlite.py. What differs from the evaluators of
+Spider and BIRD, and why: docs/sql-grading.md.
 """
 
 import glob
@@ -16,7 +17,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 
 from nanomerci.tasks.graders.pool import Grade
@@ -40,21 +41,23 @@ COPY_LIMIT = 64 << 20  # bytes of the largest database that is copied for the an
 
 def snap(gold, got):
     """Both lists of rows, in which numbers that differ by rounding, at most 1e-12 of themselves,
-    have become the same number. What rounding does not explain stays: two whole numbers (sums,
-    ids, dates) that doubles can hold are equal or not.
+    have become the same number. Two whole numbers (sums, ids, dates) are equal or not.
     """
-    whole = lambda x: x == int(x) and abs(x) < 2**53 if math.isfinite(x) else False
-    cells = (x for rows in (gold, got) for row in rows for x in row)
-    same, first = {}, None
+    cells = chain.from_iterable(chain(gold, got))
+    same, first = {}, math.nan
     for x in sorted({x for x in cells if isinstance(x, int | float)}):
-        if first is not None and math.isclose(x, first, rel_tol=1e-12):
-            if not (whole(x) and whole(first)):
-                same[x] = first
-                continue
-        first = x
+        if math.isclose(x, first, rel_tol=1e-12) and not (_whole(x) and _whole(first)):
+            same[x] = first
+        else:
+            first = x
     if not same:
         return gold, got
     return tuple([tuple(same.get(x, x) for x in row) for row in rows] for rows in (gold, got))
+
+
+def _whole(x):
+    """Is it a whole number, and not just for want of digits?"""
+    return float(x).is_integer() and abs(x) < 2**53
 
 
 def same_set(gold, got, ordered=False):
@@ -111,10 +114,8 @@ def column_credit(gold, got):
         Counter(frozenset(Counter(column).items()) for column in zip(*rows))
         for rows in snap(gold.rows, got.rows)
     ]
-    common = (
-        columns[0] & columns[1]
-    ).total()  # once each: else three equal gold columns would pay 2.4 for one
-    return 0.8 * common**2 / max(1, gold.columns * got.columns)
+    common = columns[0] & columns[1]  # else three equal gold columns would pay 2.4 for one
+    return 0.8 * common.total() ** 2 / max(1, gold.columns * got.columns)
 
 
 @lru_cache(4096)
@@ -129,16 +130,16 @@ def is_ordered(gold_sql):
 
 # ---- grading an answer
 
+FENCE = re.compile(r"sql\b", re.IGNORECASE)  # behind the three backticks
+
 
 def answer(text):
     """The query in the last ```sql fence that is closed, or None (no such fence, or empty)."""
-    parts = re.split("```", text)
-    queries = [  # what follows a fence and is followed by one that does not open the next query
-        part[3:]
-        for part, after in zip(parts[1:], parts[2:])
-        if re.match(r"sql\b", part, re.IGNORECASE) and not re.match(r"sql\b", after, re.IGNORECASE)
-    ]
-    return queries[-1].strip() or None if queries else None
+    query = ""
+    for part, after in pairwise(text.split("```")[1:]):
+        if FENCE.match(part) and not FENCE.match(after):  # not: the opening of the next query
+            query = part[3:]
+    return query.strip() or None
 
 
 def grade(database, gold_sql, text, match="bird", partial=False, copies=0, seconds=4.0):
@@ -244,11 +245,18 @@ def _create(statement, columns, rows, count, width):
     lines = [f"{statement};"]
     for name, values in zip(columns, zip(*rows)):
         values = list(dict.fromkeys(v for v in values if v is not None))[:count]
-        cut = [f"{v[:width]}..." if isinstance(v, str) and v[width:] else v for v in values]
-        shown = [repr(v) if isinstance(v, str) else str(v)[:width] for v in cut]
-        if shown:
-            lines.append(f"-- {' '.join(name.split())}, e.g. {', '.join(shown)}")
+        if values:
+            shown = ", ".join(_short(value, width) for value in values)
+            lines.append(f"-- {' '.join(name.split())}, e.g. {shown}")
     return "\n".join(lines)
+
+
+def _short(value, width):
+    if not isinstance(value, str):
+        return str(value)[:width]
+    if len(value) > width:
+        value = value[:width] + "..."
+    return repr(value)
 
 
 def load(folder, split="train", budget=12_000, seconds=4.0, strict=False, cache=None):
@@ -265,37 +273,43 @@ def load(folder, split="train", budget=12_000, seconds=4.0, strict=False, cache=
     in steps, which are the same on every machine) or gives no row, as any empty query would: they
     are run once. What was found is kept in the folder `cache`. Raises ValueError with one line.
     """
-    problems, wrong, seen = {}, {}, set()
+    found, seen = {}, set()  # place -> a problem, or what is wrong with it
     for path in _question_files(Path(folder), split):
         for i, record in enumerate(_records(path)):
             try:
-                problem, number = _problem(path, i, record, split, budget)
+                problem = _problem(path, i, record, split, budget)
+                number = record.get("question_id")
                 if number is not None and (number, problem.database, problem.question) in seen:
                     raise ValueError("repeats a question and its question_id")
                 seen.add((number, problem.database, problem.question))
-                problems.setdefault(problem.database, []).append((path, i, problem))
+                found[path, i] = problem
             except ValueError as error:
-                wrong.setdefault((path, str(error)), []).append(i)
-    check = lambda of: _check(of, [problem.gold for *_, problem in problems[of]], seconds, cache)
+                found[path, i] = str(error)
+    golds = {}
+    for place, problem in found.items():
+        if isinstance(problem, Problem):
+            golds.setdefault(problem.database, {})[place] = problem.gold
+
+    def check(database):
+        return zip(golds[database], _check(database, [*golds[database].values()], seconds, cache))
+
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        verdicts = list(pool.map(check, problems))
-    left = []
-    for (path, i, problem), why in zip(chain(*problems.values()), chain(*verdicts)):
-        if why:
-            wrong.setdefault((path, why), []).append(i)
-        else:
-            left.append((path, i, problem))
+        found |= {place: why for place, why in chain(*pool.map(check, golds)) if why}
+    wrong = {}
+    for (path, i), why in found.items():
+        if isinstance(why, str):
+            wrong.setdefault((path, why), []).append(str(i))
     lines = [
-        f"{path}: {len(places)} questions left out: record {', '.join(map(str, places[:20]))}"
+        f"{path}: {len(places)} questions left out: record {', '.join(places[:20])}"
         f"{', ...' * (len(places) > 20)} {why}"
         for (path, why), places in wrong.items()
     ]
+    left = [problem for problem in found.values() if isinstance(problem, Problem)]
     if not left or lines and strict:
         raise ValueError([*lines, f"{folder}: no questions for {split}"][0])
     if lines:
-        total = len(left) + sum(map(len, wrong.values()))
-        print(*lines, f"{folder}: {len(left)} of {total} left", sep="\n", file=sys.stderr)
-    return [problem for *_, problem in sorted(left, key=lambda one: one[:2])]
+        print(*lines, f"{folder}: {len(left)} of {len(found)} left", sep="\n", file=sys.stderr)
+    return left
 
 
 def _check(database, golds, seconds, cache):
@@ -346,34 +360,38 @@ def _records(path):
         raise ValueError(
             f"{path}: is not JSON ({error}); `git lfs pull` if it is a pointer"
         ) from None
-    return records if isinstance(records, list) else []
+    if not isinstance(records, list):
+        records = []
+    return records
 
 
 def _problem(path, i, record, split, budget):
-    """-> the problem and its question_id, if it has one. ValueError says what the record lacks."""
-    record = record if isinstance(record, dict) else {}
+    """Raises ValueError with what the record lacks."""
+    if not isinstance(record, dict):
+        record = {}
     name, gold = record.get("db_id"), record.get("SQL", record.get("query"))
-    name = str(name) if isinstance(name, int) else name
+    if isinstance(name, int):
+        name = str(name)
     if not all(isinstance(x, str) and x.strip() for x in (record.get("question"), name, gold)):
         raise ValueError("lacks question, db_id, or query (Spider) / SQL (BIRD), or one is no text")
     evidence = record.get("evidence")
-    evidence = evidence if isinstance(evidence, str) else ""
+    if not isinstance(evidence, str):
+        evidence = ""
     database = _find_database(path.parent, name, split)
-    problem = Problem(f"{path.stem}/{i}", record["question"], gold, database, evidence, budget)
-    return problem, record.get("question_id")
+    return Problem(f"{path.stem}/{i}", record["question"], gold, database, evidence, budget)
 
 
 @lru_cache(4096)
 def _find_database(folder, name, split):
     place = f"{glob.escape(name)}/{glob.escape(name)}.sqlite"
-    found = [*folder.glob(f"*database*/{place}"), *folder.glob(f"*database*/*/{place}")]
-    if not found:
-        raise ValueError(
-            f"names {folder}/{split}_databases/{name}/{name}.sqlite: no such database, nor under "
-            "database/; download the databases beside the questions"
-        )
-    of_split = lambda path: path.relative_to(folder).parts[0].startswith(split)
-    return str(min(found, key=lambda path: (not of_split(path), path)))
+    for start in (f"{split}_", ""):  # the split's own first
+        for pattern in (f"{start}*database*/{place}", f"{start}*database*/*/{place}"):
+            for path in sorted(folder.glob(pattern)):
+                return str(path)
+    raise ValueError(
+        f"names {folder}/{split}_databases/{name}/{name}.sqlite: no such database, nor under "
+        "database/; download the databases beside the questions"
+    )
 
 
 # ---- noise
@@ -404,11 +422,8 @@ class Task:
     def __init__(self, train=(), test=(), match="bird", partial=False, copies=0, seconds=4.0):
         if match not in MATCH:
             raise ValueError(f"match {match}: wanted one of {', '.join(MATCH)}")
-        self.train, self.test, self.options = (
-            list(train),
-            list(test),
-            (match, partial, copies, seconds),
-        )
+        self.train, self.test = list(train), list(test)
+        self.options = match, partial, copies, seconds
 
     def noise(self, problem, text):
         return noise(text)
