@@ -24,9 +24,8 @@ from nanomerci.tasks.graders.pool import Grade
 from nanomerci.tasks.graders.sqlite import (
     Rejected,
     Script,
-    decode,
     faults,
-    open_file,
+    open_database,
     quoted,
     run,
     tables,
@@ -220,12 +219,7 @@ def schema(database, budget):
     """CREATE statements with example values; fewer, shorter, then no examples until it fits
     the budget (characters).
     """
-    if isinstance(database, Script):
-        connection = sqlite3.connect(":memory:")
-        connection.executescript(database)
-    else:
-        connection = open_file(database)
-    connection.text_factory = decode
+    connection = open_database(database)
     shown = []
     for name, statement in tables(connection):
         cursor = connection.execute(f"SELECT * FROM main.{quoted(name)} LIMIT 50")

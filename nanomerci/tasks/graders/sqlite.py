@@ -114,20 +114,12 @@ class Database:
     """One locked-down connection. `seed` not None: a perturbed copy in memory (see `thin_out`)."""
 
     def __init__(self, source, seed=None):
-        if isinstance(source, Script) or seed is not None:
-            self.connection = sqlite3.connect(":memory:", cached_statements=0)
-            if isinstance(source, Script):
-                self.connection.executescript(source)
-            else:
-                original = open_file(source)
-                original.backup(self.connection)
-                original.close()
-        else:
-            self.connection = open_file(source)
-        c = self.connection
-        c.text_factory = decode
-        c.execute("PRAGMA temp_store = MEMORY")  # a large sort would write a temporary file
+        c = self.connection = open_database(source)
         if seed is not None:
+            self.connection = open_database(Script())
+            c.backup(self.connection)
+            c.close()
+            c = self.connection
             thin_out(c, seed)
         names = c.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')")
         self.tables = TABLE_FUNCTIONS | {name for (name,) in names}
@@ -168,7 +160,7 @@ class Database:
                 )
                 if len(rows) > MAX_ROWS or size > MAX_BYTES:
                     raise Rejected("timeout", f"more than {MAX_ROWS} rows or {MAX_BYTES >> 20} MiB")
-        except (sqlite3.Error, sqlite3.Warning) as error:  # Warning: there is a second statement
+        except (sqlite3.Error, sqlite3.Warning, ValueError) as error:  # ValueError: no Unicode, NUL
             late = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_INTERRUPT
             outcome = "timeout" if late else "unsafe" if self.denied else "wrong"
             raise Rejected(outcome, f"{error}{self.denied and ': ' + self.denied or ''}") from None
@@ -200,16 +192,19 @@ def faults(database, golds, seconds):
     return found
 
 
-def open_file(path):
-    """Read-only; immutable: SQLite takes no locks and makes no journal beside the file."""
-    return sqlite3.connect(
-        f"file:{quote(str(path))}?mode=ro&immutable=1", uri=True, cached_statements=0
-    )
-
-
-def decode(data):
-    """Text of a database; BIRD's files are not all UTF-8."""
-    return data.decode(errors="replace")
+def open_database(source):
+    """A connection, nothing locked yet. A file is opened read-only and immutable: SQLite takes no
+    locks and makes no journal beside it.
+    """
+    uri = ":memory:"
+    if not isinstance(source, Script):
+        uri = f"file:{quote(str(source))}?mode=ro&immutable=1"
+    c = sqlite3.connect(uri, uri=True, cached_statements=0)
+    c.text_factory = lambda data: data.decode(errors="replace")  # BIRD's files are not all UTF-8
+    c.execute("PRAGMA temp_store = MEMORY")  # a large sort would write a temporary file
+    if isinstance(source, Script):
+        c.executescript(source)
+    return c
 
 
 def quoted(name):
@@ -301,9 +296,8 @@ def thin_out(connection, seed):
         "pragma_table_info(f.\"table\") p ON p.pk = f.seq + 1 WHERE m.type = 'table' AND parent IS "
         "NOT NULL ORDER BY 1, 2, f.seq"
     ).fetchall()
-    for i, ((child, _, parent), pairs) in enumerate(
-        itertools.groupby(keys, key=lambda key: key[:3])
-    ):
+    groups = itertools.groupby(keys, key=lambda key: key[:3])
+    for i, ((child, _, parent), pairs) in enumerate(groups):
         mine, theirs = (", ".join(map(quoted, names)) for names in list(zip(*pairs))[3:])
         parents = f"SELECT {theirs} FROM main.{quoted(parent)}"
         change(f"CREATE TEMP TABLE parents_{i} AS {parents}")
