@@ -4,6 +4,7 @@ kind with several members. The right verdicts are argued for in docs/sql-grading
 
 import itertools
 import json
+import os
 import random
 import sqlite3
 import time
@@ -110,6 +111,9 @@ def test_noise_within_a_result_does_not_count_either():
     noisy = Result(2, [(0.1 + 0.2, "a"), (0.3, "a"), (0.3, "b")])
     assert sql.same_set(noisy, Result(2, [(0.3, "b"), (0.3, "a")]))
     assert not sql.same_result(noisy, Result(2, [(0.3, "b"), (0.3, "a"), (0.3, "b")]))
+    three = [0.3 - 1e-16, 0.3, 0.3 + 1e-16]
+    assert len(set(three)) == 3 and sql.same_set(table(*three), table(three[2]))
+    assert sql.same_result(table(three[0], three[2]), table(three[1], three[1]))
 
 
 def test_infinity_is_only_itself():
@@ -438,6 +442,8 @@ def test_tables_of_equal_size_do_not_stay_so(size):
     # of a mean of 400 shares, each with a variance of at most 1/48 + 1/(4 size)
     bound = 4 * ((1 / 48 + 1 / (4 * size)) / 400) ** 0.5
     assert abs(sum(a + b for a, b in sizes) / (400 * size) - 0.5) < bound
+    if size == 200:  # the share itself varies: with a fair coin for each row these are 4 sigma
+        assert min(map(min, sizes)) < 70 and max(map(max, sizes)) > 130
     assert outcome(script, "SELECT count(*) FROM a", "SELECT count(*) FROM b", copies=20) == "wrong"
 
 
@@ -656,7 +662,7 @@ def test_other_files_beside_the_questions(tmp_path, name, content, questions):
     database(tmp_path / "database")
     write(tmp_path / questions, many(3))
     write(tmp_path / name, content)
-    assert len(sql.load(tmp_path, "train")) == 3
+    assert len(sql.load(tmp_path, "train", strict=True)) == 3
 
 
 NAN = float("nan")
@@ -705,6 +711,15 @@ def test_a_bad_record_is_left_out_counted_and_named(tmp_path, capsys, kind):
     with pytest.raises(ValueError, match="record 0 ") as raised:
         sql.load(tmp_path, "dev", **seconds)
     assert "\n" not in str(raised.value)
+
+
+def test_each_gold_query_has_its_own_time(tmp_path):
+    database(tmp_path / "dev_databases")
+    slow = "SELECT count(*) FROM orders a, orders b, orders c, orders d"  # 810,000 rows
+    write(tmp_path / "dev.json", many(4, SQL=slow))
+    assert len(sql.load(tmp_path, "dev", seconds=0.3)) == 4
+    with pytest.raises(ValueError, match="record 0, 1, 2, 3 has a gold query that fails .timeout"):
+        sql.load(tmp_path, "dev", seconds=0.03)
 
 
 @pytest.mark.parametrize(
@@ -763,7 +778,6 @@ def test_what_the_gold_queries_gave_is_remembered(tmp_path, capsys):
     (file,) = (tmp_path / "cache").iterdir()
     file.write_text("[null, null, null]")
     assert len(load()) == 3
-    with sqlite3.connect(place) as connection:  # another database: asked again
-        connection.execute("CREATE TABLE more (x)")
-    connection.close()
+    seconds = place.stat().st_mtime + 1  # another database, if of the same size: asked again
+    os.utime(place, (seconds, seconds))
     assert load() == ["dev/0", "dev/2"]
