@@ -717,7 +717,7 @@ def test_each_gold_query_has_its_own_time(tmp_path):
     database(tmp_path / "dev_databases")
     slow = "SELECT count(*) FROM orders a, orders b, orders c, orders d"  # 810,000 rows
     write(tmp_path / "dev.json", many(4, SQL=slow))
-    assert len(sql.load(tmp_path, "dev", seconds=0.3)) == 4
+    assert len(sql.load(tmp_path, "dev", seconds=0.12)) == 4
     with pytest.raises(ValueError, match="record 0, 1, 2, 3 has a gold query that fails .timeout"):
         sql.load(tmp_path, "dev", seconds=0.03)
 
