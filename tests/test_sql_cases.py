@@ -576,6 +576,18 @@ def test_the_schema_is_sql_that_makes_the_same_tables(script):
     assert shapes[0] == shapes[1] == shapes[2] != []
 
 
+def test_a_virtual_table_whose_module_is_missing_is_not_in_the_way(tmp_path):
+    script = (
+        "CREATE TABLE a (x); INSERT INTO a VALUES (1), (2); PRAGMA writable_schema = 1;"
+        "INSERT INTO sqlite_master VALUES ('table', 'sp', 'sp', 0, 'CREATE VIRTUAL TABLE sp USING "
+        "no_such_module()');"
+    )
+    path = str(database(tmp_path, script=script))
+    assert sql.schema(path, 1000) == "CREATE TABLE a (x);\n-- x, e.g. 1, 2"
+    assert outcome(path, "SELECT x FROM a", "SELECT x FROM a WHERE x", copies=3) == "right"
+    assert sqlite.faults(path, ["SELECT x FROM a"], 1) == [None]
+
+
 # ---- folders
 
 

@@ -15,6 +15,7 @@ import sqlite3
 import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain, pairwise
@@ -93,11 +94,11 @@ def _place(wanted, given, left, right):
     left = [number.setdefault(pair, len(number)) for pair in zip(left, wanted[0])]
     count = Counter(left)
     for k, column in enumerate(given):
-        if column not in given[:k]:  # of identical columns one is enough
-            placed = [number.get(pair) for pair in zip(right, column)]
-            if count == Counter(placed):
-                if _place(wanted[1:], given[:k] + given[k + 1 :], left, placed):
-                    return True
+        if column in given[:k]:  # of identical columns one is enough
+            continue
+        placed, rest = [number.get(pair) for pair in zip(right, column)], given[:k] + given[k + 1 :]
+        if count == Counter(placed) and _place(wanted[1:], rest, left, placed):
+            return True
     return False
 
 
@@ -222,8 +223,10 @@ def schema(database, budget):
     connection = open_database(database)
     shown = []
     for name, statement in tables(connection):
-        cursor = connection.execute(f"SELECT * FROM main.{quoted(name)} LIMIT 50")
-        shown.append((statement, [column[0] for column in cursor.description], cursor.fetchall()))
+        with suppress(sqlite3.OperationalError):  # no such module: no query can read it either
+            cursor = connection.execute(f"SELECT * FROM main.{quoted(name)} LIMIT 50")
+            columns = [column[0] for column in cursor.description]
+            shown.append((statement, columns, cursor.fetchall()))
     connection.close()
     for count, width in ((3, 40), (2, 20), (1, 20), (0, 0)):
         text = "\n".join(_create(*table, count, width) for table in shown)
