@@ -15,34 +15,48 @@ from nanomerci.tasks.graders.pool import Grade
 # ---- the answer in a response
 
 ANSWER_LINE = re.compile(r"(?:answer[ \t]*(?:is)?[ \t*]*:|####)[ \t*]*([^\n]+)", re.IGNORECASE)
+BOX = re.compile(r"(?P<box>\\(?:boxed|fbox)\s*(?:\{|(?P<bare>[^\s{}$\\][^\s{}$]*)))|\\.|[{}]", re.DOTALL)
+APPROXIMATE = re.compile(r"(?:\\approx|≈)[\s$]*\\boxed\s*\{|\\boxed\s*\{\s*(?:\\approx|≈)")
+LISTED = re.compile(r"[\s$]*(?:,|;|,?\s*(?:and|or))[\s$]*(?:[A-Za-z]\s*=\s*)?")
 
 
-def boxed(text):
-    """(start, end, content) of the last \\boxed{...} that is closed and stands in no other, or
-    None. One pass: a response of ten thousand open braces must not cost their square.
+def boxes(text):
+    """(start, end, content's start, content's end) of every \\boxed{...} that is closed and stands
+    in no other; \\boxed 7 counts. One pass: a response of ten thousand open braces must not cost
+    their square.
     """
-    opened, closed = [], {}
-    for token in re.finditer(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", text, re.DOTALL):
-        if token[0].endswith("{") and token[0] != "\\{":
-            opened.append(token.end())
+    opened, found = [], []
+    for token in BOX.finditer(text):
+        if token["bare"]:
+            found.append((*token.span(), *token.span("bare")))
+        elif token[0][-1] == "{" and token[0] != "\\{":
+            opened.append(token)
         elif token[0] == "}" and opened:
-            closed[opened.pop()] = token.start()
-    last = None
-    for token in re.finditer(r"\\(?:boxed|fbox)\s*\{", text):
-        if token.end() in closed and (last is None or token.start() >= last[1]):
-            last = token.start(), closed[token.end()] + 1, text[token.end() : closed[token.end()]]
-    return last
+            start = opened.pop()
+            if start["box"]:
+                while found and found[-1][0] > start.start():
+                    found.pop()
+                found.append((start.start(), token.end(), start.end(), token.start()))
+    return found
 
 
 def answer(text):
-    """The final answer: the last \\boxed{}, else the last "Answer: ..." or "#### ..." line, else
+    """The final answer: the last \\boxed{} that is not empty (all, if several form one list; the
+    exact one, if an approximation follows), else the last "Answer: ..." or "#### ..." line, else
     None.
     """
-    if box := boxed(text):
-        found = re.sub(r"\\(?:boxed|fbox)\s*(?=\{)", "", box[2])
-    else:
-        found = next(iter(ANSWER_LINE.findall(text)[-1:]), "").strip("* ")
-    return found.strip() or None
+    found = [box for box in boxes(text) if text[box[2] : box[3]].strip()]
+    if not found:
+        line = next(iter(ANSWER_LINE.findall(text)[-1:]), "")
+        return line.strip("* ").rstrip("*. ") or None
+    if len(found) > 1 and APPROXIMATE.search(text, found[-2][1], found[-1][2] + 9):
+        found.pop()
+    last = found.pop()
+    parts = [last]
+    while found and LISTED.fullmatch(text, found[-1][1], parts[0][0]):
+        parts.insert(0, found.pop())
+    contents = [re.sub(r"\\(?:boxed|fbox)\s*(?=\{)", "", text[a:b]).strip() for *_, a, b in parts]
+    return ", ".join(contents)
 
 
 def grade(gold, text, tolerance=0.0):
@@ -68,11 +82,8 @@ def noise(text):
     """
     fences = [fence.start() for fence in re.finditer("```", text)]
     spans = repeated(text) + [(a, b + 3) for a, b in zip(fences[::2], [*fences[1::2], len(text)])]
-    if box := boxed(text):
-        end = (
-            re.compile(r"[^\w\n]*").match(text, box[1]).end()
-        )  # the closing $ and full stop belong to the answer
-        spans.append((end, len(text)))
+    if found := boxes(text):  # the closing $ and full stop belong to the answer
+        spans.append((re.compile(r"[^\w\n]*").match(text, found[-1][1]).end(), len(text)))
     spans += [
         odd.span() for odd in re.finditer("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffd\ue000-\uf8ff]+", text)
     ]
