@@ -1,10 +1,13 @@
 """Mathematics with a final answer: prompts, data sets, extraction, noise. Which answers are the
-same: tasks/answers.py.
+same: graders/math_answers.py.
 """
 
+import contextlib
 import csv
 import json
 import re
+import sys
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -15,9 +18,15 @@ from nanomerci.tasks.graders.pool import Grade
 # ---- the answer in a response
 
 ANSWER_LINE = re.compile(r"(?:answer[ \t]*(?:is)?[ \t*]*:|####)[ \t*]*([^\n]+)", re.IGNORECASE)
-BOX = re.compile(r"(?P<box>\\(?:boxed|fbox)\s*(?:\{|(?P<bare>[^\s{}$\\][^\s{}$]*)))|\\.|[{}]", re.DOTALL)
+BOX = re.compile(
+    r"(?P<box>\\(?:boxed|fbox)\s*(?:\{|(?P<bare>[^\s{}$\\][^\s{}$]*)))|\\.|[{}]", re.DOTALL
+)
 APPROXIMATE = re.compile(r"(?:\\approx|≈)[\s$]*\\boxed\s*\{|\\boxed\s*\{\s*(?:\\approx|≈)")
-LISTED = re.compile(r"[\s$]*(?:,|;|,?\s*(?:and|or))[\s$]*(?:[A-Za-z]\s*=\s*)?")
+_GAP = r"(?:[\s$]|\\[()\[\]]|\\q?quad)*"
+LISTED = re.compile(
+    _GAP + r"(?:[,;]|,?\s*(?:and|or)|\\text\s*\{[,\s]*(?:and|or)\s*\})" + _GAP
+    + r"(?:[A-Za-z](?:_\{?\w+\}?)?\s*=\s*)?"
+)  # fmt: skip
 
 
 def boxes(text):
@@ -155,37 +164,48 @@ class Problem:
     tolerance: float = 0.0
 
 
-def load(name, folder=None, question=None, answer=None, split=None, config=None, limit=None):
+def load(
+    name,
+    folder=None,
+    question=None,
+    answer=None,
+    split=None,
+    config=None,
+    limit=None,
+    strict=False,
+):
     """Problems of a data set, in its order, each question once (DAPO-Math-17k repeats every
     question 100 times).
 
     name: one of SOURCES, a hub id OWNER/NAME, or a local .json, .jsonl, .csv or .parquet file or a
     folder of them. folder: where to look for FOLDER/NAME or FOLDER/NAME.* first, for machines
     without network. question, answer: column names, if they are not among QUESTIONS and ANSWERS.
-    limit: at most so many. The layouts of DAPO-Math-17k (chat messages, reward_model), MATH
-    (\\boxed in the solution), GSM8K (#### at the end), OlympiadBench (list of answers), MMLU-Pro
-    (options) and GPQA (incorrect answers) are recognised. ValueError: one line.
+    limit: at most so many. strict: the first bad record is an error; else bad records are left out
+    and counted, in a line to stderr. The layouts of DAPO-Math-17k (chat messages, reward_model),
+    MATH (\\boxed in the solution), GSM8K (#### at the end), OlympiadBench (list of answers),
+    MMLU-Pro (options) and GPQA (incorrect answers) are recognised. ValueError: one line.
     """
     source = SOURCES.get(name, Source(name, split or "train", config))
-    problems, seen = [], set()
-    for i, record in enumerate(
-        _records(name, source, folder, split or source.split, config or source.config)
-    ):
-        text, gold, choices = _fields(record, question, answer, f"{name}, record {i}")
+    records = _records(name, source, folder, split or source.split, config or source.config)
+    problems, seen, bad = [], set(), []
+    for i, record in enumerate(records):
+        try:
+            text, gold, choices = _fields(record, question, answer, f"{name}, record {i}")
+        except ValueError as error:
+            if strict:
+                raise
+            bad.append(error)
+            continue
         if text not in seen:
             seen.add(text)
-            problems.append(
-                Problem(
-                    f"{name}/{i}",
-                    text.strip() + (LETTER if choices else BOXED),
-                    gold,
-                    source.tolerance,
-                )
-            )
+            prompt = text.strip() + (LETTER if choices else BOXED)
+            problems.append(Problem(f"{name}/{i}", prompt, gold, source.tolerance))
         if limit and len(problems) == limit:
             break
     if not problems:
-        raise ValueError(f"{name}: has no records")
+        raise bad[0] if bad else ValueError(f"{name}: has no records")
+    if bad:
+        print(f"{name}: {len(bad)} bad records left out; the first: {bad[0]}", file=sys.stderr)
     return problems
 
 
@@ -194,26 +214,20 @@ def _records(name, source, folder, split, config):
     places = [Path(name)] if name not in SOURCES else []
     places += [Path(folder) / stem for stem in (name, source.hub.split("/")[-1])] if folder else []
     for place in places:
-        files = (
-            [place]
-            if place.is_file()
-            else sorted(f for f in place.rglob("*") if f.suffix in READERS)
-        )
-        files = files or [
-            f for suffix in READERS if (f := place.with_name(place.name + suffix)).exists()
-        ]
-        if files:
-            of_split = [
-                f for f in files if split in str(f.relative_to(place.parent))
-            ]  # train.jsonl, or MATH/train/...
+        files = [place]
+        if not place.is_file():
+            files = sorted(f for f in place.rglob("*") if f.suffix in READERS)
+        beside = (place.with_name(place.name + suffix) for suffix in READERS)
+        files = files or [f for f in beside if f.exists()]
+        if files:  # train.jsonl, or MATH/train/...
+            of_split = [f for f in files if split in str(f.relative_to(place.parent))]
             for file in of_split or files:
                 yield from _read(file)
             return
     if folder or "/" not in source.hub or Path(name).suffix in READERS:
         raise ValueError(
             f"{folder or name}: no {name} there; wanted a .json, .jsonl, .csv or .parquet "
-            "file, a folder of them, "
-            f"a hub id OWNER/NAME, or one of {', '.join(SOURCES)}"
+            f"file, a folder of them, a hub id OWNER/NAME, or one of {', '.join(SOURCES)}"
         )
     import datasets
 
@@ -222,8 +236,7 @@ def _records(name, source, folder, split, config):
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise ValueError(
             f"{source.hub}: cannot be loaded ({str(error).splitlines()[0][:150]}); without "
-            "network, give a folder "
-            "that holds it"
+            "network, give a folder that holds it"
         ) from error
     yield from _rows(table)
 
@@ -234,26 +247,26 @@ def _rows(table):
 
 
 def _read_json(path):
-    text = path.read_text()
     try:
-        found = json.loads(text)  # a list, or one record (MATH has a file a problem)
-        return found if isinstance(found, list) else [found]
+        found = json.loads(path.read_text("utf-8-sig"))
     except ValueError:
         return _read_lines(path)
+    return found if isinstance(found, list) else [found]  # one record: MATH has a file a problem
 
 
 def _read_lines(path):
-    records = []
-    for i, line in enumerate(path.read_text().splitlines(), 1):
+    """A line that is not JSON stands for itself: _fields says what is wrong with it. Only \\n ends a
+    line: splitlines() would also cut at the U+2028 of a text.
+    """
+    for i, line in enumerate(path.read_text("utf-8-sig").split("\n"), 1):
         try:
-            records += [json.loads(line)] if line.strip() else []
+            yield from [json.loads(line)] if line.strip() else []
         except ValueError as error:
-            raise ValueError(f"{path}, line {i}: is not JSON ({error})") from None
-    return records
+            yield ValueError(f"{path}, line {i}: is not JSON ({error})")
 
 
 def _read_csv(path):
-    with open(path, newline="") as file:
+    with open(path, newline="", encoding="utf-8-sig") as file:
         return list(csv.DictReader(file))
 
 
@@ -269,55 +282,71 @@ READERS = {".json": _read_json, ".jsonl": _read_lines, ".csv": _read_csv, ".parq
 def _read(path):
     if path.suffix not in READERS:
         raise ValueError(f"{path}: a {path.suffix or 'nameless'} file; wanted {', '.join(READERS)}")
+    with open(path, "rb") as file:
+        start = file.read(40)
+    if not start:
+        raise ValueError(f"{path}: is empty (0 bytes)")
+    if start.startswith(b"version https://git-lfs"):
+        raise ValueError(f"{path}: is a Git LFS pointer, not the data; fetch it with git lfs pull")
     return READERS[path.suffix](path)
 
 
 def _fields(record, question, answer_, where):
     """Question, gold answer, and whether it is a choice of letters."""
+    if isinstance(record, ValueError):
+        raise record
     if not isinstance(record, dict):
         raise ValueError(f"{where}: {str(record)[:40]!r} is not a record with columns")
-    text = _column(record, question, QUESTIONS, "question", where)
-    if isinstance(text, list):  # chat messages
-        text = text[-1]["content"]
-    text, gold = DAPO_WRAPPER.sub("", str(text)), _column(record, answer_, ANSWERS, "answer", where)
+    text = _question(_column(record, question, QUESTIONS, "question", where), where)
+    gold = _column(record, answer_, ANSWERS, "answer", where)
     choices = list(record.get("options") or ())
-    if (
-        "Incorrect Answer 1" in record
-    ):  # GPQA: put the choices in an order that depends on the text alone
+    if "Incorrect Answer 1" in record:  # GPQA: an order that depends on the text alone
         choices = sorted(
             [gold, *(record[f"Incorrect Answer {i}"] for i in (1, 2, 3))],
-            key=lambda c: hash_of(text + c),
+            key=lambda c: zlib.crc32((text + c).encode()),
         )
         gold = "ABCD"[choices.index(gold)]
-    if choices:
-        text += "\n" + "\n".join(
-            f"{letter}. {str(choice).strip()}" for letter, choice in zip("ABCDEFGHIJ", choices)
-        )
+    lines = (f"{letter}. {str(one).strip()}" for letter, one in zip("ABCDEFGHIJ", choices))
+    return "\n".join([text, *lines]), _gold(gold, where), bool(choices)
+
+
+def _question(asked, where):
+    """The text of a question; of chat messages the last, after what the system says."""
+    if isinstance(asked, list):
+        if not asked or not all(isinstance(one, dict) and one.get("content") for one in asked):
+            raise ValueError(f"{where}: its chat messages have no content")
+        *before, last = asked
+        told = [one["content"] + "\n\n" for one in before if one.get("role") == "system"]
+        return "".join(told) + DAPO_WRAPPER.sub("", last["content"])
+    return DAPO_WRAPPER.sub("", str(asked))
+
+
+def _gold(gold, where):
+    """The final answer, from a value, a list, a solution, or JSON of one of them."""
     if isinstance(gold, dict):
         gold = gold.get("ground_truth")
+    if isinstance(gold, str) and gold.startswith('["'):  # a list as text; [1, 2] is an interval
+        with contextlib.suppress(ValueError):
+            gold = json.loads(gold)
     if isinstance(gold, list):
         gold = ", ".join(str(one).strip("$ ") for one in gold)
-    gold = str(gold)
-    if "####" in gold or "\\boxed" in gold:
-        gold = answer(gold) or ""
-    if not gold.strip():
+    if isinstance(gold, str) and ("####" in gold or "\\boxed" in gold):
+        gold = answer(gold)
+    if _missing(gold):
         raise ValueError(f"{where}: has no final answer; wanted a value, \\boxed{{}} or ####")
-    return text, gold.strip(), bool(choices)
+    return str(gold).strip()
 
 
-def hash_of(text):
-    import zlib
-
-    return zlib.crc32(text.encode())
+def _missing(value):
+    return value is None or value != value or not str(value).strip()  # NaN is not itself
 
 
 def _column(record, given, known, what, where):
-    name = given or next((name for name in known if record.get(name) is not None), None)
-    if record.get(name) is None:
+    name = given or next((name for name in known if not _missing(record.get(name))), None)
+    if _missing(record.get(name)):
         raise ValueError(
-            f"{where}: no column {given or ' or '.join(known)}; it has "
-            f"{', '.join(map(str, record))}; "
-            f"name the {what} column"
+            f"{where}: no {what} in column {given or ' or '.join(known)}; it has "
+            f"{', '.join(map(str, record))}; name the {what} column"
         )
     return record[name]
 

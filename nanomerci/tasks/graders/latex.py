@@ -54,7 +54,10 @@ TOKEN = re.compile(
 CLOSING = {
     "(": ")", "[": "]", "{": "}", "\\{": "\\}", "|": "|", "\\lfloor": "\\rfloor", "\\lceil": "\\rceil"
 }  # fmt: skip
-TIMES, PLUS = {"*": "*", "\\cdot": "*", "\\times": "*", "/": "/", "\\div": "/"}, {"+": "+", "-": "-"}
+TIMES, PLUS = (
+    {"*": "*", "\\cdot": "*", "\\times": "*", "/": "/", "\\div": "/"},
+    {"+": "+", "-": "-"},
+)
 ENDS = frozenset([*TIMES, *PLUS, *"^_!%)]}&", "'", "\\}", "\\rfloor", "\\rceil", "\\\\", "\\over",
                   "\\choose", "\\end", "**", None])  # fmt: skip
 
@@ -149,7 +152,11 @@ class _Parser:
         return tree
 
     def signed_power(self, exponent):
-        return ("^", exponent, self.argument(whole=True)) if self.next == "^" and self.advance() else exponent
+        return (
+            ("^", exponent, self.argument(whole=True))
+            if self.next == "^" and self.advance()
+            else exponent
+        )
 
     def argument(self, whole=False):
         """What a command or ^ takes: a group in braces, or one token. whole: of a number all its
@@ -193,7 +200,9 @@ class _Parser:
         if name in ("frac", "binom"):
             return ("/" if name == "frac" else name), self.argument(), self.argument()
         if name == "sqrt":
-            index = self.advance() and self.group("]") if self.next == "[" else ("number", Fraction(2))
+            index = (
+                self.advance() and self.group("]") if self.next == "[" else ("number", Fraction(2))
+            )
             return "root", self.argument(), index
         if name == "abs":
             return "abs", self.atom()
@@ -247,7 +256,9 @@ class _Parser:
             argument = self.atom()
         else:  # \sin 2x, \ln\frac12; it ends before the next function
             argument = self.power()
-            while self.starts() and self.next not in CLOSING and str(self.next)[1:] not in FUNCTIONS:
+            while (
+                self.starts() and self.next not in CLOSING and str(self.next)[1:] not in FUNCTIONS
+            ):
                 argument = "*", argument, self.power()
         tree = (name, argument, base) if base else (name, argument)
         return ("^", tree, power) if power else tree
@@ -336,7 +347,9 @@ class Evaluation:
             return tuple(tuple(map(self.value, row)) for row in rest)
         if kind == "call":  # a function that is not known: a wild one of its argument
             (_, name), argument = rest
-            return self.mp.sin(7 * self.inexact(self.value(argument)) + self.inexact(point(name, 0)))
+            return self.mp.sin(
+                7 * self.inexact(self.value(argument)) + self.inexact(point(name, 0))
+            )
         values = [self.value(x) for x in rest]
         if kind in OPERATIONS:
             return OPERATIONS[kind](self, *values)
@@ -481,7 +494,9 @@ def samples(*trees, degree=None):
 
 
 def _flat(value):
-    return [x for row in value for y in row for x in _flat(y)] if isinstance(value, tuple) else [value]
+    return (
+        [x for row in value for y in row for x in _flat(y)] if isinstance(value, tuple) else [value]
+    )
 
 
 def close(a, b, error=0):

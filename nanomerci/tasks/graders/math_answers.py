@@ -91,7 +91,9 @@ REWRITES = [
         (r",?\s*(?:\\text\{,?\s*(?:or|and)\}|\b(?:or|and)\b|(?<=\))or(?=\())\s*,?", ","),
         (r"\\\$\s*(-?[\d.,]*\d)", r"\1\\text{dollars}"),
         (r"\\(euro|pounds)\s*([\d.,]*\d)", r"\2\\text{\1}"),
-        (r"\\?%|\\text\{\s*(?:percent|pct)\s*\}|\b(?:percent|pct)\b", "%"),
+        (r"\\?%|\\text\{\s*(?:percent|percentage|pct)\s*\}|(?<![A-Za-z])(?:percent|percentage|pct)\b", "%"),
+        (r"[,\s]*\\quad[,\s]*(?:\\quad[,\s]*)*", r"\\quad "),
+        (r"!=", r"\\ne "),
         (r"C_\{?(\w+)\}?\^\{?(\w+)\}?", r"\\binom{\1}{\2}"),
     ]
 ]  # fmt: skip
@@ -125,7 +127,7 @@ _LETTER = r"(?:\\(?!in |le |ge |ne |pi|cup|set|frac|sqrt|pm|text)[A-Za-z]+|[A-Za
 _WORD = r"[A-Z]{2,4}|[A-Za-z]{4,}|\\text\{[A-Za-z ]+\}"
 NAME = re.compile(
     rf"\s*(?:{_LETTER}|{_WORD}|{_LETTER}\s*\([^()]*\)|\\(?:angle|triangle|overline|vec|measuredangle)\s*\{{?[A-Za-z]+\}}?"
-    rf"|m\\angle\s*[A-Z]+|\((?:\s*{_LETTER}\s*,)+\s*{_LETTER}\s*\)|\|?[A-Z]{{2}}\|?|[A-Z_{{}}]+\s*:\s*[A-Z_{{}}]+"
+    rf"|m\\angle\s*[A-Z]+|\((?:\s*{_LETTER}\s*,)+\s*{_LETTER}\s*\)|\|?[A-Z]{{2}}\|?|[A-Z_0-9{{}}]+\s*:\s*[A-Z_0-9{{}}]+"
     rf"|\\frac\{{[A-Z]{{2}}\}}\{{[A-Z]{{2}}\}}|\\(?:sin|cos|tan)\s*(?:{_LETTER}|\(\s*{_LETTER}\s*\)))\s*", re.ASCII
 )  # fmt: skip
 SUM = re.compile(rf"[-+\s]*{_LETTER}(?:\s*[-+]?\s*{_LETTER})*\s*", re.ASCII)
@@ -173,7 +175,8 @@ def _read(text):
         if separator in text and len(parts := split(text, separator)) > 1:
             if kind == "|" and (name := re.match(rf"({_LETTER})\s*\\in\s*", parts[0])):
                 parts[0] = parts[0][name.end() :]
-            return _list(text, kind, _items(filter(None, parts)))
+            items = _items(filter(None, parts))
+            return _list(text, kind, items) if items else Leaf(text)
     exact, *_ = split(text, "\\approx") if "\\approx" in text else [text]
     text = exact or text
     if relation := RELATION.search(text) if "\\" in text or not text.isalnum() else None:
@@ -195,13 +198,17 @@ def _items(parts):
 
 
 def _list(text, kind, items):
-    """A list whose items are lists (of +-) is one list; (x, y) = (1, 2), (3, 4) names each."""
+    """A list whose items are lists (of +-) is one list; x = 1, 2 and (x, y) = (1, 2), (3, 4) name
+    all of them.
+    """
     flat = []
     for item in items:
         inner = isinstance(item, Group) and item.kind == kind
         flat += item.items if inner else [item]
-    if kind == "," and isinstance(flat[0], Equation) and flat[0].name.startswith("("):
-        flat[0] = flat[0].content
+    first, *rest = flat
+    if kind == "," and isinstance(first, Equation) and first.name and first.relation == "=":
+        if not any(isinstance(x, Equation) for x in rest):
+            flat[0] = first.content
     if kind == "," and all(isinstance(x, Equation) and _interval(x.content) for x in flat):
         kind, flat = "|", [x.content for x in flat]  # x < 1 or x > 3
     return Group(text, kind, tuple(flat))
@@ -289,7 +296,9 @@ def _chain(text, parts):
     content = _read(values[-1])
     if any(not _same(content, _read(value), 0.0) for value in values[:-1]):
         return None
-    return Equation(text, left, "=", values[-1], _spell(left) if NAME.fullmatch(left) else "", content)
+    return Equation(
+        text, left, "=", values[-1], _spell(left) if NAME.fullmatch(left) else "", content
+    )
 
 
 def _inequality(text, parts, relations, turned):
@@ -300,10 +309,12 @@ def _inequality(text, parts, relations, turned):
         return Equation(text, parts[0], "\\in", parts[1], _spell(parts[0]), _read(parts[1]))
     if relations == ["\\ne"]:
         content = _without("\\mathbb{R}", f"\\{{{parts[1]}\\}}") if names[0] else None
-        return Equation(text, parts[0], "\\ne", parts[1], _spell(parts[0]) if content else "", content)
+        return Equation(
+            text, parts[0], "\\ne", parts[1], _spell(parts[0]) if content else "", content
+        )
     if not all(one in brackets for one in relations) or len(parts) > 3:
         return None
-    low, high, name = None, None, ""
+    low, high, name, relation = None, None, "", relations[0]
     if len(parts) == 3 and names[1]:
         low, name, high = parts
     elif len(parts) == 2 and names[0] and not names[1]:
@@ -315,7 +326,7 @@ def _inequality(text, parts, relations, turned):
     if name:
         kind = brackets[relations[0]][0] + brackets[relations[1]][1]
         content = Group(text, kind, (_read(low), _read(high)))
-        return Equation(text, parts[0], relations[0], parts[-1], _spell(name), content)
+        return Equation(text, parts[0], relation, parts[-1], _spell(name), content)
     return Equation(text, parts[0], relations[0], parts[1]) if len(parts) == 2 else None
 
 
@@ -328,7 +339,9 @@ def _without(whole, part):
     holes = []
     for item in items:
         ends, kind = (item.items, item.kind) if _interval(item) else ((item, item), "[]")
-        if len(ends) != 2 or not all(isinstance(end, Leaf) and end.value is not None for end in ends):
+        if len(ends) != 2 or not all(
+            isinstance(end, Leaf) and end.value is not None for end in ends
+        ):
             return None
         holes.append((*ends, kind))
     holes.sort(key=lambda hole: hole[0].value)
@@ -358,7 +371,11 @@ def same(gold, got, tolerance=0.0):
     if len(gold) < 30 and (letter := CHOICE.fullmatch(normalise(gold))):  # a choice: (C)
         chosen = CHOSEN.match(normalise(got))
         why = chosen and chosen["why"] or ""
-        return bool(chosen) and chosen[1] == letter[1] and not re.search(r"\b[A-J][).:]|,\s*\(?[B-J]\b", why)
+        return (
+            bool(chosen)
+            and chosen[1] == letter[1]
+            and not re.search(r"\b[A-J][).:]|,\s*\(?[B-J]\b", why)
+        )
     return _same(read(gold), read(got), tolerance)
 
 
@@ -366,8 +383,12 @@ def _same(gold, got, tolerance):
     if isinstance(gold, Equation) and isinstance(got, Equation):
         return _same_equation(gold, got, tolerance)
     if isinstance(got, Equation):
-        value = got.name or got.relation == "=" and (
-            SUM.fullmatch(got.left) or _same(gold, _read(got.left), tolerance)  # 2+3 = 5
+        value = (
+            got.name
+            or got.relation == "="
+            and (
+                SUM.fullmatch(got.left) or _same(gold, _read(got.left), tolerance)  # 2+3 = 5
+            )
         )
         return bool(value) and _same(gold, got.content, tolerance)
     if isinstance(gold, Equation):
@@ -382,7 +403,11 @@ def _same(gold, got, tolerance):
 
 
 def _same_leaf(gold, got, tolerance):
-    if gold.value is not None and gold.value == got.value and (gold.unit == got.unit or not (gold.unit and got.unit)):
+    if (
+        gold.value is not None
+        and gold.value == got.value
+        and (gold.unit == got.unit or not (gold.unit and got.unit))
+    ):
         return True
     if gold.unit and got.unit and gold.unit != got.unit:
         return False
@@ -437,7 +462,9 @@ def _same_equation(gold, got, tolerance):
         factor = latex.ratio(*trees)
     except NotMathematics:
         return _squeeze(gold.text) == _squeeze(got.text)
-    return factor is not None and (gold.relation in ("=", "\\ne") or factor.imag == 0 and factor.real > 0)
+    return factor is not None and (
+        gold.relation in ("=", "\\ne") or factor.imag == 0 and factor.real > 0
+    )
 
 
 def _same_group(gold, got, tolerance):

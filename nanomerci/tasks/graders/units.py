@@ -10,7 +10,7 @@ yd yard;mi mile;lb pound;oz ounce;L l liter litre;gal gallon;acre;dollar USD;eur
 rad radian;deg degree;N newton;J joule;W watt;Pa pascal;V volt;A ampere amp;ohm Omega;Hz hertz;K kelvin;C;F;
 mol mole;eV;T tesla;erg;dyn dyne;AU;pc parsec;ly;M_odot Msun;L_odot Lsun;R_odot;unit;mph;bit;byte;cal calorie;
 M molar;atm;bar;Ang angstrom;Ci;Wb;H;u;hectare ha;knot;quart qt;pint;cup;ton tonne"""
-PREFIXES = dict(zip("k c m mu n p M G d kilo centi milli micro nano mega".split(),
+PREFIXES = dict(zip("k c m u n p M G d kilo centi milli micro nano mega".split(),
                     "k c m u n p M G d k c m u n M".split()))  # fmt: skip
 PREFIXED = "m g s L l N J W Pa V A Hz eV pc mol ohm Omega meter metre gram liter litre watt joule volt bit byte cal".split()
 NUMBER_WORDS = re.compile(
@@ -18,9 +18,14 @@ NUMBER_WORDS = re.compile(
     r"sixes|sevens|eights|nines|quarters?|pairs?|couples?|roots?|squares|cubes|logs?|bases?|powers?|times|plus|minus|"
     r"less|this|is|its|was|has|does|versus|unless|plus|perhaps|always|thus|various|numbers?|as|us|answers|infs|sins|coss))"
 )
-FILLERS = NUMBER_WORDS.pattern + r"|and|or|not|if|to|at|the|a|an|of|in|is|but|either|except|point|more|than|half|over|mod|with|for|from|by|about|no|any|all|" \
+FILLERS = (
+    NUMBER_WORDS.pattern
+    + r"|and|or|not|if|to|at|the|a|an|of|in|is|but|either|except|point|more|than|half|over|mod|with|for|from|by|about|no|any|all|"
     r"one|two|three|four|five|six|seven|eight|nine|ten|twenty|negative|where|when"
-LABELS = frozenset("people children men women way ways person student unit units time mice".split()) - {"time"}
+)
+LABELS = frozenset(
+    "people children men women way ways person student unit units time mice".split()
+) - {"time"}
 
 
 def _table():
@@ -59,7 +64,12 @@ def split_unit(text):
     if not tail:
         return text, ""
     body = text[: tail.start()].strip()
-    unit = _unit(tail[0], bare="\\text" not in tail[0], number=bool(re.fullmatch(r"[-\d.,/\s%]+", body)), spaced=tail[0][0] == " ")
+    unit = _unit(
+        tail[0],
+        bare="\\text" not in tail[0],
+        number=bool(re.fullmatch(r"(?:[-\d.,/\s%{}^]|\\(?:frac|times|cdot))+", body)),
+        spaced=tail[0][0] == " ",
+    )
     return (text, "") if unit is None or not body else (body, unit)
 
 
@@ -97,6 +107,12 @@ def _unit(text, bare, number, spaced):
         else:
             return None
     if powers:
-        return " ".join(f"{name}^{power}" for name, power in sorted(powers.items()) if name != "unit") if not label else None if bare else ""
+        return (
+            " ".join(f"{name}^{power}" for name, power in sorted(powers.items()) if name != "unit")
+            if not label
+            else None
+            if bare
+            else ""
+        )
     plural = label in LABELS or len(label) > 3 and label.endswith("s")
     return "" if plural or not text.strip() or times > 1 else None
