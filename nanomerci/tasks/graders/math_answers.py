@@ -63,7 +63,7 @@ SYMBOLS = str.maketrans(
     }
 )  # fmt: skip
 COMMANDS = {
-    "dfrac": "\\frac", "tfrac": "\\frac", "cfrac": "\\frac", "varnothing": "\\emptyset", "langle": "(",
+    "dbinom": "\\binom", "tbinom": "\\binom", "dfrac": "\\frac", "tfrac": "\\frac", "cfrac": "\\frac", "varnothing": "\\emptyset", "langle": "(",
     "rangle": ")", "lbrace": "\\{", "rbrace": "\\}", "lbrack": "[", "rbrack": "]", "lvert": "|", "rvert": "|",
     "vert": "|", "mid": "|", "leq": "\\le", "leqq": "\\le", "leqslant": "\\le", "geq": "\\ge", "geqq": "\\ge",
     "geqslant": "\\ge", "lt": "<", "gt": ">", "neq": "\\ne", "equiv": "=", "lor": ",", "vee": ",",
@@ -73,7 +73,7 @@ COMMANDS = {
     "mathit": "\\text", "mathsf": "\\text", "operatorname": "\\text", "thinspace": " ", "bmod": "\\mod",
     **dict.fromkeys(
         """left right displaystyle textstyle large Large LARGE small normalsize huge bigl bigr Bigl Bigr big Big
-        bigg Bigg limits nolimits boldsymbol""".split(), ""
+        bigg Bigg limits nolimits boldsymbol medspace thickspace negthinspace negmedspace negthickspace""".split(), ""
     ),
 }  # fmt: skip
 REWRITES = [

@@ -42,10 +42,17 @@ def _table():
 
 
 KNOWN = _table()
-_WORD = r"(?:\\text\{[A-Za-z](?:[A-Za-z\s./^'()-]|\\cdot)*\}|\\mu\s*(?:\\text\{[A-Za-z]+\}|[A-Za-z](?![A-Za-z]))|M_\{?\\odot\}?|L_\{?\\odot\}?|(?<![A-Za-z\\{_])[A-Za-z]+(?![A-Za-z{(_]))"
+_TEXT = r"\\text\{[A-Za-z](?:[A-Za-z\s./^'()-]|\\cdot)*\}"
+_BARE = (
+    r"(?:\\mu\s*(?:\\text\{[A-Za-z]+\}|[A-Za-z](?![A-Za-z]))|[MLR]_\{?\\odot\}?"
+    r"|(?<![A-Za-z\\{_])[A-Za-z]+(?![A-Za-z{(_]))"
+)
 _POWER = r"(?:\s*\^\s*(?:\{\s*-?\d\s*\}|-?\d))?"
+_NEXT = r"(?:\s*(?:\\cdot|/)\s*|\s*)"
 TAIL = re.compile(
-    rf"(?<=[\d}})\]%|a-z\s])\s*(?:\^\s*\{{?\\circ\s*\}}?\s*(?:\\text\{{)?[CF]\}}?|{_WORD}{_POWER}(?:(?:\s*(?:\\cdot|/)\s*|\s*){_WORD}{_POWER})*)\s*$",
+    r"(?<=[\d})\]%|a-zA-Z\s])\s*(?:\^\s*\{?\\circ\s*\}?\s*(?:\\text\{)?[CF]\}?"
+    rf"|{_TEXT}{_POWER}(?:{_NEXT}(?:{_TEXT}|{_BARE}){_POWER})*"
+    rf"|{_BARE}{_POWER}(?:{_NEXT}{_BARE}{_POWER})*)\s*$",
     re.ASCII,
 )
 PIECE = re.compile(r"[A-Za-z_\\]+|/|\^\s*\{?\s*(-?\d)\s*\}?|.", re.ASCII | re.DOTALL)
