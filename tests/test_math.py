@@ -43,6 +43,12 @@ def box(text):
         ("\\boxed{5} and \\boxed{6", "5"),
         ("\\boxed{5", None),
         ("\\boxed{}", None),
+        ("\\boxed 5", "5"),
+        ("$\\boxed12$", "12"),
+        ("\\boxed{5} or \\boxed{ }", "5"),
+        ("\\boxed{1}, \\boxed{2} and $\\boxed{3}$", "1, 2, 3"),
+        ("\\boxed{\\sqrt2}, so \\boxed{\\approx 1.41}", "\\sqrt2"),
+        ("The answer is: **7**.", "7"),
         ("5", None),
         ("", None),
         ("Answer: 5", "5"),
@@ -485,6 +491,10 @@ def test_what_a_user_gets_wrong_is_one_line(tmp_path):
     write(tmp_path / "a.jsonl", [{"text": "?", "result": "2"}])
     (tmp_path / "bad.jsonl").write_text("nonsense\n")
     (tmp_path / "x.txt").write_text("")
+    (tmp_path / "none.jsonl").write_bytes(b"")
+    (tmp_path / "lfs.jsonl").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:1\n"
+    )
     for arguments, says in [
         ((str(tmp_path / "a.jsonl"),), "no question in column .* it has text, result"),
         ((str(tmp_path / "gone.jsonl"),), "wanted a .json"),
@@ -493,10 +503,91 @@ def test_what_a_user_gets_wrong_is_one_line(tmp_path):
         (("math501",), "one of dapo_math_17k"),
         (("math500", tmp_path), "no math500 there"),
         ((str(tmp_path / "x.txt"),), "a .txt file"),
+        ((str(tmp_path / "none.jsonl"),), "is empty"),
+        ((str(tmp_path / "lfs.jsonl"),), "Git LFS pointer"),
     ]:
         with pytest.raises(ValueError, match=says) as error:
             math.load(*arguments)
         assert "\n" not in str(error.value)
+
+
+def test_text_files_as_they_come(tmp_path):
+    """A byte-order mark; line separators of Unicode inside a text, which do not end a line of JSON."""
+    odd = "first\u2028second\u2029third\u0085fourth"
+    lines = "".join(
+        json.dumps({"question": f"{odd} {i}?", "answer": i}, ensure_ascii=False) + "\r\n"
+        for i in range(3)
+    )
+    for name, text in [
+        ("a.jsonl", lines),
+        ("b.json", json.dumps([{"question": odd, "answer": 1}], ensure_ascii=False)),
+        ("c.csv", "question,answer\nWhy?,2\n"),
+    ]:
+        for mark in ("", "\ufeff"):
+            (tmp_path / name).write_text(mark + text, encoding="utf-8")
+            problems = math.load(str(tmp_path / name), strict=True)
+            assert len(problems) == (3 if name == "a.jsonl" else 1)
+            assert (odd in problems[0].prompt) == (name != "c.csv")
+
+
+@pytest.mark.parametrize(
+    "answer, gold",
+    [
+        ({"ground_truth": '["34"]'}, "34"),
+        ({"ground_truth": '["1", "$-1$"]'}, "1, -1"),
+        ({"ground_truth": "[1, 2]"}, "[1, 2]"),
+        ("So $x$ is $\\boxed 2$.", "2"),
+        ("First \\boxed{}, then \\boxed{3}", "3"),
+        (0, "0"),
+        (0.5, "0.5"),
+    ],
+)
+def test_golds_as_they_come(answer, gold, tmp_path):
+    write(tmp_path / "a.jsonl", [{"id": None, "question": "?", "answer": answer}, {"id": 7}])
+    (problem,) = math.load(str(tmp_path / "a.jsonl"))
+    assert problem.gold == gold
+
+
+BAD = {
+    "an empty question": {"question": " ", "answer": "2"},
+    "no question": {"question": None, "answer": "2"},
+    "NaN": {"question": "?", "answer": float("nan")},
+    "an empty answer": {"question": "?", "answer": ""},
+    "an empty box": {"question": "?", "answer": "\\boxed{}"},
+    "a NaN question": {"question": float("nan"), "answer": "2"},
+    "empty messages": {"prompt": [], "answer": "2"},
+    "no record": 7,
+}
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_a_bad_record_is_counted_and_its_place_named(bad, tmp_path, capsys):
+    good = [{"question": f"{i}?", "answer": str(i)} for i in range(3)]
+    write(tmp_path / "a.jsonl", [*good, BAD[bad], BAD[bad]])
+    assert [p.gold for p in math.load(str(tmp_path / "a.jsonl"))] == ["0", "1", "2"]
+    said = capsys.readouterr().err
+    assert "2 bad records" in said and "record 3" in said and said.count("\n") == 1
+    with pytest.raises(ValueError, match="record 3"):
+        math.load(str(tmp_path / "a.jsonl"), strict=True)
+
+
+def test_a_line_that_is_not_json_is_counted_and_its_place_named(tmp_path, capsys):
+    (tmp_path / "a.jsonl").write_text('{"question": "?", "answer": 1}\n{"question": \n')
+    assert len(math.load(str(tmp_path / "a.jsonl"))) == 1
+    assert "line 2: is not JSON" in capsys.readouterr().err
+
+
+def test_what_the_system_says_is_kept(tmp_path):
+    record = {
+        "prompt": [
+            {"role": "system", "content": "Answer in base 5."},
+            {"role": "user", "content": "What is 3 + 4?"},
+        ],
+        "reward_model": {"ground_truth": "12"},
+    }
+    write(tmp_path / "a.jsonl", [record])
+    (problem,) = math.load(str(tmp_path / "a.jsonl"))
+    assert problem.prompt == "Answer in base 5.\n\nWhat is 3 + 4?" + math.BOXED
 
 
 def test_the_task():

@@ -186,7 +186,9 @@ def reshaped(form, parts, mutation, rng):
     if mutation == "missing":
         return written("list" if form == "union" else form, parts[1:])
     text = written(form, parts)
-    return text.replace("left[", "left(", 1) if "left[" in text else text.replace("right)", "right]")
+    return (
+        text.replace("left[", "left(", 1) if "left[" in text else text.replace("right)", "right]")
+    )
 
 
 def differ(a, b):
@@ -300,10 +302,14 @@ def test_mutants_are_refused(pool):
         outcomes = grades(pool, pairs)
         wrong = [pair for pair, outcome in zip(pairs, outcomes) if outcome == "right"]
         errors = Counter(outcomes)["error"]
-        print(f"{form:11s} {mutation:9s} {len(pairs):4d} mutants, {len(wrong)} paid, {errors} errors")
+        print(
+            f"{form:11s} {mutation:9s} {len(pairs):4d} mutants, {len(wrong)} paid, {errors} errors"
+        )
         assert not errors, pool.last_error
         total, paid = total + len(pairs), paid + wrong
-    print(f"{total} mutants, {len(paid)} paid: {1 - len(paid) / total:.2%} refused", *paid, sep="\n")
+    print(
+        f"{total} mutants, {len(paid)} paid: {1 - len(paid) / total:.2%} refused", *paid, sep="\n"
+    )
     assert min(map(len, table.values())) >= PER_CELL and len(table) > 50
     assert len({gold for pairs in table.values() for gold, _ in pairs}) >= 500
     assert len(paid) < 0.005 * total

@@ -226,9 +226,12 @@ class _Parser:
             name += "_" + self.raw()
         while self.next == "'":
             name += self.advance()
-        if name[0] in "fghFGH" and len(name) < 3 and self.next == "(":
+        of_number = _digits(*self.tokens[self.at + 1 : self.at + 2]) and self.tokens[
+            self.at + 2 : self.at + 3
+        ] == [")"]
+        if self.next == "(" and (name[0] in "fghFGH" and len(name) < 3 or of_number):  # also I(0)
             self.advance()
-            return "call", ("name", name), self.group(")")
+            return "call", name, self.group(")")
         return "name", name
 
     def raw(self):
@@ -282,7 +285,7 @@ class _Parser:
         return "matrix", *map(tuple, rows)
 
 
-def _digits(token):
+def _digits(token=None):
     return isinstance(token, str) and token[0] in ".0123456789"
 
 
@@ -315,9 +318,9 @@ def names(tree):
 
 
 def point(name, number):
-    """Value of a variable at one of the points: first in (0, 1), then (1, 3), then of any sign."""
+    """Value of a variable at one of the points: first in (0, 1), then (1, 10), then of any sign."""
     hashed = zlib.crc32(f"{name}/{number}".encode()) % 9973
-    return Fraction(hashed + 1, 9974) * (1, 3, 4)[number % 3] + (0, 1, -2)[number % 3]
+    return Fraction(hashed + 1, 9974) * (1, 9, 12)[number % 3] + (0, 1, -6)[number % 3]
 
 
 class Evaluation:
@@ -346,7 +349,7 @@ class Evaluation:
         if kind == "matrix":
             return tuple(tuple(map(self.value, row)) for row in rest)
         if kind == "call":  # a function that is not known: a wild one of its argument
-            (_, name), argument = rest
+            name, argument = rest
             return self.mp.sin(
                 7 * self.inexact(self.value(argument)) + self.inexact(point(name, 0))
             )

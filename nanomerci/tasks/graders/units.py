@@ -55,18 +55,19 @@ TAIL = re.compile(
     rf"|{_BARE}{_POWER}(?:{_NEXT}{_BARE}{_POWER})*)\s*$",
     re.ASCII,
 )
+MODULUS = re.compile(r"\s*(?:\(\s*\\mod\s*(\d+)\s*\)|\\pmod\s*\{?(\d+)\}?)$", re.ASCII)
 PIECE = re.compile(r"[A-Za-z_\\]+|/|\^\s*\{?\s*(-?\d)\s*\}?|.", re.ASCII | re.DOTALL)
 
 
 @lru_cache(4096)
 def split_unit(text):
     """Value and unit of an expression; "" if it has none, and for a label."""
-    if base := re.fullmatch(r"\(?(\d+)\)?_\{?(\d+)\}?", text):  # 52_8: digits in a base
-        return f"\\text{{base {int(base[2])} }}{base[1]}", ""
-    if modulus := re.search(r"\s*(?:\(\s*\\mod\s*(\d+)\s*\)|\\pmod\s*\{?(\d+)\}?)$", text):
-        return text[: modulus.start()], f"mod {modulus[1] or modulus[2]}"
-    if not text[-1:].isalpha() and text[-1:] not in "}123456789" or text.isdigit():
+    if text[-1:] not in "}0123456789)" and not text[-1:].isalpha() or text.isdigit():
         return text, ""
+    if "_" in text and (base := re.fullmatch(r"\(?(\d+)\)?_\{?(\d+)\}?", text)):
+        return f"\\text{{base {int(base[2])} }}{base[1]}", ""
+    if "mod" in text and (modulus := MODULUS.search(text)):
+        return text[: modulus.start()], f"mod {modulus[1] or modulus[2]}"
     tail = TAIL.search(text)
     if not tail:
         return text, ""
@@ -114,12 +115,7 @@ def _unit(text, bare, number, spaced):
         else:
             return None
     if powers:
-        return (
-            " ".join(f"{name}^{power}" for name, power in sorted(powers.items()) if name != "unit")
-            if not label
-            else None
-            if bare
-            else ""
-        )
+        names = (f"{name}^{power}" for name, power in sorted(powers.items()) if name != "unit")
+        return None if label else " ".join(names)
     plural = label in LABELS or len(label) > 3 and label.endswith("s")
     return "" if plural or not text.strip() or times > 1 else None
