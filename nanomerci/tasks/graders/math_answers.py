@@ -133,6 +133,8 @@ def normalise(text):
         raise TooLarge(f"{len(text)} characters")
     if not text.isascii():
         text = text.translate(SYMBOLS)
+    if "\\\\" in text and "\\begin" not in text:
+        text = text.replace("\\\\", "\\")  # escaped twice
     if not BARE.fullmatch(text):
         for key, pattern, new in REWRITES:
             if key in text:
@@ -243,7 +245,7 @@ def _list(text, kind, items):
     """
     flat = []
     for item in items:
-        inner = isinstance(item, Group) and item.kind == kind
+        inner = isinstance(item, Group) and item.kind == kind and ";" not in text
         flat += item.items if inner else [item]
     first, *rest = flat
     if kind == "," and isinstance(first, Equation) and first.name and first.relation == "=":
