@@ -81,9 +81,8 @@ def main(folder=None):
             paid = sum(reward > right for reward, (*_, right) in zip(rewards, rows))
             refused = sum(reward < right for reward, (*_, right) in zip(rewards, rows))
             share = 1 - (paid + refused) / len(rows)
-            print(
-                f"| {name} | {len(rows)} | {grader} | {share:.1%} | {paid} | {refused} | {each:.1f} |"
-            )
+            cells = name, len(rows), grader, f"{share:.1%}", paid, refused, f"{each:.1f}"
+            print("|", " | ".join(map(str, cells)), "|")
 
 
 if __name__ == "__main__":

@@ -217,16 +217,15 @@ def test_a_library_is_imported_once_and_whoever_replaces_a_worker_has_it(pool, m
         "SELECT a FROM t",
         "```sql\nSELECT a FROM t\n```",
     )
-    assert {grade.outcome for grade in pool.grade([(math.grade, "\\sqrt{8}", "\\boxed{2\\sqrt2}"), query])} == {
-        "right"
-    }
+    assert {
+        grade.outcome
+        for grade in pool.grade([(math.grade, "\\sqrt{8}", "\\boxed{2\\sqrt2}"), query])
+    } == {"right"}
     assert (
         pool.grade([(spin,), (modules,), (crash,), (modules,)])[1::2] == [Grade(4.0, "right")] * 2
     )  # mpmath
     loads = [command[1:] for command in told if command[0] == "load"]
-    assert (
-        loads.count(("mpmath",)) == loads.count(("sqlglot",)) == 1
-    )
+    assert loads.count(("mpmath",)) == loads.count(("sqlglot",)) == 1
     assert (
         pool.grade([(threads_of_zygote,)])[0].reward == 1
     )  # to fork a process of many threads is not safe

@@ -512,7 +512,7 @@ def test_what_a_user_gets_wrong_is_one_line(tmp_path):
 
 
 def test_text_files_as_they_come(tmp_path):
-    """A byte-order mark; line separators of Unicode inside a text, which do not end a line of JSON."""
+    """A byte-order mark; Unicode's line separators inside a text, which end no line of JSON."""
     odd = "first\u2028second\u2029third\u0085fourth"
     lines = "".join(
         json.dumps({"question": f"{odd} {i}?", "answer": i}, ensure_ascii=False) + "\r\n"

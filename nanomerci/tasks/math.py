@@ -203,7 +203,7 @@ def load(
         if limit and len(problems) == limit:
             break
     if not problems:
-        raise bad[0] if bad else ValueError(f"{name}: has no records")
+        raise [*bad, ValueError(f"{name}: has no records")][0]
     if bad:
         print(f"{name}: {len(bad)} bad records left out; the first: {bad[0]}", file=sys.stderr)
     return problems
@@ -211,8 +211,9 @@ def load(
 
 def _records(name, source, folder, split, config):
     """Dictionaries, one a record, from a local place if there is one, else from the hub."""
-    places = [Path(name)] if name not in SOURCES else []
-    places += [Path(folder) / stem for stem in (name, source.hub.split("/")[-1])] if folder else []
+    places = [Path(name)] * (name not in SOURCES)
+    if folder:
+        places += [Path(folder) / stem for stem in (name, source.hub.split("/")[-1])]
     for place in places:
         files = [place]
         if not place.is_file():
@@ -251,16 +252,19 @@ def _read_json(path):
         found = json.loads(path.read_text("utf-8-sig"))
     except ValueError:
         return _read_lines(path)
-    return found if isinstance(found, list) else [found]  # one record: MATH has a file a problem
+    if isinstance(found, list):
+        return found
+    return [found]  # MATH has a file a problem
 
 
 def _read_lines(path):
-    """A line that is not JSON stands for itself: _fields says what is wrong with it. Only \\n ends a
-    line: splitlines() would also cut at the U+2028 of a text.
+    """A line that is not JSON becomes the error that _fields raises. Only \\n ends a line:
+    splitlines() would also cut at the U+2028 of a text.
     """
     for i, line in enumerate(path.read_text("utf-8-sig").split("\n"), 1):
         try:
-            yield from [json.loads(line)] if line.strip() else []
+            if line.strip():
+                yield json.loads(line)
         except ValueError as error:
             yield ValueError(f"{path}, line {i}: is not JSON ({error})")
 

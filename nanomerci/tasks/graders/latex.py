@@ -31,19 +31,18 @@ class NotMathematics(Exception):
     """Text that the grammar below does not know."""
 
 
-FUNCTIONS = {
-    name: name
-    for name in """sin cos tan cot sec csc sinh cosh tanh coth arcsin arccos arctan arccot exp ln log
-    lg""".split()
-} | {"asin": "arcsin", "acos": "arccos", "atan": "arctan"}
+FUNCTIONS = frozenset(
+    "sin cos tan cot sec csc sinh cosh tanh coth arcsin arccos arctan arccot exp ln log lg".split()
+)
 INVERSE = {"sin": "arcsin", "cos": "arccos", "tan": "arctan", "cot": "arccot"}
 LETTERS = frozenset(
-    """alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma
-    tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega
-    infty emptyset ell hbar odot star""".split()
+    """alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi
+    rho sigma tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi
+    Psi Omega pi circ infty emptyset ell hbar odot star""".split()
 )
 ACCENTS = frozenset("overline bar vec hat tilde widehat overrightarrow mathbb mathcal".split())
 CONSTANTS = frozenset(["\\pi", "e", "i", "°"])
+WORDS = {"pi": "\\pi", "infty": "\\infty", "infinity": "\\infty", "\\infinity": "\\infty"}
 ASCII = "|".join(sorted(["sqrt", "pi", "infty", "infinity", "abs", *FUNCTIONS], key=len)[::-1])
 TOKEN = re.compile(
     r"(?P<loop>\d*\.\d*)\\(?:overline|bar|dot)\s*(?:\{(?P<digits>\d+)\}|(?P<digit>\d))"
@@ -51,15 +50,13 @@ TOKEN = re.compile(
     rf"|(?<![A-Za-z])(?:{ASCII})(?![A-Za-z])|\*\*|[A-Za-z]|[-+*/^_!%|(){{}}\[\]&']|\s+|(?P<bad>.)",
     re.ASCII | re.DOTALL,
 )
-CLOSING = {
-    "(": ")", "[": "]", "{": "}", "\\{": "\\}", "|": "|", "\\lfloor": "\\rfloor", "\\lceil": "\\rceil"
-}  # fmt: skip
-TIMES, PLUS = (
-    {"*": "*", "\\cdot": "*", "\\times": "*", "/": "/", "\\div": "/"},
-    {"+": "+", "-": "-"},
-)
-ENDS = frozenset([*TIMES, *PLUS, *"^_!%)]}&", "'", "\\}", "\\rfloor", "\\rceil", "\\\\", "\\over",
-                  "\\choose", "\\end", "**", None])  # fmt: skip
+CLOSING = dict(zip("( [ { \\{ | \\lfloor \\lceil".split(), ") ] } \\} | \\rfloor \\rceil".split()))
+AROUND = {"|": "abs", "\\lfloor": "floor", "\\lceil": "ceiling"}
+TIMES = {"*": "*", "\\cdot": "*", "\\times": "*", "/": "/", "\\div": "/"}
+PLUS = frozenset("+-")
+INFIX = {"\\over": "/", "\\choose": "binom"}
+ENDS = frozenset([*TIMES, *PLUS, *INFIX, *CLOSING.values(), *"^_!%&'", "\\\\", "\\end", "**", None])
+ENDS -= {"|"}  # which may open, too
 
 
 @lru_cache(4096)
@@ -87,14 +84,18 @@ class _Parser:
                 raise NotMathematics(text)
             if len(match[0]) > MAX_DIGITS and match[0][0] in ".0123456789":
                 raise TooLarge(f"a number of {len(match[0])} digits")
-            self.tokens += [match] if match["loop"] else [match[0]] * (not match[0].isspace())
+            if match["loop"]:
+                self.tokens.append(match)
+            elif not match[0].isspace():
+                self.tokens.append(match[0])
         if len(self.tokens) > MAX_TOKENS:
             raise TooLarge(f"{len(self.tokens)} tokens")
+        self.tokens += [None] * 4  # the end, and what is looked at behind it
         self.advance()
 
     def advance(self):
         token, self.at = self.next, self.at + 1
-        self.next = self.tokens[self.at] if self.at < len(self.tokens) else None
+        self.next = self.tokens[self.at]
         return token
 
     def take(self, token):
@@ -109,13 +110,14 @@ class _Parser:
         return tree
 
     def signed(self, read):
-        signs = 0
         minus = False
-        while self.next in PLUS and signs < 2:
-            minus ^= self.advance() == "-"
-            signs += 1
+        for _ in range(2):
+            if self.next in PLUS:
+                minus ^= self.advance() == "-"
         tree = read()
-        return ("*", ("number", Fraction(-1)), tree) if minus else tree
+        if minus:
+            tree = "*", ("number", Fraction(-1)), tree
+        return tree
 
     def product(self):
         tree, last = self.power(), self.tokens[self.at - 1]
@@ -147,16 +149,12 @@ class _Parser:
                 tree = "/", tree, ("number", Fraction(100))
             elif (exponent := self.argument(whole=True)) == ("name", "\\circ"):
                 tree = "*", tree, ("name", "°")
+            elif self.next == "^":  # a tower
+                self.advance()
+                return "^", tree, ("^", exponent, self.argument(whole=True))
             else:
-                return "^", tree, self.signed_power(exponent)
+                return "^", tree, exponent
         return tree
-
-    def signed_power(self, exponent):
-        return (
-            ("^", exponent, self.argument(whole=True))
-            if self.next == "^" and self.advance()
-            else exponent
-        )
 
     def argument(self, whole=False):
         """What a command or ^ takes: a group in braces, or one token. whole: of a number all its
@@ -174,64 +172,67 @@ class _Parser:
         """What stands before a closing bracket, which is consumed."""
         bars, self.bars = self.bars, closing == "|"
         tree = self.sum()
-        if self.next in ("\\over", "\\choose"):
-            tree = ("/" if self.advance() == "\\over" else "binom"), tree, self.sum()
+        if self.next in INFIX:
+            tree = INFIX[self.advance()], tree, self.sum()
         self.take(closing)
         self.bars = bars
         return tree
 
     def atom(self):
         token = self.advance()
-        if token is None or token in ENDS and token != "\\circ":
+        if token in ENDS:
             raise NotMathematics(f"unexpected {token}")
         if isinstance(token, re.Match):
             return "number", _repeating(token["loop"], token["digits"] or token["digit"])
-        if token[0] in ".0123456789":
-            if len(re.split("[eE]", token)[-1]) > 4 and "e" in token.lower():
+        if _digits(token):
+            if "e" in token.lower() and len(re.split("[eE]", token)[1]) > 4:
                 raise TooLarge(token)
             return "number", Fraction(token)
         if token in CLOSING:
             tree = self.group(CLOSING[token])
-            kind = {"|": "abs", "\\lfloor": "floor", "\\lceil": "ceiling"}.get(token)
-            return (kind, tree) if kind else tree
+            if token in AROUND:
+                tree = AROUND[token], tree
+            return tree
         name = token.lstrip("\\")
         if name in FUNCTIONS:
-            return self.function(FUNCTIONS[name])
-        if name in ("frac", "binom"):
-            return ("/" if name == "frac" else name), self.argument(), self.argument()
+            return self.function(name)
+        if name == "frac":
+            return "/", self.argument(), self.argument()
+        if name == "binom":
+            return "binom", self.argument(), self.argument()
         if name == "sqrt":
-            index = (
-                self.advance() and self.group("]") if self.next == "[" else ("number", Fraction(2))
-            )
-            return "root", self.argument(), index
+            return self.root()
         if name == "abs":
             return "abs", self.atom()
         if name == "begin":
             return self.matrix()
-        return self.name(token)
+        return self.name(WORDS.get(token, token))
 
-    def name(self, token):
+    def root(self):
+        index = "number", Fraction(2)
+        if self.next == "[":
+            self.advance()
+            index = self.group("]")
+        return "root", self.argument(), index
+
+    def name(self, name):
         """A variable with its subscript and primes; one of f g h before a bracket is a function."""
-        name = token.lstrip("\\") if token in ("pi", "\\infinity") else token
-        if name in ("pi", "infty", "infinity"):
-            name = "\\infty" if name != "pi" else "\\pi"
-        elif name.startswith("\\text{"):
+        if name.startswith("\\text{"):
             name = name[6:-1].strip()
         elif name[1:] in ACCENTS:
             name += self.raw()
-        elif name[0] == "\\" and name[1:] not in LETTERS and name not in ("\\pi", "\\circ"):
+        elif name[0] == "\\" and name[1:] not in LETTERS:
             raise NotMathematics(name)
         if self.next == "_":
             self.advance()
             name += "_" + self.raw()
         while self.next == "'":
             name += self.advance()
-        of_number = _digits(*self.tokens[self.at + 1 : self.at + 2]) and self.tokens[
-            self.at + 2 : self.at + 3
-        ] == [")"]
-        if self.next == "(" and (name[0] in "fghFGH" and len(name) < 3 or of_number):  # also I(0)
-            self.advance()
-            return "call", name, self.group(")")
+        if self.next == "(":
+            _, inner, end = self.tokens[self.at : self.at + 3]
+            if re.fullmatch("[fghFGH].?", name) or _digits(inner) and end == ")":  # f(x), I(0)
+                self.advance()
+                return "call", name, self.group(")")
         return "name", name
 
     def raw(self):
@@ -242,29 +243,31 @@ class _Parser:
             if not isinstance(token, str):
                 raise NotMathematics("a subscript that does not end")
             depth += (token == "{") - (token == "}")
-            text += "" if token in "{}" else token.removeprefix("\\text{").strip("\\{} ")
+            text += token.removeprefix("\\text{").strip("\\{} ")
             if depth <= 0:
                 return text
 
     def function(self, name):
-        base = power = None
+        base, power = (), None
         while self.next in ("^", "_"):
             if self.advance() == "^":
                 power = self.argument()
             else:
-                base = self.argument()
+                base = (self.argument(),)
         if power == ("*", ("number", Fraction(-1)), ("number", Fraction(1))) and name in INVERSE:
             name, power = INVERSE[name], None
         if self.next in ("(", "{", "["):
             argument = self.atom()
         else:  # \sin 2x, \ln\frac12; it ends before the next function
             argument = self.power()
-            while (
-                self.starts() and self.next not in CLOSING and str(self.next)[1:] not in FUNCTIONS
-            ):
+            while self.starts() and self.next not in CLOSING:
+                if str(self.next).lstrip("\\") in FUNCTIONS:
+                    break
                 argument = "*", argument, self.power()
-        tree = (name, argument, base) if base else (name, argument)
-        return ("^", tree, power) if power else tree
+        tree = name, argument, *base
+        if power:
+            tree = "^", tree, power
+        return tree
 
     def matrix(self):
         kind = self.raw()
@@ -285,7 +288,7 @@ class _Parser:
         return "matrix", *map(tuple, rows)
 
 
-def _digits(token=None):
+def _digits(token):
     return isinstance(token, str) and token[0] in ".0123456789"
 
 
@@ -311,9 +314,10 @@ def names(tree):
         kind, *rest = todo.pop()
         if kind == "name":
             found.add(rest[0])
+        elif kind == "matrix":
+            todo += sum(rest, ())
         else:
-            rows = [x for row in rest for x in row] if kind == "matrix" else rest
-            todo += [x for x in rows if isinstance(x, tuple)]
+            todo += [x for x in rest if isinstance(x, tuple)]
     return frozenset(found - CONSTANTS)
 
 
@@ -350,9 +354,7 @@ class Evaluation:
             return tuple(tuple(map(self.value, row)) for row in rest)
         if kind == "call":  # a function that is not known: a wild one of its argument
             name, argument = rest
-            return self.mp.sin(
-                7 * self.inexact(self.value(argument)) + self.inexact(point(name, 0))
-            )
+            return self.mp.sin(self.inexact(7 * self.value(argument) + point(name, 0)))
         values = [self.value(x) for x in rest]
         if kind in OPERATIONS:
             return OPERATIONS[kind](self, *values)
@@ -400,7 +402,7 @@ class Evaluation:
         return self.multiply(a, 1 / b)
 
     def power(self, a, b):
-        if isinstance(a, Fraction) and isinstance(b, Fraction) and b.denominator == 1:
+        if isinstance(a, Fraction) and _whole(b):
             if abs(b) * max(a.numerator.bit_length(), a.denominator.bit_length()) > MAX_BITS:
                 raise TooLarge("a power")
             return a ** int(b)
@@ -414,12 +416,12 @@ class Evaluation:
             exact = Fraction(math.isqrt(a.numerator), math.isqrt(a.denominator))
             if exact * exact == a:
                 return exact
-        if a.imag == 0 and a.real < 0 and index % 2 == 1:  # of the real roots
+        if _real(a) and a < 0 and index % 2 == 1:  # of the real roots
             return -self.power(-a, 1 / index)
         return self.power(a, 1 / index)
 
     def factorial(self, n):
-        if isinstance(n, Fraction) and n.denominator == 1:
+        if _whole(n):
             if n > MAX_FACTORIAL:
                 raise TooLarge("a factorial")
             return Fraction(math.factorial(int(n)))
@@ -428,7 +430,7 @@ class Evaluation:
         return self.mp.gamma(self.inexact(n) + 1)
 
     def binomial(self, n, k):
-        if abs(n) <= MAX_FACTORIAL and n.denominator == k.denominator == 1:
+        if _whole(n) and _whole(k) and abs(n) <= MAX_FACTORIAL:
             return Fraction(math.comb(int(n), int(k)))
         if max(abs(n), abs(k)) > 1000:
             raise TooLarge("a binomial coefficient")
@@ -448,7 +450,7 @@ class Evaluation:
         if name in ("exp", "sinh", "cosh", "tanh", "coth") and abs(a) > MAX_BITS:
             raise TooLarge(name)
         if name in ("ln", "log", "lg"):
-            base = base or (mp.e if name == "ln" else mp.mpf(10))
+            base = base or {"ln": +mp.e}.get(name, mp.mpf(10))
             return mp.log(a) / mp.log(base)
         return getattr(mp, re.sub("^arc", "a", name))(a)
 
@@ -468,6 +470,14 @@ OPERATIONS = {
 }
 
 
+def _whole(value):
+    return isinstance(value, Fraction) and value.denominator == 1
+
+
+def _real(value):
+    return not isinstance(value, tuple) and value.imag == 0
+
+
 def _small(value):
     if max(value.numerator.bit_length(), value.denominator.bit_length()) > MAX_BITS:
         raise TooLarge("a number")
@@ -478,8 +488,10 @@ def samples(*trees, degree=None):
     """[(values, error), ...] at points where all the trees are defined: those where they are real,
     if there are such. Raises TooLarge.
     """
-    found, real = [], []
-    for number in range(POINTS if any(map(names, trees)) else 1):
+    found, real, count = [], [], 1
+    if any(map(names, trees)):
+        count = POINTS
+    for number in range(count):
         run = Evaluation(number, degree)
         values = [run(tree) for tree in trees]
         if run.scale > 10**15:  # large terms may cancel: so many digits more
@@ -497,9 +509,9 @@ def samples(*trees, degree=None):
 
 
 def _flat(value):
-    return (
-        [x for row in value for y in row for x in _flat(y)] if isinstance(value, tuple) else [value]
-    )
+    if not isinstance(value, tuple):
+        return [value]
+    return sum(map(_flat, sum(value, ())), [])
 
 
 def close(a, b, error=0):
@@ -526,8 +538,11 @@ def ratio(a, b):
     """a / b, if it is the same everywhere, neither is zero, and both depend on all their variables;
     else None.
     """
-    found = [values for values, _ in samples(a, b)] if names(a) == names(b) != frozenset() else []
-    if len(found) < 3 or any(isinstance(x, tuple) or not x for values in found for x in values):
+    if names(a) != names(b) or not names(a):
+        return None
+    found = [values for values, _ in samples(a, b)]
+    flat = sum(found, [])
+    if len(found) < 3 or not all(flat) or any(isinstance(x, tuple) for x in flat):
         return None
     inexact = Evaluation().inexact
     (first, second), *rest = [[inexact(x) for x in values] for values in found]
@@ -539,6 +554,8 @@ def ratio(a, b):
 
 
 def _renamed(tree, name):
+    if not isinstance(tree, tuple):
+        return tree
     if tree == ("name", name):
         return "name", name + "'"
-    return tuple(_renamed(x, name) if isinstance(x, tuple) else x for x in tree)
+    return tuple(_renamed(x, name) for x in tree)

@@ -89,13 +89,21 @@ SPELT = {
     "\\{": "lbrace",
     "\\}": "rbrace",
     "i": "imath",
-    "": "left right displaystyle textstyle large Large LARGE small normalsize huge bigl bigr Bigl Bigr "
-    "big Big bigg Bigg limits nolimits boldsymbol thinspace medspace thickspace negthinspace "
-    "negmedspace negthickspace",
+    "": "left right displaystyle textstyle large Large LARGE small normalsize huge "
+    "bigl bigr Bigl Bigr big Big bigg Bigg limits nolimits boldsymbol thinspace medspace "
+    "thickspace negthinspace negmedspace negthickspace",
 }
 COMMANDS = {}
 for _new, _names in SPELT.items():
     COMMANDS |= dict.fromkeys(_names.split(), _new)
+
+
+def _command(match):
+    if match[1] in COMMANDS:
+        return COMMANDS[match[1]] + " "
+    return match[0]
+
+
 REWRITES = [  # (what the text must hold, pattern, what stands instead)
     (key, re.compile(pattern, re.ASCII), new)
     for key, pattern, new in [
@@ -103,7 +111,7 @@ REWRITES = [  # (what the text must hold, pattern, what stands instead)
         ("\\\\", r"\\\\\s*\[[\d.\s]*(?:pt|em|ex|mm|cm)\]", r"\\\\"),  # \\[4pt]
         ("$", r"(?<!\\)\$", " "),
         ("\\", r"(?<!\\)\\[()\[\]]", " "),
-        ("\\", r"\\([A-Za-z]+)\*?", lambda m: COMMANDS.get(m[1], m[0]) + " " * (m[1] in COMMANDS)),
+        ("\\", r"\\([A-Za-z]+)\*?", _command),
         ("\\text", r"\\text\s*\{\s*([^{}]*?)[\s.]*\}", r"\\text{\1}"),
         ("\\text", rf"\\text\{{({'|'.join(latex.FUNCTIONS)})\}}", r"\\\1 "),
         ("\\text", r"\\text\{([^{}]*\d[^{}]*)\}|^\s*\\text\{([^{}]*)\}\s*$", r"\1\2"),
@@ -142,7 +150,7 @@ def normalise(text):
     text = text.strip().rstrip(".,;:").strip()
     depth = deepest = 0
     for bracket in re.findall(r"[(\[{)\]}]", text):
-        depth += 1 if bracket in "([{" else -1
+        depth += (bracket in "([{") - (bracket in ")]}")
         deepest = max(deepest, depth)
     if deepest > MAX_DEPTH:
         raise TooLarge(f"{deepest} nested brackets")
@@ -153,7 +161,7 @@ def normalise(text):
 
 PLAIN = re.compile(r"-?\d{1,40}", re.ASCII)
 FRACTION = re.compile(
-    r"([-+]?)(?:(\d+\.?\d*|\.\d+)(?:\s*/\s*(\d+))?|\\frac\{(\d+)\}\{(\d+)\})", re.ASCII
+    r"([-+]?)(?:(\d+(?:\.\d*)?|\.\d+)(?:\s*/\s*(\d+))?|\\frac\{(\d+)\}\{(\d+)\})", re.ASCII
 )
 MARKED = re.compile(r"(.*?)\s*(%|\^\s*\{?\\circ\}?)\s*", re.ASCII)
 DECIMAL = re.compile(r"[-+]?\d*\.(\d+)", re.ASCII)
@@ -172,17 +180,24 @@ NAME = re.compile(  # A_{max}; f(x), P(X>2); f^{-1}(x), A^T; (x, y); area; \angl
 SUM = re.compile(rf"[-+\s]*{_LETTER}(?:\s*[-+]?\s*{_LETTER})*\s*", re.ASCII)
 PLUS_MINUS = re.compile(r"\\pm(?![a-z])")
 RELATION = re.compile(r"<=?|>=?|=|\\(?:le|ge|ne|in)(?![A-Za-z])")
-TURNED = {">": "<", "\\ge": "\\le", ">=": "\\le", "<=": "\\le"}
-CONDITION = re.compile(
-    r"\s*(?:(?:[,(]|\\quad|\\text\{,?\s*(?:for|where|with)?\s*\})\s*\(?\s*[A-Za-z](?:\s*,\s*[A-Za-z])*\s*\\in\s*\\mathbb\s*\{?[A-Z]\}?[\^_+*0-9{}>=\s]*\)?"
-    r"|,?\s*\\forall[^=]*|,?\s*\\text\{,?\s*(?:for all|for any|for every|where)\b[^{}]*\}[^=]*)$", re.ASCII
-)  # fmt: skip
+TURNED = {">": "<", ">=": "\\le", "\\ge": "\\le"}
+_MEMBERS = r"[A-Za-z](?:\s*,\s*[A-Za-z])*\s*\\in\s*\\mathbb\s*\{?[A-Z]\}?[\^_+*0-9{}>=\s]*"
+CONDITION = re.compile(  # , k in Z; for all x
+    r"\s*(?:(?:[,(]|\\quad|\\text\{,?\s*(?:for|where|with)?\s*\})\s*\(?\s*" + _MEMBERS + r"\)?"
+    r"|,?\s*\\forall[^=]*|,?\s*\\text\{,?\s*(?:for (?:all|any|every)|where)\b[^{}]*\}[^=]*)$",
+    re.ASCII,
+)
 INTERVALS = frozenset(["()", "[)", "(]", "[]"])
 BRACKETS = {
-    ("\\{", "\\}"): "{}", ("(", ")"): "()", ("(", "]"): "(]", ("[", ")"): "[)", ("[", "]"): "[]", ("{", "}"): "",
-    ("[", "["): "[)", ("]", "["): "()", ("]", "]"): "(]",
-}  # fmt: skip
-OPEN, CLOSED = ("(", "["), (")", "]")
+    ("\\{", "\\}"): "{}",
+    ("(", ")"): "()",
+    ("(", "]"): "(]",
+    ("[", ")"): "[)",
+    ("[", "]"): "[]",
+    ("[", "["): "[)",
+    ("]", "["): "()",
+    ("]", "]"): "(]",
+}
 
 
 def split(text, separator):
@@ -212,24 +227,39 @@ def read(text):
 def _read(text):
     for separator, kind in (("\\cup", "|"), (";", ","), ("\\quad", ","), (",", ",")):
         if separator in text and len(parts := split(text, separator)) > 1:
-            if kind == "|" and (name := re.match(rf"({_LETTER})\s*\\in\s*", parts[0])):
-                parts[0] = parts[0][name.end() :]
-            items = _items(filter(None, parts))
-            return _list(text, kind, items) if items else Leaf(text)
-    exact, *rounded = split(text, "\\approx") if "\\approx" in text else [text]
-    if rounded and (not exact or NAME.fullmatch(exact)):
-        name = _spell(exact) or "\\approx"
-        return Equation(text, exact, "\\approx", rounded[0], name, _read(rounded[0]))
-    text = exact
-    if relation := RELATION.search(text) if "\\" in text or not text.isalnum() else None:
+            return _separated(text, kind, parts)
+    if "\\approx" in text:
+        exact, rounded, *_ = split(text, "\\approx") + [""]
+        if rounded and (not exact or NAME.fullmatch(exact)):
+            name = _spell(exact) or "\\approx"
+            return Equation(text, exact, "\\approx", rounded, name, _read(rounded))
+        text = exact or text
+    if relation := RELATION.search(text):
         if (found := _relation(text)) or relation.start() == 0:
             return found or Leaf(text)
     if len(both := PLUS_MINUS.split(text)) == 2:
         signs = (sign.join(both).strip().removeprefix("+").strip() for sign in "+-")
         return _list(text, ",", _items(signs))
-    if "\\setminus" in text and (found := _without(*split(text, "\\setminus")[:2])):
+    whole, *part = split(text, "\\setminus")
+    if len(part) == 1 and (found := _without(whole, *part)):
         return found
+    if text.startswith("{") and text.endswith("}") and _balanced(text[1:-1]):
+        if not re.search(r"\\(?:over|choose)", text):
+            return _read(text[1:-1].strip())  # TeX's own grouping
     return _bracketed(text) or _leaf(text)
+
+
+def _separated(text, kind, parts):
+    name = kind == "|" and re.match(rf"({_LETTER})\s*\\in\s*", parts[0])
+    if name:  # x in A or B
+        parts[0] = parts[0][name.end() :]
+    items = _items(filter(None, parts))
+    if not items:
+        return Leaf(text)
+    found = _list(text, kind, items)
+    if name:
+        return Equation(text, name[1], "\\in", text, _spell(name[1]), found)
+    return found
 
 
 def _items(parts):
@@ -245,8 +275,10 @@ def _list(text, kind, items):
     """
     flat = []
     for item in items:
-        inner = isinstance(item, Group) and item.kind == kind and ";" not in text
-        flat += item.items if inner else [item]
+        if isinstance(item, Group) and item.kind == kind and ";" not in text:
+            flat += item.items
+        else:
+            flat.append(item)
     first, *rest = flat
     if kind == "," and isinstance(first, Equation) and first.name and first.relation == "=":
         if not any(isinstance(x, Equation) for x in rest):
@@ -259,25 +291,28 @@ def _list(text, kind, items):
 
 
 def _bracketed(text):
+    """A set, tuple or interval; None if it is not one."""
     for (start, end), kind in BRACKETS.items():
-        if text.startswith(start) and text.endswith(end) and len(text) > len(start + end):
-            inner = text[len(start) : -len(end)]
-            if _balanced(inner) and not inner.endswith("\\"):
-                if not kind:  # TeX's own grouping
-                    return None if re.search(r"\\(?:over|choose)", inner) else _read(inner.strip())
-                if kind == "{}" and (such := re.match(r"\s*(\w)\s*[|:](.*)", inner)):
-                    found = _read(such[2].strip())  # {x | x > 3}
-                    named = isinstance(found, Equation) and found.name == such[1]
-                    return found.content if named else Leaf(text)
-                parts = split(inner, ";" if ";" in inner else ",")
-                if len(parts) == 1:
-                    return None if kind != "{}" else _read(parts[0])
-                return Group(text, kind, _items(parts))
+        inner = text[len(start) : -len(end)]
+        if not (text.startswith(start) and text.endswith(end) and inner and _balanced(inner)):
+            continue
+        if kind == "{}" and (such := re.match(r"\s*(\w)\s*[|:](.*)", inner)):
+            found = _read(such[2].strip())  # {x | x > 3}
+            if isinstance(found, Equation) and found.name == such[1]:
+                return found.content
+            return Leaf(text)
+        parts = split(inner, ";")
+        if len(parts) == 1:
+            parts = split(inner, ",")
+        if kind == "{}" and len(parts) == 1:
+            return _read(parts[0])
+        if len(parts) > 1:
+            return Group(text, kind, _items(parts))
     return None
 
 
 def _balanced(text):
-    """(1)(2) starts and ends with brackets that do not belong together; [0, 1[ has one left over."""
+    """Does it hold whole pairs of brackets? What is inside of (1)(2) does not."""
     depth = low = 0
     for character in text:
         depth += (character in "([{") - (character in ")]}")
@@ -289,25 +324,23 @@ def _leaf(text):
     body, unit = split_unit(text)
     if " " in body and (mixed := re.fullmatch(r"(-?)(\d+) (\d+/\d+)", body)):
         body = f"{mixed[1]}({mixed[2]}+{mixed[3]})"
-    places, marked = DECIMAL.fullmatch(body), MARKED.fullmatch(body)
-    mark = marked[2].strip("{}") if marked else ""
-    value = _number(marked[1] if marked else body)
-    return Leaf(body, unit, value, len(places[1]) if places else 0, mark)
+    plain, mark = body, ""
+    if marked := MARKED.fullmatch(body):
+        plain, mark = marked[1], marked[2].strip("{}")
+    places = len(body.partition(".")[2]) * bool(DECIMAL.fullmatch(body))
+    return Leaf(body, unit, _number(plain), places, mark)
 
 
 def _number(text):
-    """The value of a number of digits and / or \\frac alone."""
+    """The value of a number of digits and / or \\frac alone, or None."""
     match = FRACTION.fullmatch(text)
-    if len(text) > latex.MAX_DIGITS:
+    if not match or len(text) > latex.MAX_DIGITS:
         return None
+    sign, whole, below, top, bottom = match.groups()
     try:
-        if match and match[2]:
-            value = Fraction(match[2].rstrip(".")) / int(match[3] or 1)
-        else:
-            value = Fraction(int(match[4]), int(match[5])) if match else None
+        return Fraction(f"{sign}1") * Fraction(whole or top) / int(below or bottom or 1)
     except ZeroDivisionError:
         return None
-    return -value if match and match[1] == "-" else value
 
 
 # ---- equations and inequalities
@@ -319,19 +352,16 @@ def _relation(text):
     for match in RELATION.finditer(text):
         if _balanced(text[start : match.start()]):
             parts.append(text[start : match.start()].strip())
-            relations.append(TURNED.get(match[0], match[0]))
-            if match[0] in (">", ">=", "\\ge"):
-                relations[-1] += "turned"
+            relations.append(match[0])
             start = match.end()
     parts.append(text[start:].strip())
     if not relations or not all(parts):
         return None
     if set(relations) == {"="}:
         return _chain(text, parts)
-    turned = relations[0].endswith("turned")
-    if turned and all(one.endswith("turned") for one in relations):
-        parts, relations = parts[::-1], [one.removesuffix("turned") for one in relations[::-1]]
-    return _inequality(text, parts, relations, turned)
+    if all(one in TURNED for one in relations):  # from left to right, the smaller first
+        parts, relations = parts[::-1], [TURNED[one] for one in relations[::-1]]
+    return _inequality(text, parts, [one.replace("<=", "\\le") for one in relations])
 
 
 def _chain(text, parts):
@@ -342,62 +372,67 @@ def _chain(text, parts):
     content = _read(values[-1])
     if any(not _same(content, _read(value), 0.0) for value in values[:-1]):
         return None
-    name = _spell(left) if NAME.fullmatch(left) else ""
-    if not name and _same(_read(left), content, 0.0):
+    name = ""
+    if NAME.fullmatch(left):
+        name = _spell(left)
+    elif _same(_read(left), content, 0.0):
         name = "="  # of what is true anyhow, log 100 = 2, only the value says something
     return Equation(text, left, "=", values[-1], name, content)
 
 
-def _inequality(text, parts, relations, turned):
+def _inequality(text, parts, relations):
     """a < x <= b as the interval (a, b], with the name x; x in A as A."""
     names = [bool(NAME.fullmatch(part)) for part in parts]
-    brackets = {"<": "()", "\\le": "[]"}
+    left, relation, *_, right = parts[0], relations[0], parts[-1]
     if relations == ["\\in"] and names[0]:
-        return Equation(text, parts[0], "\\in", parts[1], _spell(parts[0]), _read(parts[1]))
+        return Equation(text, left, relation, right, _spell(left), _read(right))
+    if relations == ["\\ne"] and names[0] and (rest := _without("\\mathbb{R}", f"\\{{{right}\\}}")):
+        return Equation(text, left, relation, right, _spell(left), rest)
     if relations == ["\\ne"]:
-        content = _without("\\mathbb{R}", f"\\{{{parts[1]}\\}}") if names[0] else None
-        return Equation(
-            text, parts[0], "\\ne", parts[1], _spell(parts[0]) if content else "", content
-        )
-    if not all(one in brackets for one in relations) or len(parts) > 3:
+        return Equation(text, left, relation, right)
+    if not {*relations} <= {"<", "\\le"} or len(parts) > 3:
         return None
-    low, high, name, relation = None, None, "", relations[0]
+    low, high, name = None, None, ""
     if len(parts) == 3 and names[1]:
         low, name, high = parts
-    elif len(parts) == 2 and names[0] and not names[1]:
-        low, name, high = "-\\infty", *parts
+        left = text  # it has no two sides
+    elif names == [True, False]:
+        low, name, high = "-\\infty", left, right
         relations = ["<", *relations]
-    elif len(parts) == 2 and names[1] and not names[0]:
-        low, name, high = *parts, "\\infty"
+    elif names == [False, True]:
+        low, name, high = left, right, "\\infty"
         relations = [*relations, "<"]
-    if name:
-        kind = brackets[relations[0]][0] + brackets[relations[1]][1]
-        content = Group(text, kind, (_read(low), _read(high)))
-        left = parts[0] if len(parts) == 2 else text  # a < x < b has no two sides
-        return Equation(text, left, relation, parts[-1], _spell(name), content)
-    return Equation(text, parts[0], relations[0], parts[1]) if len(parts) == 2 else None
+    elif len(parts) == 2:
+        return Equation(text, left, relation, right)
+    else:
+        return None
+    kind = "(["[relations[0] == "\\le"] + ")]"[relations[1] == "\\le"]
+    content = Group(text, kind, (_read(low), _read(high)))
+    return Equation(text, left, relation, right, _spell(name), content)
 
 
 def _without(whole, part):
     """R without points or intervals whose ends are numbers, as a union; None if it is not that."""
     if not re.fullmatch(r"\\mathbb\s*\{?R\}?", whole):
         return None
-    found = _read(part)
-    items = found.items if isinstance(found, Group) and found.kind in ("{}", "|", ",") else [found]
-    holes = []
+    found, holes = _read(part), []
+    items = [found]
+    if isinstance(found, Group) and not _interval(found):
+        items = found.items
     for item in items:
-        ends, kind = (item.items, item.kind) if _interval(item) else ((item, item), "[]")
-        if len(ends) != 2 or not all(
-            isinstance(end, Leaf) and end.value is not None for end in ends
-        ):
+        hole = item, item, "[]"
+        if _interval(item):
+            hole = *item.items, item.kind
+        if not all(isinstance(end, Leaf) and end.value is not None for end in hole[:2]):
             return None
-        holes.append((*ends, kind))
+        holes.append(hole)
     holes.sort(key=lambda hole: hole[0].value)
     low, bracket, pieces = Leaf("-\\infty"), "(", []
     for start, end, kind in [*holes, (Leaf("\\infty"), None, "[]")]:
-        close = "]" if kind[0] == "(" else ")"
-        text = f"{bracket}{low.text},{start.text}{close}"
-        pieces.append(Group(text, bracket + close, (low, start)))
+        close = ")]"[kind[0] == "("]
+        pieces.append(
+            Group(f"{bracket}{low.text},{start.text}{close}", bracket + close, (low, start))
+        )
         low, bracket = end, "(["[kind[1] == ")"]
     return Group(part, "|", tuple(pieces))
 
@@ -418,16 +453,11 @@ CHOSEN = re.compile(r"[\s({*]*(?:\\text\s*\{)?[\s({*]*([A-J])(?:[)}.:*\s]*$|[)}]
 
 def same(gold, got, tolerance=0.0):
     """Two texts. tolerance: relative, for answers that are measured or rounded. Raises TooLarge."""
-    if re.search("[A-J]", gold[:30]) and (
-        letter := CHOICE.fullmatch(normalise(gold))
-    ):  # a choice: (C)
+    if re.search("[A-J]", gold[:30]) and (letter := CHOICE.fullmatch(normalise(gold))):  # (C)
         chosen = CHOSEN.match(normalise(got))
-        why = chosen and chosen["why"] or ""
-        return (
-            bool(chosen)
-            and chosen[1] == letter[1]
-            and not re.search(r"\b[A-J][).:]|,\s*\(?[B-J]\b", why)
-        )
+        if not chosen or chosen[1] != letter[1]:
+            return False
+        return not re.search(r"\b[A-J][).:]|,\s*\(?[B-J]\b", chosen["why"] or "")
     return _same(read(gold), read(got), tolerance)
 
 
@@ -454,7 +484,7 @@ def _same_leaf(gold, got, tolerance):
     if gold.unit and got.unit and gold.unit != got.unit:
         return False
     if None not in (gold.value, got.value) and not tolerance:
-        hundredths = [x.value / 100 if x.mark == "%" else x.value for x in (gold, got)]
+        hundredths = [x.value / (1 + 99 * (x.mark == "%")) for x in (gold, got)]
         if gold.value == got.value or hundredths[0] == hundredths[1]:
             return True
         if max(gold.places, got.places) < 6:  # 60 degrees are no rational number of radians
@@ -473,9 +503,13 @@ def _same_value(gold, got, tolerance):
     trees = [latex.parse(x.text) for x in (gold, got)]
     percent = ["%" in x.text for x in (gold, got)]
     degrees = ["\\circ" in x.text for x in (gold, got)]
-    degree = Fraction(1) if degrees[0] != degrees[1] else None
-    if _near(trees, gold, got, tolerance) or degree and _near(trees, gold, got, tolerance, degree):
+    if _near(trees, gold, got, tolerance):
         return True
+    degree = None
+    if degrees[0] != degrees[1]:
+        degree = Fraction(1)
+        if _near(trees, gold, got, tolerance, degree):
+            return True
     if percent[0] == percent[1]:
         return False
     trees[percent[0]] = "/", trees[percent[0]], ("number", Fraction(100))
@@ -483,18 +517,18 @@ def _same_value(gold, got, tolerance):
 
 
 def _near(trees, gold, got, tolerance, degree=None):
+    """Equal, or within the tolerance, or one is the other rounded to 6 places or more."""
     if latex.equal(*trees, degree=degree):
         return True
     places = max(gold.places, got.places)
-    exact = 0 in (gold.places, got.places)
-    if not tolerance and (places < 6 or not exact) or any(map(latex.names, trees)):
+    rounded = places >= 6 and 0 in (gold.places, got.places)
+    if not (tolerance or rounded) or any(map(latex.names, trees)):
         return False
-    inexact = latex.Evaluation().inexact
-    for (a, b), _ in latex.samples(*trees, degree=degree):
-        if isinstance(a, tuple) or isinstance(b, tuple):
+    for values, _ in latex.samples(*trees, degree=degree):
+        if any(isinstance(x, tuple) for x in values):
             return False
-        bound = abs(inexact(a)) * tolerance if tolerance else inexact(Fraction(1, 2 * 10**places))
-        return abs(inexact(a) - inexact(b)) <= bound
+        a, b, bound = map(latex.Evaluation().inexact, (*values, Fraction(1, 2 * 10**places)))
+        return abs(a - b) <= max(abs(a) * tolerance, bound * rounded)
     return False
 
 
@@ -536,7 +570,7 @@ def _same_group(gold, got, tolerance):
 
 def _same_column(gold, got):
     """A column vector and a tuple."""
-    group, leaf = (gold, got) if isinstance(gold, Group) else (got, gold)
+    group, leaf = sorted((gold, got), key=lambda x: isinstance(x, Leaf))
     if "matrix" not in leaf.text or not all(isinstance(item, Leaf) for item in group.items):
         return False
     try:
