@@ -22,6 +22,7 @@ BOX = re.compile(
     r"(?P<box>\\(?:boxed|fbox)\s*(?:\{|(?P<bare>[^\s{}$\\][^\s{}$]*)))|\\.|[{}]", re.DOTALL
 )
 APPROXIMATE = re.compile(r"(?:\\approx|≈)[\s$]*\\boxed\s*\{|\\boxed\s*\{\s*(?:\\approx|≈)")
+GAP = 60  # characters between two boxes of one list, at most
 _GAP = r"(?:[\s$]|\\[()\[\]]|\\q?quad)*"
 LISTED = re.compile(
     _GAP + r"(?:[,;]|,?\s*(?:and|or)|\\text\s*\{[,\s]*(?:and|or)\s*\})" + _GAP
@@ -58,14 +59,17 @@ def answer(text):
     if not found:
         line = next(iter(ANSWER_LINE.findall(text)[-1:]), "")
         return line.strip("* ").rstrip("*. ") or None
-    if len(found) > 1 and APPROXIMATE.search(text, found[-2][1], found[-1][2] + 9):
-        found.pop()
-    last = found.pop()
-    parts = [last]
-    while found and LISTED.fullmatch(text, found[-1][1], parts[0][0]):
-        parts.insert(0, found.pop())
-    contents = [re.sub(r"\\(?:boxed|fbox)\s*(?=\{)", "", text[a:b]).strip() for *_, a, b in parts]
-    return ", ".join(contents)
+    if len(found) > 1:
+        start = max(found[-2][1], found[-1][0] - GAP)
+        if APPROXIMATE.search(text, start, found[-1][2] + GAP):
+            found.pop()
+    parts = [found.pop()]
+    while found and parts[-1][0] - found[-1][1] < GAP:
+        if not LISTED.fullmatch(text, found[-1][1], parts[-1][0]):
+            break
+        parts.append(found.pop())
+    contents = [re.sub(r"\\(?:boxed|fbox)\s*(?=\{)", "", text[a:b]) for *_, a, b in parts[::-1]]
+    return ", ".join(map(str.strip, contents))
 
 
 def grade(gold, text, tolerance=0.0):

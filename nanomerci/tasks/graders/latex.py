@@ -514,6 +514,13 @@ def _flat(value):
     return sum(map(_flat, sum(value, ())), [])
 
 
+def alike(*values):
+    """All inexact, unless all are exact."""
+    if all(isinstance(value, Fraction) for value in values):
+        return values
+    return tuple(map(Evaluation().inexact, values))
+
+
 def close(a, b, error=0):
     """Two values. error: absolute, what cancelled terms have left."""
     if isinstance(a, tuple) and isinstance(b, tuple):
@@ -522,9 +529,9 @@ def close(a, b, error=0):
         )
     if isinstance(a, tuple) or isinstance(b, tuple):
         return False
-    if isinstance(a, Fraction) and isinstance(b, Fraction):
+    a, b = alike(a, b)
+    if isinstance(a, Fraction):
         return a == b
-    a, b = (Evaluation().inexact(x) for x in (a, b))
     return abs(a - b) <= max(abs(a), abs(b)) / 10**25 + error
 
 
@@ -544,8 +551,8 @@ def ratio(a, b):
     flat = sum(found, [])
     if len(found) < 3 or not all(flat) or any(isinstance(x, tuple) for x in flat):
         return None
-    inexact = Evaluation().inexact
-    (first, second), *rest = [[inexact(x) for x in values] for values in found]
+    flat = alike(*flat)
+    (first, second), *rest = zip(flat[::2], flat[1::2])
     if any(not close(a * second, b * first) for a, b in rest):
         return None
     if any(equal(a, _renamed(a, name)) for name in names(a)):

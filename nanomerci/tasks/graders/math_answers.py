@@ -225,6 +225,8 @@ def read(text):
 
 
 def _read(text):
+    if FRACTION.fullmatch(text):
+        return _leaf(text)
     for separator, kind in (("\\cup", "|"), (";", ","), ("\\quad", ","), (",", ",")):
         if separator in text and len(parts := split(text, separator)) > 1:
             return _separated(text, kind, parts)
@@ -240,13 +242,14 @@ def _read(text):
     if len(both := PLUS_MINUS.split(text)) == 2:
         signs = (sign.join(both).strip().removeprefix("+").strip() for sign in "+-")
         return _list(text, ",", _items(signs))
-    whole, *part = split(text, "\\setminus")
-    if len(part) == 1 and (found := _without(whole, *part)):
+    if "\\setminus" in text and (found := _without(*text.split("\\setminus", 1))):
         return found
     if text.startswith("{") and text.endswith("}") and _balanced(text[1:-1]):
         if not re.search(r"\\(?:over|choose)", text):
             return _read(text[1:-1].strip())  # TeX's own grouping
-    return _bracketed(text) or _leaf(text)
+    if text[-1:] in (")", "]", "[", "}") and (found := _bracketed(text)):
+        return found
+    return _leaf(text)
 
 
 def _separated(text, kind, parts):
@@ -337,10 +340,11 @@ def _number(text):
     if not match or len(text) > latex.MAX_DIGITS:
         return None
     sign, whole, below, top, bottom = match.groups()
-    try:
-        return Fraction(f"{sign}1") * Fraction(whole or top) / int(below or bottom or 1)
-    except ZeroDivisionError:
+    digits, _, places = (whole or top).partition(".")
+    below = int(below or bottom or 1) * 10 ** len(places)
+    if not below:
         return None
+    return Fraction(int(sign + digits + places), below)
 
 
 # ---- equations and inequalities
@@ -413,9 +417,9 @@ def _inequality(text, parts, relations):
 
 def _without(whole, part):
     """R without points or intervals whose ends are numbers, as a union; None if it is not that."""
-    if not re.fullmatch(r"\\mathbb\s*\{?R\}?", whole):
+    if not re.fullmatch(r"\s*\\mathbb\s*\{?R\}?\s*", whole):
         return None
-    found, holes = _read(part), []
+    found, holes = _read(part.strip()), []
     items = [found]
     if isinstance(found, Group) and not _interval(found):
         items = found.items
@@ -484,9 +488,12 @@ def _same_leaf(gold, got, tolerance):
     if gold.unit and got.unit and gold.unit != got.unit:
         return False
     if None not in (gold.value, got.value) and not tolerance:
-        hundredths = [x.value / (1 + 99 * (x.mark == "%")) for x in (gold, got)]
-        if gold.value == got.value or hundredths[0] == hundredths[1]:
+        if gold.value == got.value:
             return True
+        if gold.mark != got.mark:
+            hundredths = [x.value / (1 + 99 * (x.mark == "%")) for x in (gold, got)]
+            if hundredths[0] == hundredths[1]:
+                return True
         if max(gold.places, got.places) < 6:  # 60 degrees are no rational number of radians
             return False
     texts = _squeeze(gold.text), _squeeze(got.text)
@@ -527,7 +534,7 @@ def _near(trees, gold, got, tolerance, degree=None):
     for values, _ in latex.samples(*trees, degree=degree):
         if any(isinstance(x, tuple) for x in values):
             return False
-        a, b, bound = map(latex.Evaluation().inexact, (*values, Fraction(1, 2 * 10**places)))
+        a, b, bound = latex.alike(*values, Fraction(1, 2 * 10**places))
         return abs(a - b) <= max(abs(a) * tolerance, bound * rounded)
     return False
 

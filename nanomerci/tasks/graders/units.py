@@ -9,8 +9,8 @@ NAMES = """m meter metre;g gram;s sec second;min minute;h hr hour;day;week;month
 ft foot feet;yd yard;mi mile;lb pound;oz ounce;L l liter litre;gal gallon;qt quart;pint;cup;acre;
 ha hectare;dollar USD;euro EUR;pounds;cent;rupee Rs rs;rad radian;deg degree;N newton;J joule;
 W watt;Pa pascal;V volt;A ampere amp;ohm Omega;Hz hertz;K kelvin;C;F;mol mole;M molar;eV;T tesla;
-Wb;H;erg;dyn dyne;atm;bar;AU;pc parsec;ly;M_odot Msun;L_odot Lsun;R_odot Rsun;Ang angstrom;u;unit;mph;knot;
-bit;byte;cal calorie;ton tonne"""
+Wb;H;erg;dyn dyne;atm;bar;AU;pc parsec;ly;M_odot Msun;L_odot Lsun;R_odot Rsun;Ang angstrom;u;unit;
+mph;knot;bit;byte;cal calorie;ton tonne"""
 PREFIXES = "k c m u n p M G d kilo:k centi:c milli:m micro:u nano:n mega:M"
 PREFIXED = """m g s L l N J W Pa V A Hz eV pc mol ohm Omega bit byte cal meter metre gram liter
 litre watt joule volt"""
