@@ -85,7 +85,7 @@ def modules():
     return Grade(
         float("torch" in sys.modules)
         + 2 * ("datasets" in sys.modules)
-        + 4 * ("sympy" in sys.modules),
+        + 4 * ("mpmath" in sys.modules),
         "right",
     )
 
@@ -196,7 +196,7 @@ def test_a_job_cannot_write_files(pool, tmp_path):
     assert not (tmp_path / "x").exists() or (tmp_path / "x").stat().st_size == 0
 
 
-def test_workers_do_not_import_torch_datasets_or_sympy(pool):
+def test_workers_do_not_import_torch_datasets_or_mpmath(pool):
     pool.close()
     assert pool.grade([(modules,)]) == [Grade(0.0, "right")], pool.last_error
 
@@ -217,19 +217,15 @@ def test_a_library_is_imported_once_and_whoever_replaces_a_worker_has_it(pool, m
         "SELECT a FROM t",
         "```sql\nSELECT a FROM t\n```",
     )
-    assert {grade.outcome for grade in pool.grade([(math.grade, "x+x", "\\boxed{2x}"), query])} == {
-        "right"
-    }
+    assert {
+        grade.outcome
+        for grade in pool.grade([(math.grade, "\\sqrt{8}", "\\boxed{2\\sqrt2}"), query])
+    } == {"right"}
     assert (
         pool.grade([(spin,), (modules,), (crash,), (modules,)])[1::2] == [Grade(4.0, "right")] * 2
-    )  # sympy
+    )  # mpmath
     loads = [command[1:] for command in told if command[0] == "load"]
-    assert (
-        loads.count(("math_verify",))
-        == loads.count(("sqlglot",))
-        == loads.count(("nanomerci.tasks.graders.math_answers", "warm"))
-        == 1
-    )
+    assert loads.count(("mpmath",)) == loads.count(("sqlglot",)) == 1
     assert (
         pool.grade([(threads_of_zygote,)])[0].reward == 1
     )  # to fork a process of many threads is not safe

@@ -83,6 +83,8 @@ class Data:
     """FILE.py:FUNCTION(prompt, response, record of the data) -> reward, 0 to 1; 1 is correct."""
     prompt_template: str = ""
     """Prompt in which {question} is replaced; default: the task's own wording."""
+    strict_data: bool = False
+    """Stop at the first bad record; default: bad records are left out, counted and named."""
     sql_match: Literal["bird", "spider"] = "bird"
     """Results agree: bird = same set of rows; spider = same counts too, columns in any order."""
     partial_credit: bool = False
