@@ -12,7 +12,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-from nanomerci import tasks, train
+from nanomerci import sample, tasks, train
 from nanomerci.loop import warmstart
 from nanomerci.runtime import config
 from nanomerci.view import ask
@@ -54,9 +54,7 @@ def prepare(patch, folder):
     patch.chdir(folder)
     patch.setenv("NANOMERCI_CACHE", str(folder / "cache"))
     patch.setattr(warmstart, "STEPS", 2)  # a minute's schooling is not what is tested here
-    patch.setattr(
-        tasks, "load", lambda c, cache: load_once(dataclasses.replace(LOADED, task=c.task), cache)
-    )
+    patch.setattr(tasks, "load", lambda c: load_once(dataclasses.replace(LOADED, task=c.task)))
 
 
 @pytest.mark.parametrize("command", dict.fromkeys(commands()))
@@ -70,9 +68,8 @@ def test_a_command_of_the_readme(command, workplace, monkeypatch, capsys):
         ask.arguments(rest)
     elif program == "sample.py":
         limits = ["--max_new_tokens", "8", *(["--limit", "3"] if "--eval" in rest else [])]
-        monkeypatch.setattr(sys, "argv", ["sample.py", *rest, *limits])
         monkeypatch.setattr(sys, "stdin", None)
-        ask.main()
+        ask.main(ask.arguments([*rest, *limits]), sample.Sampler, sample.check)
         assert capsys.readouterr().out.strip()
         for name in (
             after for word, after in zip(rest, rest[1:], strict=False) if word == "--heatmap"

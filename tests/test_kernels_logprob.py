@@ -391,7 +391,7 @@ def test_refusals():
         ),
         (
             ValueError,
-            r"wanted None, 'torch' or 'triton'",
+            r"expected None, 'torch' or 'triton'",
             (hidden_ND, weight_VD, ids_N, 1.0, "cuda"),
         ),
         (TypeError, r"cast one", (hidden_ND, weight_VD.bfloat16(), ids_N)),
