@@ -102,7 +102,7 @@ def utilisation(c, policy, rounds, batch, adv, seconds):
     flops = 3 * forward_flops(config, n, batch.rollout.end_B * learned_B)
     least = 0.0
     for groups in rounds:
-        sampled = Batch.of(groups, c.group, policy.device).rollout
+        sampled = Batch.of(groups, c.group, adv.device).rollout
         start_B, end_B = sampled.end_B - sampled.length_B, sampled.end_B
         least += bytes_read(config, 2 * n, start_B, end_B, c.max_num_seqs, 2)
     return {
