@@ -262,11 +262,10 @@ def test_data_by_option(data, tmp_path):
     [
         ({"task": "math"}, "needs --train_data"),
         ({"task": "maths"}, "unknown; did you mean math?"),
-        ({"task": "math:x"}, "unknown"),
         ({"task": "math", "train_data": "nowhere.jsonl"}, "--task math: nowhere.jsonl"),
         ({"task": "math", "train_data": "x", "columns": "a"}, "--columns a: expected two names"),
-        ({"task": "sql", "train_data": "nowhere"}, "expected an unpacked Spider or BIRD folder"),
-        ({"task": "reasoning_gym"}, "unknown"),
+        ({"task": "sql", "train_data": "nowhere"}, "an unpacked Spider or BIRD folder"),
+        ({"task": "reasoning_gym"}, "expected reasoning_gym:NAME"),
     ],
 )
 def test_bad_data_is_one_line(options, message):
@@ -334,7 +333,5 @@ class TestToyMath:
 def test_pool_gives_both_queries_their_time():
     c = parse(["llama3_sql_grpo_cfn"])
     assert 15 <= c.query_seconds <= 16 and 2 * c.query_seconds < c.grade_timeout
-    assert (
-        sql.Task(seconds=c.query_seconds).options[3] == c.query_seconds
-        and torch.get_num_threads() == 1
-    )
+    assert sql.SQL(seconds=c.query_seconds).options[3] == c.query_seconds
+    assert torch.get_num_threads() == 1
