@@ -430,14 +430,14 @@ def test_what_is_no_table_of_runs_is_refused(tmp_path, text):
 
 
 def test_rare_and_hard_are_counted_where_the_task_knows_them():
-    task = SimpleNamespace(rare=lambda problem, text: "set" in text)
-    by_id = {"a": SimpleNamespace(hard=True), "b": SimpleNamespace(hard=False)}
+    problems = [SimpleNamespace(id="a", hard=True), SimpleNamespace(id="b", hard=False)]
+    task = SimpleNamespace(rare=lambda problem, text: "set" in text, test=problems)
     records = [
         {"id": "a", "answers": ["set x", "y"], "outcomes": ["right", "wrong"]},
         {"id": "b", "answers": ["y", "y "], "outcomes": ["right"] * 2},
     ]
     row = {"eval/mean@2": 0.75, "eval/pass@2": 1.0, "eval/solved": 2, "eval/problems": 2}
-    assert stats.held_out(row, records, 2, task, by_id) == {
+    assert stats.held_out(row, records, 2, task) == {
         "mean@2": 0.75,
         "pass@2": 1.0,
         "coverage": 1.0,
