@@ -24,7 +24,6 @@ import multiprocessing
 import os
 import platform
 import re
-import runpy
 import shlex
 import shutil
 import signal
@@ -39,7 +38,7 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from nanomerci import tasks
+from nanomerci import tasks, train
 from nanomerci.lab import stats
 from nanomerci.loop.warmstart import tiny_policy
 from nanomerci.runtime import config
@@ -47,6 +46,8 @@ from nanomerci.runtime.config import UserError
 from nanomerci.runtime.log import GracefulShutdown, log0, progress_bar
 from nanomerci.view import report
 
+# to settle --dtype asks for a GPU, which by default starts CUDA, and then no fork can use it
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 ROOT = Path(__file__).parents[2]
 OURS = {
     "algo",
@@ -80,7 +81,7 @@ class Comparison:
     """The comparison; every option of train.py (python train.py --help) is one for all arms"""
 
     arms: str = "main"
-    """Arms or sets of arms (main, rivals, ablations), with commas."""
+    """Arms or sets of arms (main, baselines, ablations), with commas."""
     seeds: config.Count = 8
     """Runs per arm and warm start."""
     warm_starts: config.Count = 1
@@ -169,7 +170,7 @@ def plan(a, words):
     common = ["--budget", str(base.steps * base.prompts), "--threads", "1", "--graders", "1"]
     common += ["--report", "False", *words[len(recipe) :]]
     argv = {arm: [*recipe, *common, *options(arm)] for arm in arms}
-    parsed = {arm: config.parse(list(argv[arm])) for arm in arms}
+    parsed = {arm: train.settle(config.parse(list(argv[arm]))) for arm in arms}
     warm_starts, cells = range(a.warm_starts if base.model == "tiny" else 1), []
     for seed, warm, arm in itertools.product(range(a.seeds), warm_starts, arms):
         name = re.sub(r"[^\w.+=-]", "_", arm) + f"-w{warm}-s{seed}"
@@ -293,15 +294,13 @@ def run(cells, jobs, keep_models):
     slots = jobs or len(gpus) or len(os.sched_getaffinity(0))
     if todo:
         warm_starts(todo, logs, slots, gpus)
-    # as the command runs it: nothing imports train.py
-    main = runpy.run_path(str(ROOT / "train.py"), run_name="train")["main"]
     git = ["git", "-C", ROOT, "describe", "--always", "--dirty", "--exclude=*"]
     commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
     for cell in set(cells) - set(todo) if not keep_models else ():  # a kill may have left them
         shutil.rmtree(cell.folder / "checkpoints", ignore_errors=True)
     work, failed = {}, {}
     for cell in todo:
-        name, function = cell.folder.name, partial(train, main, cell, keep_models, commit)
+        name, function = cell.folder.name, partial(run_cell, cell, keep_models, commit)
         work[name] = Job(name, logs / f"{name}.log", function, cell.c.steps + 1, cell.folder)
     log0(f"{len(cells)} runs, {len(cells) - len(todo)} of them finished, {slots} at a time")
     statuses = run_all(work.values(), slots, gpus, "steps", "step")
@@ -313,7 +312,7 @@ def run(cells, jobs, keep_models):
     return failed
 
 
-def train(main, cell, keep_models, commit):
+def run_cell(cell, keep_models, commit):
     """In its own process: begin, or go on from the newest checkpoint. Finished, the metrics and the
     answers stay.
     """
@@ -322,8 +321,7 @@ def train(main, cell, keep_models, commit):
     else:
         shutil.rmtree(cell.folder, ignore_errors=True)
         argv = cell.argv
-    sys.argv = ["train.py", *argv]
-    main()
+    train.main(config.parse(list(argv)))
     if cell.finished:
         made_by = {"commit": commit or None, "processor": processor(cell.c)}
         report.write(cell.folder / "made_by.json", json.dumps(made_by))

@@ -74,13 +74,10 @@ def calibration(run, out):
     learned the same visits. It counts states that look alike together: the more prompts, the
     further its 1/n is below that of the very prefix.
     """
-    from matplotlib import rc_context
-
     c, task = run.options, tasks.load(run.options)
     model, tokenizer = load(run.folder / "checkpoints/step_000000/model")
-    with rc_context(report.LOOK):
-        title = "the counter's 1/n (median, quartiles) beside the exact one"
-        figure, axes = report.canvas(title, "true 1/n of the prefix")
+    title = "the counter's 1/n (median, quartiles) beside the exact one"
+    with report.drawing(out, title, "true 1/n of the prefix") as axes:
         for prompts, n, colour in ((1, 512, report.BLUE), (32, 16, report.ORANGE)):
             problem_P = tasks.pick(task.train, range(prompts), c.seed)
             v = visit(model, model, tokenizer, task, problem_P, n, c, "calibration")
@@ -92,15 +89,12 @@ def calibration(run, out):
             true, low, middle, high = by_count(times[inverse_N], invn_N)
             label = f"{prompts} prompt{'s' * (prompts > 1)}, {n} responses each"
             how = {"color": colour, "marker": "o", "capsize": 3, "label": label}
-            spread = torch.stack([middle - low, high - middle])
-            axes.errorbar(true, middle, yerr=spread, **how)
+            axes.errorbar(true, middle, yerr=torch.stack([middle - low, high - middle]), **how)
             both = torch.stack([(1 / times[inverse_N]).log(), invn_N.log()])
             r = torch.corrcoef(both)[0, 1]
             log0(f"{out}: {label}: correlation of log 1/n with the exact one {r:.2f}")
         axes.loglog([1 / 512, 1], [1 / 512, 1], color="0.6", linewidth=1, label="exact")
         axes.set_ylabel("estimate")
-        axes.legend(frameon=False)
-        report.save(figure, out)
 
 
 def by_count(times_N, invn_N):
