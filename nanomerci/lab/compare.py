@@ -100,7 +100,8 @@ def arguments(argv):
     """-> our options, and what is train.py's: [RECIPE, --option value ...]"""
     recipe = list(argv[:1]) if config.named(argv) else []
     prog, also = "python -m nanomerci.lab.compare", [config.Config]
-    a, rest = config.command_line(Comparison, argv[len(recipe) :], prog, __doc__, also=also)
+    given, rest = config.command_line(Comparison(), argv[len(recipe) :], prog, __doc__, also=also)
+    a = Comparison(**given)
     config.check_ranges(a)
     if taken := OURS & {config.option_name(word) for word in rest if word.startswith("--")}:
         raise UserError(
