@@ -21,7 +21,7 @@ from nanomerci.loop.model import frozen_copy
 from nanomerci.runtime.config import UserError
 
 __all__ = ["MerciConfig", "MerciGRPOTrainer", "MerciMixin"]
-LOWEST, NEWEST = "1.0.0", "1.16.0"  # versions of TRL with which tests/test_trl.py was run
+LOWEST, NEWEST = "0.29.0", "1.16.0"  # versions of TRL with which tests/test_trl.py was run
 HOOKS = {  # the methods that are extended here, and their parameters
     "_generate_and_score_completions": ["inputs"],
     "_save_optimizer_and_scheduler": ["output_dir"],
