@@ -24,8 +24,8 @@ from importlib.machinery import PathFinder
 from importlib.util import spec_from_loader
 from pathlib import Path
 
-# A thread that waits for another spins. By default it does so for so long that next to a busy process
-# everything takes several times as long. This must be set before torch is imported.
+# A thread that waits for another spins, by default for so long that next to a busy process
+# everything takes several times as long. To be set before torch is imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 TOP_LEVEL = ("train", "sample", "cfn", "grpo", "dapo", "kernels")
