@@ -119,8 +119,8 @@ class Draft:
     two dozen small operations per token.
     """
 
-    def __init__(self, model, prompts, n, width, sampling, options, dtype):
-        device = model.device
+    def __init__(self, model, prompts, n, cache, sampling, options):
+        device, width = model.device, cache.width
         prompt_BT = pad([p for p in prompts for _ in range(n)], device=device)
         B, self.width = len(prompt_BT), width
         self.tokens_BT = torch.nn.functional.pad(prompt_BT, (0, width - prompt_BT.shape[1]))
@@ -129,9 +129,9 @@ class Draft:
         self.start_B = length_P.repeat_interleave(n)
         self.end_B = self.start_B + sampling.max_new_tokens  # one past a row's last token
         # the states of a row: that after the prompt's last token comes first
-        self.columns = (sampling.max_new_tokens + 1) * options.states
+        self.columns = sampling.max_new_tokens * options.states
         shape = B * self.columns, model.config.hidden_size
-        self.states_CD = torch.zeros(shape, dtype=dtype, device=device)
+        self.states_CD = torch.zeros(shape, dtype=cache.keys.dtype, device=device)
         rows_B = options.rows
         rows_B = torch.arange(B, device=device) if rows_B is None else rows_B.to(device)
         position_T = torch.arange(width, device=device)
@@ -158,8 +158,8 @@ class Slots:
     place of the state after it. They are rows of one tensor, so that one addition advances three.
     """
 
-    def __init__(self, draft, n, states):
-        self.draft, self.n, self.states = draft, n, int(states)
+    def __init__(self, draft, n):
+        self.draft, self.n = draft, n
         self.longest = 0  # positions that the next forward reads
         self._hold(torch.zeros(5, 0, dtype=torch.int64, device=draft.end_B.device))
 
@@ -186,13 +186,11 @@ class Slots:
         self.table_5S[2:] += 1
 
     def ended(self, ids_S, eos_E1):
-        """Which slots have drawn their last token. A state is there once its token is read, so with
-        states a row stays one step longer and draws a token that nobody reads.
-        """
+        """Which slots have drawn their last token."""
         stops_S = (ids_S == eos_E1).any(0)
         here_S = torch.minimum(self.last_S, self.position_S)
         torch.where(stops_S, here_S, self.last_S, out=self.last_S)
-        return self.position_S == self.last_S + self.states
+        return self.position_S == self.last_S
 
     def leave(self, done_S, cache):
         """Rows that have ended free their slots, and the last rows move into the holes."""
@@ -228,10 +226,6 @@ def generate(
     a GPU's memory does not suffice for the slots, half as many are tried.
     """
     options = options or SampleOptions()
-    if options.stream and options.states:
-        raise ValueError(
-            "with states a row draws one token more than its own: it cannot be streamed"
-        )
     eos_ids = tuple(sorted(eos_id)) if isinstance(eos_id, list | set | tuple) else (eos_id,)
     sampling = Sampling(max_new_tokens, eos_ids, temperature, top_p, top_k, seed)
     kind, width = model.device.type, max(map(len, prompts)) + max_new_tokens
@@ -262,9 +256,8 @@ def _generate(model, cache, prompts, n, sampling, options, report):
     """One attempt with the slots of this cache."""
     eos_E1 = torch.tensor(sampling.eos_ids, device=model.device)[:, None]
     how = sampling.temperature, sampling.top_p, sampling.top_k
-    width = cache.width + options.states
-    draft = Draft(model, prompts, n, width, sampling, options, cache.keys.dtype)
-    slots = Slots(draft, n, options.states)
+    draft = Draft(model, prompts, n, cache, sampling, options)
+    slots = Slots(draft, n)
     decode = DecodeStep(model, cache)
     # taken from the end: the longest prompt starts first
     waiting = sorted(range(len(prompts)), key=lambda p: len(prompts[p]))

@@ -146,10 +146,10 @@ class SharedPrefixCache:
         return 0 if self.of_B is None else self.kept[layer][0].shape[2]
 
 
-def states(model, tokens_BT, mask_BT, last=True):
+def states(model, tokens_BT, mask_BT):
     """Hidden states around every response -> states_BKD, before_B: column t - before_B[b] of row b
-    is the state that predicts token t, the next column the state after it. last=False leaves out
-    states after which no token comes.
+    is the state that predicts token t, the next column the state after it. There is none after the
+    last token.
 
     The rows of a group share their prompt, and it is forwarded once: prompts first, then responses
     that read the prompts' keys and values. That is done where it saves a quarter of the tokens. It
@@ -158,8 +158,7 @@ def states(model, tokens_BT, mask_BT, last=True):
     """
     column_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
     start_B = mask_BT.argmax(1).clamp(min=1)
-    end_B = (mask_BT * (column_T + 1)).amax(1).long() - int(not last)
-    end_B = torch.maximum(end_B, start_B)
+    end_B = torch.maximum((mask_BT * (column_T + 1)).amax(1).long() - 1, start_B)
     P, R, T = int(start_B.max()), int((end_B - start_B).max()), int(end_B.max())
     prompt_BT = tokens_BT[:, :P].masked_fill(column_T[:P] >= start_B[:, None], 0)
     keyed_BT = torch.cat([start_B[:, None], prompt_BT], 1)
@@ -217,7 +216,7 @@ def token_logp(model, tokens_BT, mask_BT, temperature=1.0, backend=None):
     pads never reach the head.
     """
     at = row_N, column_N = mask_BT.nonzero(as_tuple=True)
-    states_BKD, before_B = states(model, tokens_BT, mask_BT, last=False)
+    states_BKD, before_B = states(model, tokens_BT, mask_BT)
     hidden_ND = states_BKD[row_N, column_N - before_B[row_N]]
     logp_N, entropy_N = head_logp(model, hidden_ND, tokens_BT[at], temperature, backend)
     empty_BT = torch.zeros(mask_BT.shape, device=mask_BT.device)
@@ -244,29 +243,31 @@ class StateReader:
 
     @torch.no_grad()
     def __call__(self, rollout, address_BT):
-        """-> novelty_BT, score of every response prefix, 0 elsewhere; logp_BT, the reference
+        """-> novelty_BT, score of every prefix that is counted, 0 elsewhere; logp_BT, the reference
         log-probs, 0 without kl; and the visits to learn, hidden_ND and address_N.
         """
         novelty_BT, logp_BT = torch.zeros_like(rollout.logp_BT), torch.zeros_like(rollout.logp_BT)
-        share = self.limit / max(float(rollout.mask_BT.sum()), 1.0)
+        share = self.limit / max(float(rollout.visited_BT.sum()), 1.0)
         hiddens, addresses = [], []
         for rows in micro_batches(rollout.end_B, self.budget):
             part = rollout.rows(rows)
-            row_N, column_N = part.mask_BT.nonzero(as_tuple=True)
-            at = rows[row_N], column_N
             if rollout.states_BRD is None:
                 states_BKD, before_B = states(self.model, part.tokens_BT, part.mask_BT)
-                state_N = column_N - before_B[row_N]
-                hidden_ND = states_BKD[row_N, state_N + 1]
+            if self.kl:
+                row_N, column_N = part.mask_BT.nonzero(as_tuple=True)
+                before_ND = states_BKD[row_N, column_N - before_B[row_N]]
+                ids_N = part.tokens_BT[row_N, column_N]
+                logp_N, _ = head_logp(self.model, before_ND, ids_N, self.temperature, self.backend)
+                logp_BT[rows[row_N], column_N] = logp_N
+            row_N, column_N = part.visited_BT.nonzero(as_tuple=True)
+            if rollout.states_BRD is None:
+                hidden_ND = states_BKD[row_N, column_N - before_B[row_N] + 1]
             else:
                 start_N = part.mask_BT.argmax(1)[row_N]
                 hidden_ND = rollout.states_BRD[rows[row_N], column_N - start_N]
+            at = rows[row_N], column_N
             if self.score is not None:
                 novelty_BT[at] = self.score(hidden_ND)
-            if self.kl:
-                before_ND, ids_N = states_BKD[row_N, state_N], part.tokens_BT[row_N, column_N]
-                logp_N, _ = head_logp(self.model, before_ND, ids_N, self.temperature, self.backend)
-                logp_BT[at] = logp_N
             address_N = address_BT[at]
             keep_N = uniform(address("learn", address_N)) < share
             hiddens.append(hidden_ND[keep_N])
