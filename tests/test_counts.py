@@ -6,7 +6,8 @@ from collections import Counter
 
 import torch
 
-from nanomerci.counts import Oracle, agreement, calibration, prefixes, ranks
+from nanomerci.bonuses import Visits
+from nanomerci.counts import PrefixCounts, agreement, calibration, prefixes, rank_of
 from nanomerci.loop.rollout import Rollout
 
 
@@ -20,33 +21,38 @@ def batch(seed, B=40, T=9, words=2):
 
 
 def by_hand(roll):
-    rows = zip(roll.tokens_BT.tolist(), roll.mask_BT.tolist(), strict=False)
-    return [tuple(row[: t + 1]) for row, mask in rows for t in range(len(row)) if mask[t]]
+    """Every prefix that ends in a response token, row by row."""
+    found = []
+    for row, column in roll.mask_BT.nonzero().tolist():
+        found.append(tuple(roll.tokens_BT[row, : column + 1].tolist()))
+    return found
+
+
+def visit(roll, novelty_BT):
+    return Visits(roll, None, [], [], novelty_BT=novelty_BT)
 
 
 def test_every_prefix_is_counted_exactly_and_looked_at_before():
-    oracle, true = Oracle(), Counter()
+    counts, true = PrefixCounts(), Counter()
     for seed in range(4):
         roll = batch(seed)
-        here = by_hand(roll)
-        assert oracle.times(prefixes(roll.tokens_BT))[roll.mask_BT > 0].tolist() == [
-            true[prefix] for prefix in here
-        ]
-        exact_BT = oracle.inverse(roll)
-        torch.testing.assert_close(
-            exact_BT[roll.mask_BT > 0], torch.tensor([1 / max(true[prefix], 1) for prefix in here])
-        )
-        assert (exact_BT[roll.mask_BT == 0] == 0).all()
-        n_N, invn_N = oracle.look(roll, exact_BT)
+        here, inside_BT = by_hand(roll), roll.mask_BT > 0
+        n_N = counts.times(prefixes(roll.tokens_BT))[inside_BT]
+        assert n_N.tolist() == [true[prefix] for prefix in here]
+        exact_BT = counts.inverse(roll)
+        exact_N = torch.tensor([1 / max(true[prefix], 1) for prefix in here])
+        torch.testing.assert_close(exact_BT[inside_BT], exact_N)
+        assert (exact_BT[~inside_BT] == 0).all()
+        n_N, invn_N = counts.look(roll, exact_BT)
         assert sorted(n_N.tolist()) == sorted(true[prefix] for prefix in set(here))
         torch.testing.assert_close(invn_N, 1 / n_N.clamp(min=1).double(), rtol=1e-6, atol=0)
-        metrics, record = oracle.step([(roll, exact_BT)])
-        assert {b["n"]: b["prefixes"] for b in record["bins"]}.get(0, 0) == len(
-            {p for p in here if not true[p]}
-        )
+        metrics, record = counts.compare([visit(roll, exact_BT)])
+        new = {bin["n"]: bin["prefixes"] for bin in record["bins"]}.get(0, 0)
+        assert new == len({prefix for prefix in here if not true[prefix]})
+        counts.add([roll])
         true.update(here)
     assert abs(metrics["oracle/spearman"] - 1) < 1e-6 and abs(metrics["oracle/slope"] - 1) < 1e-6
-    assert len(oracle.key_N) == len(true) and oracle.times_N.sum() == sum(true.values())
+    assert len(counts.key_N) == len(true) and counts.times_N.sum() == sum(true.values())
 
 
 def test_the_prompt_belongs_to_the_prefix_and_what_follows_does_not():
@@ -58,22 +64,20 @@ def test_the_prompt_belongs_to_the_prefix_and_what_follows_does_not():
 def test_two_ranks_count_as_one_and_a_checkpoint_goes_on(tmp_path):
     roll = batch(0)
     here, there = roll.rows(torch.arange(20)), roll.rows(torch.arange(20, 40))
-    one, two = (
-        Oracle(),
-        Oracle(gather=lambda keys: keys + prefixes(there.tokens_BT)[there.mask_BT > 0].tolist()),
-    )
-    one.count([roll])
-    two.count([here])
-    torch.save(two.state_dict(), tmp_path / "oracle.pt")
-    three = Oracle()
-    three.load_state_dict(torch.load(tmp_path / "oracle.pt"))
-    for oracle in (one, three):
-        oracle.count([batch(1), batch(2)])
+    others = prefixes(there.tokens_BT)[there.mask_BT > 0].tolist()
+    one, two = PrefixCounts(), PrefixCounts(gather=lambda keys: keys + others)
+    one.add([roll])
+    two.add([here])
+    torch.save(two.state_dict(), tmp_path / "counts.pt")
+    three = PrefixCounts()
+    three.load_state_dict(torch.load(tmp_path / "counts.pt"))
+    for counts in (one, three):
+        counts.add([batch(1), batch(2)])
     assert torch.equal(one.key_N, three.key_N) and torch.equal(one.times_N, three.times_N)
 
 
 def test_spearman_and_slope_against_their_definitions():
-    assert ranks(torch.tensor([3.0, 1.0, 3.0, 2.0])).tolist() == [3.5, 1.0, 3.5, 2.0]
+    assert rank_of(torch.tensor([3.0, 1.0, 3.0, 2.0])).tolist() == [3.5, 1.0, 3.5, 2.0]
     n_N = torch.arange(1, 151).repeat_interleave(2)
     perfect = agreement(n_N, 1 / n_N.double())
     assert abs(perfect["oracle/spearman"] - 1) < 1e-12 and abs(perfect["oracle/slope"] - 1) < 1e-12
@@ -82,34 +86,23 @@ def test_spearman_and_slope_against_their_definitions():
     assert abs(agreement(n_N, n_N.double())["oracle/spearman"] + 1) < 1e-12
     rng = torch.Generator().manual_seed(0)
     noisy_N = (1 / n_N.double()) * torch.rand(300, generator=rng, dtype=torch.float64)
-    changed_N = torch.where(
-        n_N > 100, 7.0, noisy_N
-    )  # prefixes seen more often than 100 times do not enter
+    # prefixes seen more often than 100 times do not enter
+    changed_N = torch.where(n_N > 100, 7.0, noisy_N)
     assert agreement(n_N, noisy_N) == agreement(n_N, changed_N)
-    x_N, y_N = (ranks(z[:200]) for z in (1 / n_N.double(), noisy_N))
-    rho = (
-        ((x_N - x_N.mean()) * (y_N - y_N.mean())).mean()
-        / x_N.std(correction=0)
-        / y_N.std(correction=0)
-    )
+    x_N, y_N = (rank_of(z[:200]) for z in (1 / n_N.double(), noisy_N))
+    covariance = ((x_N - x_N.mean()) * (y_N - y_N.mean())).mean()
+    rho = covariance / x_N.std(correction=0) / y_N.std(correction=0)
     assert abs(agreement(n_N, noisy_N)["oracle/spearman"] - rho) < 1e-9
-    assert (
-        agreement(torch.zeros(500, dtype=torch.int64), torch.rand(500)) == {}
-    )  # nothing was seen before
-    assert agreement(torch.ones(500, dtype=torch.int64), torch.rand(500)) == {}  # all 1/n alike
+    once_N = torch.ones(500, dtype=torch.int64)
+    assert agreement(once_N * 0, torch.rand(500)) == {}  # nothing was seen before
+    assert agreement(once_N, torch.rand(500)) == {}  # all 1/n alike
 
 
 def test_calibration_bins_hold_every_prefix_once():
     n_N = torch.tensor([0, 0, 1, 1, 2, 3, 4, 700])
     record = calibration(n_N, 1 / n_N.clamp(min=1).double(), points=4)
-    assert [(b["n"], b["prefixes"]) for b in record["bins"]] == [
-        (0, 2),
-        (1, 2),
-        (2, 2),
-        (4, 1),
-        (512, 1),
-    ]
-    assert record["bins"][2]["mean"] == round((1 / 2 + 1 / 3) / 2, 5) and record["bins"][1][
-        "quartiles"
-    ] == [1.0, 1.0, 1.0]
+    bins = [(b["n"], b["prefixes"]) for b in record["bins"]]
+    assert bins == [(0, 2), (1, 2), (2, 2), (4, 1), (512, 1)]
+    assert record["bins"][2]["mean"] == round((1 / 2 + 1 / 3) / 2, 5)
+    assert record["bins"][1]["quartiles"] == [1.0, 1.0, 1.0]
     assert record["points"] == [[0, 1.0], [1, 1.0], [2, 0.5], [4, 0.25]]

@@ -6,17 +6,15 @@ import pytest
 import torch
 
 from nanomerci import dapo, grpo
+from nanomerci.objectives import OBJECTIVES
 
 
 def test_advantage_is_the_z_score_of_the_group():
     reward_PG = torch.tensor([[1.0, 0, 0, 0], [0.5, 0.1, 0.9, 0.3]])
-    expected = (reward_PG - reward_PG.mean(1, keepdim=True)) / (
-        reward_PG.std(1, keepdim=True) + 1e-6
-    )  # verl, TRL: n - 1
+    centred_PG = reward_PG - reward_PG.mean(1, keepdim=True)
+    expected = centred_PG / (reward_PG.std(1, keepdim=True) + 1e-6)  # verl, TRL: n - 1
     assert torch.allclose(grpo.advantage(reward_PG), expected)
-    assert grpo.advantage(reward_PG)[0, 0].item() == pytest.approx(
-        1.5, abs=1e-4
-    )  # .75 / sqrt(.75^2 / 4 * ... ) by hand: .75/.5
+    assert grpo.advantage(reward_PG)[0, 0].item() == pytest.approx(1.5, abs=1e-4)  # .75 / .5
 
 
 @pytest.mark.parametrize("correction", [0, 1])
@@ -77,25 +75,23 @@ def test_weights_sum_to_one_and_say_what_is_averaged():
     w_dapo = dapo.weights(mask_BT, dapo.units(mask_BT))
     for w in (w_grpo, w_dapo):
         assert w.sum().item() == pytest.approx(1) and (w[mask_BT == 0] == 0).all()
-    assert torch.allclose(
-        w_grpo.sum(1), torch.tensor([1 / 3, 1 / 3, 1 / 3, 0])
-    )  # each non-empty response the same
+    # each non-empty response the same
+    assert torch.allclose(w_grpo.sum(1), torch.tensor([1 / 3, 1 / 3, 1 / 3, 0]))
     assert w_dapo.unique().tolist() == [0, pytest.approx(1 / 9)]  # each token the same
     assert torch.equal(grpo.weights_constant(mask_BT, 3, 6).unique(), torch.tensor([0, 1 / 18]))
 
 
-def test_weights_do_not_depend_on_how_the_batch_is_cut():
-    mask_BT = ragged()
-    for algo in (grpo, dapo):
-        total = algo.units(mask_BT)
-        parts = torch.cat([algo.weights(part, total) for part in mask_BT.split(1)])
-        assert torch.equal(parts, algo.weights(mask_BT, total))
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_weights_do_not_depend_on_how_the_batch_is_cut(name):
+    mask_BT, objective = ragged(), OBJECTIVES[name]
+    total = objective.units(mask_BT)
+    parts = torch.cat([objective.weigh(part, total, 6) for part in mask_BT.split(1)])
+    assert torch.equal(parts, objective.weigh(mask_BT, total, 6))
 
 
 def test_mixed_groups():
-    assert dapo.mixed(
-        torch.tensor([[1.0, 1, 1], [0, 0, 0], [1, 0, 1], [0.2, 0.2, 0.3]])
-    ).tolist() == [False, False, True, True]
+    reward_PG = torch.tensor([[1.0, 1, 1], [0, 0, 0], [1, 0, 1], [0.2, 0.2, 0.3]])
+    assert dapo.mixed(reward_PG).tolist() == [False, False, True, True]
 
 
 def test_overlong_penalty_is_the_papers_eq_13():
@@ -124,27 +120,21 @@ def test_losses_are_verls_and_trls_definitions_on_shared_numbers():
     B, L = mask_BT.shape
     logp_BT, old_BT = (torch.randn(B, L, generator=rng, dtype=torch.float64) for _ in range(2))
     reward_PG = torch.tensor([[1.0, 0.0, 0.25]], dtype=torch.float64)
-    A = (reward_PG - reward_PG.mean()) / (
-        reward_PG.std() + 1e-6
-    )  # verl compute_grpo_outcome_advantage, TRL scale_rewards="group"
+    # verl compute_grpo_outcome_advantage, TRL scale_rewards="group"
+    A = (reward_PG - reward_PG.mean()) / (reward_PG.std() + 1e-6)
     rho = (logp_BT - old_BT).exp()
-    loss_BT = torch.max(
-        -A.T * rho, -A.T * rho.clamp(1 - 0.2, 1 + 0.28)
-    )  # verl compute_policy_loss; TRL epsilon, epsilon_high
+    # verl compute_policy_loss; TRL epsilon, epsilon_high
+    loss_BT = torch.max(-A.T * rho, -A.T * rho.clamp(1 - 0.2, 1 + 0.28))
     per_row = (loss_BT * mask_BT).sum(1)
     wanted = {
-        "seq-mean-token-mean | grpo": (per_row / mask_BT.sum(1)).mean(),
-        "token-mean | dapo, bnpo": per_row.sum() / mask_BT.sum(),
-        "seq-mean-token-sum-norm | dr_grpo": per_row.sum()
-        / (B * 7),  # 7: verl's loss_scale_factor, TRL's max_completion_length
+        "grpo": (per_row / mask_BT.sum(1)).mean(),  # verl seq-mean-token-mean
+        "dapo": per_row.sum() / mask_BT.sum(),  # verl token-mean, TRL dapo and bnpo
+        # verl seq-mean-token-sum-norm; 7: its loss_scale_factor, TRL's max_completion_length
+        "dr_grpo": per_row.sum() / (B * 7),
     }
-    ours_BT = grpo.surrogate(logp_BT, old_BT, grpo.advantage(reward_PG)[0], 0.2, 0.28)
-    ours = {
-        "seq-mean-token-mean | grpo": grpo.weights(mask_BT, grpo.units(mask_BT)),
-        "token-mean | dapo, bnpo": dapo.weights(mask_BT, dapo.units(mask_BT)),
-        "seq-mean-token-sum-norm | dr_grpo": grpo.weights_constant(mask_BT, grpo.units(mask_BT), 7),
-    }
-    for name, weight_BT in ours.items():
-        assert (ours_BT * weight_BT).sum().item() == pytest.approx(wanted[name].item(), rel=1e-7), (
-            name
-        )
+    adv_B = grpo.advantage(reward_PG)[0]
+    for name, loss in wanted.items():
+        objective = OBJECTIVES[name]
+        ours_BT = objective.surrogate(logp_BT, old_BT, adv_B, 0.2, 0.28)
+        weight_BT = objective.weigh(mask_BT, objective.units(mask_BT), 7)
+        assert (ours_BT * weight_BT).sum().item() == pytest.approx(loss.item(), rel=1e-7), name

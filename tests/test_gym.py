@@ -2,8 +2,12 @@
 tasks through the pool.
 """
 
+import sys
+
 import pytest
 
+from nanomerci import tasks
+from nanomerci.runtime.config import Config, UserError
 from nanomerci.tasks import reasoning_gym
 from nanomerci.tasks.graders.pool import Pool
 
@@ -69,26 +73,27 @@ def test_its_scorers_run_in_the_pool(name):
     pytest.importorskip(
         "reasoning_gym", reason="the optional package reasoning-gym is not installed"
     )
-    problems = reasoning_gym.load(name, size=10)
-    assert (
-        reasoning_gym.load(name, size=10) == problems != reasoning_gym.load(name, size=10, seed=1)
-    )
-    task = reasoning_gym.Task(problems)
+    problems = reasoning_gym.read_problems(name, size=10)
+    assert reasoning_gym.read_problems(name, size=10) == problems
+    assert reasoning_gym.read_problems(name, size=10, seed=1) != problems
+    task = reasoning_gym.ReasoningGym(problems)
     with Pool(workers=2, deadline=10.0) as pool:
-        right = pool.grade(
-            [task.job(problem, f"<answer>{problem.gold}</answer>") for problem in problems]
-        )
-        assert {grade.outcome for grade in right} == {"right"}, pool.last_error
-        wrong, hostile = pool.grade(
-            [
-                task.job(problems[0], f"<answer>{text}</answer>")
-                for text in ("1000003", "open('pwned', 'w')")
-            ]
-        )
+        correct = [f"<answer>{problem.gold}</answer>" for problem in problems]
+        jobs = [task.job(problem, text) for problem, text in zip(problems, correct, strict=True)]
+        assert {grade.outcome for grade in pool.grade(jobs)} == {"right"}, pool.last_error
+        jobs = [
+            task.job(problems[0], f"<answer>{text}</answer>")
+            for text in ("1000003", "open('pwned', 'w')")
+        ]
+        wrong, hostile = pool.grade(jobs)
         assert wrong.outcome == "wrong" and hostile.reward == 0 and hostile.outcome != "right"
 
 
 def test_what_a_user_gets_wrong_is_one_line(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "reasoning_gym", None)
+    monkeypatch.setitem(sys.modules, "reasoning_gym", None)
     with pytest.raises(ValueError, match="pip install reasoning-gym"):
-        reasoning_gym.load("countdown")
+        reasoning_gym.read_problems("countdown")
+    with pytest.raises(UserError, match="expected reasoning_gym:NAME"):
+        tasks.load(Config(task="reasoning_gym"))
+    with pytest.raises(UserError, match="--task reasoning_gym:countdown: .*pip install"):
+        tasks.load(Config(task="reasoning_gym:countdown"))

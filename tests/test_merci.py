@@ -19,28 +19,21 @@ class Tree:
 
     def __init__(self, rng, depth, branching):
         self.var = torch.rand((), generator=rng, dtype=torch.float64) + 0.1
-        self.children = [Tree(rng, depth - 1, branching) for _ in range(branching)] if depth else []
-        self.policy_A = (
-            torch.rand(len(self.children), generator=rng, dtype=torch.float64).softmax(0)
-            if depth
-            else torch.zeros(0)
-        )
+        self.children = [Tree(rng, depth - 1, branching) for _ in range(branching if depth else 0)]
+        chance_A = torch.rand(len(self.children), generator=rng, dtype=torch.float64)
+        self.policy_A = chance_A.softmax(0)
 
     def bound(self):
         """The recursion, with the library's one backup."""
-        below_A = (
-            torch.stack([child.bound() for child in self.children])
-            if self.children
-            else torch.zeros(0, dtype=torch.float64)
-        )
-        return merci.backup(self.var, self.policy_A, below_A)
+        below = [child.bound() for child in self.children]
+        return merci.backup(self.var, self.policy_A, torch.tensor(below, dtype=torch.float64))
 
     def sampled_q(self, noise):
         """Q of one draw of all rewards from the posterior; `noise()` gives the standard normal
         draws (n,) of a state.
         """
         q = self.var.sqrt() * noise()
-        for weight, child in zip(self.policy_A, self.children, strict=False):
+        for weight, child in zip(self.policy_A, self.children, strict=True):
             q = q + weight * child.sampled_q(noise)
         return q
 
@@ -55,9 +48,9 @@ def test_on_one_trajectory_the_recursion_is_the_posterior_variance(seed):
     path = Tree(rng, depth=6, branching=1)
     q = path.sampled_q(lambda: torch.randn(DRAWS, generator=rng, dtype=torch.float64))
     assert abs(q.var() / path.bound() - 1) < TOLERANCE
-    deviations, node = 0.0, path
-    while node is not None:
-        deviations, node = deviations + node.var.sqrt(), node.children[0] if node.children else None
+    deviations, nodes = 0.0, [path]
+    while nodes:
+        deviations, nodes = deviations + nodes[0].var.sqrt(), nodes[0].children
     assert deviations**2 > 2 * q.var()  # adding standard deviations overshoots
 
 
@@ -66,9 +59,8 @@ def test_under_a_stochastic_policy_it_bounds_the_posterior_variance(seed):
     rng = torch.Generator().manual_seed(seed)
     tree = Tree(rng, depth=4, branching=3)
     q = tree.sampled_q(lambda: torch.randn(DRAWS, generator=rng, dtype=torch.float64))
-    assert q.var() < tree.bound() * (
-        1 - TOLERANCE
-    )  # independent branches average out: strictly below (Jensen)
+    # independent branches average out: strictly below (Jensen)
+    assert q.var() < tree.bound() * (1 - TOLERANCE)
 
 
 def test_it_is_met_when_the_branches_are_perfectly_correlated():
@@ -99,7 +91,7 @@ def test_uncertainty_to_go_is_the_backup_along_the_response():
 
 
 def test_figure_of_the_paper_h_equal_steps_give_root_h():
-    """Variance 1 a step over H steps: root H, where adding deviations gives H (MERCI, section on
+    """Variance 1 per step over H steps: root H, where adding deviations gives H (MERCI, section on
     aggregation).
     """
     H = 16
@@ -112,14 +104,10 @@ def test_percentile_keeps_the_top_share_of_each_response():
     invn = T([[9.0, 1, 5, 2, 8, 3, 7, 4, 6, 0], [9, 9, 1, 1, 0, 0, 0, 0, 0, 0]])
     mask = T([[0.0] + [1] * 9, [0, 0, 1, 1, 1, 1, 0, 0, 0, 0]])
     kept = merci.percentile(invn, mask, 0.3)
-    assert kept[0].nonzero()[:, 0].tolist() == [
-        4,
-        6,
-        8,
-    ]  # 3 of 9: 8, 7, 6; the 9 belongs to the prompt
-    assert (
-        merci.percentile(torch.arange(10.0)[None], torch.ones(1, 10), 0.3).sum() == 3
-    )  # .3 * 10 is 3, not 3.0000001
+    # 3 of 9: 8, 7, 6; the 9 belongs to the prompt
+    assert kept[0].nonzero()[:, 0].tolist() == [4, 6, 8]
+    # .3 * 10 is 3, not 3.0000001
+    assert merci.percentile(torch.arange(10.0)[None], torch.ones(1, 10), 0.3).sum() == 3
     assert merci.percentile(torch.arange(50.0)[None], torch.ones(1, 50), 0.3).sum() == 15
     assert kept[1].nonzero()[:, 0].tolist() == [2, 3]  # ceil(.3 * 4) = 2
     assert merci.percentile(invn, mask, 1.0).equal(mask.bool())
@@ -150,17 +138,15 @@ def test_coherent_keeps_runs_only(run, expected):
 
 
 def test_suppress_removes_noise():
-    assert merci.suppress(T([[True, True, False]]), T([[False, True, True]])).tolist() == [
-        [True, False, False]
-    ]
+    left = merci.suppress(T([[True, True, False]]), T([[False, True, True]]))
+    assert left.tolist() == [[True, False, False]]
 
 
 def test_trajectory_bonus_by_hand():
     invn, kept = T([[0.5, 0.25, 0.25, 1.0]]), T([[True, True, False, False]])
     mask = T([[1.0, 1, 1, 0]])
-    assert merci.trajectory_bonus(invn, kept, mask).item() == pytest.approx(
-        math.sqrt(0.75 / 3)
-    )  # l is the response's length
+    # l is the response's length
+    assert merci.trajectory_bonus(invn, kept, mask).item() == pytest.approx(math.sqrt(0.75 / 3))
     assert merci.trajectory_bonus(invn, kept & False, mask).item() == 0
     assert merci.trajectory_bonus(invn, kept & False, mask * 0).item() == 0
 
@@ -175,9 +161,8 @@ def test_exploration_advantage_is_the_positive_part_of_the_z_score():
 def test_a_group_that_differs_by_rounding_gets_nothing_to_speak_of():
     bonus_PG = T([[0.2, 0.2, 0.2, 0.2 * (1 + 1e-6)]])
     assert merci.exploration_advantage(bonus_PG).max() < 1e-3
-    assert (
-        merci.exploration_advantage(bonus_PG, floor=0.0).max() > 1
-    )  # what would happen without the floor
+    # what would happen without the floor
+    assert merci.exploration_advantage(bonus_PG, floor=0.0).max() > 1
 
 
 def paper_merge(a, e, gamma, alpha):
@@ -188,15 +173,12 @@ def test_merge_is_the_papers_two_cases():
     rng = torch.Generator().manual_seed(0)
     adv, expl = torch.randn(500, generator=rng), torch.rand(500, generator=rng) * 3
     merged = merci.merge(adv, expl, 0.5, 0.4)
-    for a, e, m in zip(adv.tolist(), expl.tolist(), merged.tolist(), strict=False):
+    for a, e, m in zip(adv.tolist(), expl.tolist(), merged.tolist(), strict=True):
         assert m == pytest.approx(paper_merge(a, e, 0.5, 0.4), abs=1e-6)
     # what it guarantees: never lower, never beyond the share alpha, never another sign, nothing
     # where nothing was
-    assert (
-        (merged >= adv).all()
-        and ((merged - adv) <= 0.4 * adv.abs() + 1e-6).all()
-        and (merged.sign() == adv.sign()).all()
-    )
+    assert (merged >= adv).all() and ((merged - adv) <= 0.4 * adv.abs() + 1e-6).all()
+    assert (merged.sign() == adv.sign()).all()
     assert (merci.merge(torch.zeros(3), torch.ones(3), 0.5, 0.4) == 0).all()
 
 

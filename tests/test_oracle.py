@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from nanomerci import dapo, grpo
+from nanomerci import grpo
+from nanomerci.objectives import OBJECTIVES
 
 V, G = 3, 2
 TRAJECTORIES = list(itertools.product(range(V), repeat=2))
@@ -76,14 +77,14 @@ def test_without_std_the_expected_gradient_is_the_policy_gradient(seed):
 
     ours = expected_library_gradient(theta, theta, loss_of_group)
 
-    def expected_reward(th):
-        return sum(np.exp(log_probs(th)[t].sum()) * REWARD[t] for t in TRAJECTORIES)
+    def expected_reward(theta):
+        return sum(np.exp(log_probs(theta)[t].sum()) * REWARD[t] for t in TRAJECTORIES)
 
     assert np.allclose(ours, -(1 - 1 / G) * numeric_gradient(expected_reward, theta), atol=1e-8)
 
 
 def oracle_objective(theta, old, low, high, token_level, std):
-    """J(theta) of GRPO / DAPO by enumeration, in numpy: clipped ratios, advantages from the
+    """J(theta) of GRPO, DAPO, Dr.GRPO by enumeration, in numpy: clipped ratios, advantages from the
     published formulas.
     """
     new_logp, old_logp, J = log_probs(theta), log_probs(old), 0.0
@@ -93,7 +94,7 @@ def oracle_objective(theta, old, low, high, token_level, std):
         if std:
             adv = adv / (rewards.std(ddof=1) + 1e-6)
         value = 0.0
-        for A, t in zip(adv, group, strict=False):
+        for A, t in zip(adv, group, strict=True):
             rho = np.exp(new_logp[t] - old_logp[t])
             terms = np.minimum(rho * A, np.clip(rho, 1 - low, 1 + high) * A)
             value += terms.sum() / (2 * G) if token_level else terms.mean() / G
@@ -102,45 +103,46 @@ def oracle_objective(theta, old, low, high, token_level, std):
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("algo, low, high", [(grpo, 0.2, 0.2), (dapo, 0.2, 0.28)])
+@pytest.mark.parametrize(
+    "name, high, token_level, std",
+    [("grpo", 0.2, False, True), ("dapo", 0.28, True, True), ("dr_grpo", 0.2, True, False)],
+)
 @pytest.mark.parametrize("distance", [0.0, 0.6])
-def test_gradients_are_the_enumerated_expectation(algo, low, high, seed, distance):
+def test_gradients_are_the_enumerated_expectation(name, high, token_level, std, seed, distance):
     """distance 0: on-policy, the ratio is 1; 0.6: the policy has moved since sampling and both
     clips bind.
     """
-    old = table(seed)
+    old, objective = table(seed), OBJECTIVES[name]
     theta = old + distance * table(seed + 100)
+    assert objective.clip_high == high
     bound = []
 
     def loss_of_group(parameter, group):
         reward_PG, mask_BT = batch(group)
         logp_BT, old_BT = library_logp(parameter, group), library_logp(torch.tensor(old), group)
-        adv_B = grpo.advantage(reward_PG).flatten()
-        bound.append(
-            [x.any().item() for x in grpo.clipped(logp_BT.detach(), old_BT, adv_B, low, high)]
-        )
-        loss_BT = algo.surrogate(logp_BT, old_BT, adv_B, low, high)
-        return (loss_BT * algo.weights(mask_BT, algo.units(mask_BT))).sum()
+        adv_B = objective.advantage(reward_PG).flatten()
+        masks = grpo.clipped(logp_BT.detach(), old_BT, adv_B, 0.2, high)
+        bound.append([mask_BT.any().item() for mask_BT in masks])
+        loss_BT = objective.surrogate(logp_BT, old_BT, adv_B, 0.2, high)
+        return (loss_BT * objective.weigh(mask_BT, objective.units(mask_BT), 2)).sum()
 
     ours = expected_library_gradient(theta, old, loss_of_group)
-    oracle = numeric_gradient(
-        lambda th: oracle_objective(th, old, low, high, algo is dapo, True), theta
-    )
+    options = 0.2, high, token_level, std
+    oracle = numeric_gradient(lambda th: oracle_objective(th, old, *options), theta)
     assert np.allclose(ours, -oracle, atol=1e-7)
     assert np.abs(oracle).max() > 1e-3  # there is a gradient to speak of
     if distance:
         assert any(low for low, _ in bound) and any(high for _, high in bound)
 
 
-def test_masked_tokens_get_exactly_no_gradient():
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_masked_tokens_get_exactly_no_gradient(name):
     torch.manual_seed(0)
+    objective = OBJECTIVES[name]
     logp_BT = torch.randn(4, 6, requires_grad=True)
     mask_BT = (torch.rand(4, 6) > 0.4).float()
-    for algo in (grpo, dapo):
-        loss_BT = algo.surrogate(logp_BT, logp_BT.detach() - 0.1, torch.randn(4)) + grpo.kl(
-            logp_BT, logp_BT.detach() + 0.3
-        )
-        gradient = torch.autograd.grad(
-            (loss_BT * algo.weights(mask_BT, algo.units(mask_BT))).sum(), logp_BT
-        )[0]
-        assert (gradient[mask_BT == 0] == 0).all() and (gradient[mask_BT == 1] != 0).all()
+    loss_BT = objective.surrogate(logp_BT, logp_BT.detach() - 0.1, torch.randn(4), 0.2, 0.2)
+    loss_BT = loss_BT + grpo.kl(logp_BT, logp_BT.detach() + 0.3)
+    loss = (loss_BT * objective.weigh(mask_BT, objective.units(mask_BT), 6)).sum()
+    (gradient,) = torch.autograd.grad(loss, logp_BT)
+    assert (gradient[mask_BT == 0] == 0).all() and (gradient[mask_BT == 1] != 0).all()

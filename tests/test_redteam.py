@@ -14,9 +14,8 @@ from nanomerci.tasks.graders.pool import Pool
 
 DEADLINE = 2.0
 OTHERS = set()  # what else runs when these tests begin: another test's fork server, say
-WARM_UP = [
-    (math.grade, "x+x", "\\boxed{2x}")
-]  # loads sympy in a fresh worker, so that no answer waits for a start
+# loads sympy in a fresh worker, so that no answer waits for a start
+WARM_UP = [(math.grade, "x+x", "\\boxed{2x}")]
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +39,8 @@ def pool(folder):
 
 def children(pid="self"):
     """Process ids of all descendants, others' left out."""
-    born = {
-        child
-        for task in Path(f"/proc/{pid}/task").iterdir()
-        for child in (task / "children").read_text().split()
-    }
+    threads = Path(f"/proc/{pid}/task").iterdir()
+    born = set(" ".join((thread / "children").read_text() for thread in threads).split())
     return born.union(*map(children, born)) - OTHERS
 
 
@@ -62,11 +58,8 @@ def attack(pool, folder, jobs):
         start = time.monotonic()
         grades += pool.grade([job])
         seconds = time.monotonic() - start
-        if (
-            seconds > 1.2 * DEADLINE
-            or grades[-1].reward
-            or grades[-1].outcome in ("right", "error")
-        ):
+        paid = grades[-1].reward or grades[-1].outcome in ("right", "error")
+        if seconds > 1.2 * DEADLINE or paid:
             faults.append(f"{grades[-1]} after {seconds:.1f} s: {job[1:4]!r:.200}")
     assert not faults, f"{len(faults)} faults, last error {pool.last_error}\n" + "\n".join(faults)
     assert state(folder) == before
@@ -83,9 +76,8 @@ class TestHostile:
     def test_mathematics(self, pool, folder):
         wholes = [f"So it is \\boxed{{{one}}}." for one in redteam.MATH] + redteam.WHOLE
         grades = attack(pool, folder, [(math.grade, redteam.GOLD, text) for text in wholes])
-        assert (
-            sum(grade.outcome == "unsafe" for grade in grades) > 60
-        )  # the budget catches most, not the deadline
+        # the budget catches most, not the deadline
+        assert sum(grade.outcome == "unsafe" for grade in grades) > 60
 
     def test_queries(self, pool, folder):
         texts = [f"```sql\n{query}\n```" for query in redteam.SQL] + redteam.FENCES
@@ -96,9 +88,8 @@ class TestHostile:
         grades = attack(pool, folder, jobs)
         assert sum(grade.outcome == "unsafe" for grade in grades) > 100
         right = jobs[0][:3] + (f"```sql\n{redteam.GOLD_SQL} ORDER BY 1\n```",) + jobs[0][4:]
-        assert (
-            pool.grade([right])[0].outcome == "right"
-        )  # the grader is not merely refusing everything
+        # the grader is not merely refusing everything
+        assert pool.grade([right])[0].outcome == "right"
 
     def test_nothing_is_left(self, pool, folder):
         pool.grade(WARM_UP)

@@ -14,11 +14,15 @@ from nanomerci.tasks.graders.sqlite import Rejected, Result, Script
 
 SHOP = Script("""
 CREATE TABLE owner (id INTEGER PRIMARY KEY, name TEXT, age INTEGER, town TEXT);
-CREATE TABLE pet (id INTEGER PRIMARY KEY, owner INTEGER REFERENCES owner (id), kind TEXT, weight REAL);
-INSERT INTO owner VALUES (1,'Ann',30,'Oslo'),(2,'Bob',30,NULL),(3,'Cem',25,'Bonn'),(4,'Dan',61,'Oslo'),(5,'Eve',19,'Lyon'),
-                         (6,'Fay',44,'Bonn'),(7,'Gus',52,'Oslo'),(8,'Hal',33,'Lyon'),(9,'Ivy',28,NULL),(10,'Jon',47,'Bonn');
-INSERT INTO pet VALUES (1,1,'cat',3.1),(2,1,'dog',9.5),(3,2,'cat',4.0),(4,3,'dog',NULL),(5,4,'cat',2.2),(6,6,'cat',5.1),
-                       (7,7,'dog',8.8),(8,8,'dog',7.7),(9,10,'cat',3.3),(10,10,'eel',0.4);""")
+CREATE TABLE pet (
+    id INTEGER PRIMARY KEY, owner INTEGER REFERENCES owner (id), kind TEXT, weight REAL);
+INSERT INTO owner VALUES
+    (1,'Ann',30,'Oslo'), (2,'Bob',30,NULL), (3,'Cem',25,'Bonn'), (4,'Dan',61,'Oslo'),
+    (5,'Eve',19,'Lyon'), (6,'Fay',44,'Bonn'), (7,'Gus',52,'Oslo'), (8,'Hal',33,'Lyon'),
+    (9,'Ivy',28,NULL), (10,'Jon',47,'Bonn');
+INSERT INTO pet VALUES
+    (1,1,'cat',3.1), (2,1,'dog',9.5), (3,2,'cat',4.0), (4,3,'dog',NULL), (5,4,'cat',2.2),
+    (6,6,'cat',5.1), (7,7,'dog',8.8), (8,8,'dog',7.7), (9,10,'cat',3.3), (10,10,'eel',0.4);""")
 
 
 def result(*rows):
@@ -99,7 +103,7 @@ def test_any_shuffle_is_the_same_and_any_change_is_not():
         columns = rng.sample(range(width), width)
 
         def noisy(x):
-            return x * (1 + 1e-12) if isinstance(x, float) else x
+            return x * (1 + 1e-13) if isinstance(x, float) else x
 
         shuffled = [tuple(noisy(row[k]) for k in columns) for row in rng.sample(rows, len(rows))]
         assert sql.same_result(result(*rows), result(*shuffled)), seed
@@ -320,9 +324,12 @@ def bird(tmp_path):
 
 
 def test_spider_folder(spider):
-    assert [problem.id for problem in sql.load(spider)] == ["train_others/0", "train_spider/0"]
-    (problem,) = sql.load(spider, "dev")
-    task = sql.Task(test=[problem], match="spider")
+    assert [problem.id for problem in sql.read_problems(spider)] == [
+        "train_others/0",
+        "train_spider/0",
+    ]
+    (problem,) = sql.read_problems(spider, "dev")
+    task = sql.SQL(test=[problem], match="spider")
     function, *arguments = task.job(problem, fence("SELECT count(id) FROM owner"))
     assert function(*arguments).outcome == "right"
     assert "Question: How many owners?" in problem.prompt and "CREATE TABLE owner" in problem.prompt
@@ -330,7 +337,7 @@ def test_spider_folder(spider):
 
 def test_bird_folder(bird):
     for split in ("train", "dev"):
-        (problem,) = sql.load(bird, split)
+        (problem,) = sql.read_problems(bird, split)
         assert "Evidence: oldest means max(age)" in problem.prompt
         assert (
             sql.grade(
@@ -338,45 +345,48 @@ def test_bird_folder(bird):
             ).outcome
             == "right"
         )
-    assert len(sql.load(bird / "train", "train")) == 1  # also when given the inner folder
+    assert len(sql.read_problems(bird / "train", "train")) == 1  # also when given the inner folder
 
 
 def test_schema_shows_keys_and_examples_within_its_budget():
     full = sql.schema(SHOP, 12_000)
     assert (
-        "name TEXT,  -- example: 'Ann', 'Bob', 'Cem'" in full
-        and "FOREIGN KEY (owner) REFERENCES owner (id)" in full
+        "-- name, e.g. 'Ann', 'Bob', 'Cem'" in full
+        and "owner INTEGER REFERENCES owner (id)" in full
     )
     connection = sqlite3.connect(":memory:")
     connection.executescript(full)  # it is SQL
     connection.close()
     tight = sql.schema(SHOP, len(full) - 1)
     assert len(tight) < len(full) and "'Ann', 'Bob'" in tight and "'Cem'" not in tight
-    assert "example" not in sql.schema(SHOP, 10) and "weight REAL" in sql.schema(SHOP, 10)
+    assert "e.g." not in sql.schema(SHOP, 10) and "weight REAL" in sql.schema(SHOP, 10)
 
 
 def test_what_a_user_gets_wrong_is_one_line(tmp_path, spider):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="wanted an unpacked Spider or BIRD folder"):
-        sql.load(tmp_path / "empty")
+        sql.read_problems(tmp_path / "empty")
     (spider / "dev.json").write_text('[{"question": "?", "query": "SELECT 1", "db_id": "gone"}]')
     with pytest.raises(ValueError, match="no such database"):
-        sql.load(spider, "dev")
+        sql.read_problems(spider, "dev")
     (spider / "dev.json").write_text('[{"question": "?"}]')
     with pytest.raises(ValueError, match="record 0 lacks"):
-        sql.load(spider, "dev")
+        sql.read_problems(spider, "dev")
     (spider / "dev.json").write_text("not JSON")
     with pytest.raises(ValueError, match="is not JSON"):
-        sql.load(spider, "dev")
-    with pytest.raises(ValueError, match="wanted one of bird, spider"):
-        sql.Task(match="birds")
+        sql.read_problems(spider, "dev")
+    with pytest.raises(ValueError, match="expected one of bird, spider"):
+        sql.SQL(match="birds")
 
 
 # ---- noise
 
 
 def test_noise():
-    text = "Count them. ```python\nlen(x)\n``` so\n```sql\nSELECT 1 -- one\n/* two */ + 2\n``` Hope this helps!"
+    text = (
+        "Count them. ```python\nlen(x)\n``` so\n"
+        "```sql\nSELECT 1 -- one\n/* two */ + 2\n``` Hope this helps!"
+    )
     marked = [text[start:end] for start, end in sql.noise(text)]
     assert marked == ["```python\nlen(x)\n```", "-- one", "/* two */", " Hope this helps!"]
     assert sql.noise("plan ```sql select 1 ```") == []

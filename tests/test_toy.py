@@ -7,7 +7,7 @@ import random
 import pytest
 
 from nanomerci.loop.model import encode, tiny
-from nanomerci.tasks import sql, toy_sql
+from nanomerci.tasks import sql, toy_sql, toy_sql_chatty
 
 
 @pytest.fixture(scope="module")
@@ -18,20 +18,16 @@ def task(tmp_path_factory):
 def test_held_out_questions_are_not_trained_on(task):
     assert len(task.test) == toy_sql.TEST and len(task.train) > 1000
     assert not {p.prompt for p in task.test} & {p.prompt for p in task.train}
-    assert (
-        task.problems == toy_sql.ToySQL(task.database.rsplit("/", 1)[0]).problems
-    )  # the same ones every time
+    # the same ones every time
+    assert task.problems == toy_sql.ToySQL(task.database.rsplit("/", 1)[0]).problems
 
 
 def test_the_robust_idiom_is_always_right_and_the_common_one_fails_on_the_hard_third(task):
     for problem in task.problems[::7]:
         for rare, outcome in ((True, "right"), (False, "wrong" if problem.hard else "right")):
-            assert (
-                sql.grade(
-                    task.database, problem.gold, toy_sql.answer(problem, rare), "spider"
-                ).outcome
-                == outcome
-            ), problem.prompt
+            text = toy_sql.answer(problem, rare)
+            grade = sql.grade(task.database, problem.gold, text, "spider")
+            assert grade.outcome == outcome, problem.prompt
     assert abs(sum(p.hard for p in task.problems) / len(task.problems) - 1 / 3) < 0.01
 
 
@@ -40,16 +36,12 @@ def test_demonstrations_show_the_rare_idiom_rarely_and_conditions_wrong_often(ta
     by_prompt = {p.prompt: p for p in task.train}
     pairs = [task.demonstration(rng) for _ in range(n)]
     rare = sum(task.rare(by_prompt[q], a) for q, a in pairs) / n
-    exact = (
-        sum(
-            a in (toy_sql.answer(by_prompt[q], False), toy_sql.answer(by_prompt[q], True))
-            for q, a in pairs
-        )
-        / n
+    exact = sum(
+        a in (toy_sql.answer(by_prompt[q], False), toy_sql.answer(by_prompt[q], True))
+        for q, a in pairs
     )
-    assert (
-        0.009 < rare < 0.031 and abs(exact - (1 - toy_sql.WRONG)) < 0.04
-    )  # about five standard deviations
+    # about five standard deviations
+    assert 0.009 < rare < 0.031 and abs(exact / n - (1 - toy_sql.WRONG)) < 0.04
 
 
 def test_every_word_is_in_the_vocabulary_and_the_longest_answer_fits(task):
@@ -59,10 +51,8 @@ def test_every_word_is_in_the_vocabulary_and_the_longest_answer_fits(task):
             ids = tokenizer(text, add_special_tokens=False)["input_ids"]
             assert tokenizer.unk_token_id not in ids and tokenizer.decode(ids) == text
             assert len(ids) < 48
-    assert (
-        tokenizer.decode(encode(tokenizer, task.train[0].prompt))
-        == task.train[0].prompt + " answer:"
-    )
+    prompt = task.train[0].prompt
+    assert tokenizer.decode(encode(tokenizer, prompt)) == prompt + " answer:"
 
 
 def test_what_follows_the_graded_answer_is_noise(task):
@@ -74,31 +64,22 @@ def test_what_follows_the_graded_answer_is_noise(task):
 
 
 def test_small_talk_means_nothing_and_its_words_have_a_long_tail(task):
-    chatty = toy_sql.ToySQLChatty(task.database.rsplit("/", 1)[0])
-    rng, by_prompt, words, said = (
-        random.Random(0),
-        {p.prompt: p for p in chatty.train},
-        set(chatty.words),
-        [],
-    )
-    for question, text in (chatty.demonstration(rng) for _ in range(2000)):
+    chatty = toy_sql_chatty.ToySQLChatty(task.database.rsplit("/", 1)[0])
+    rng, by_prompt = random.Random(0), {p.prompt: p for p in chatty.train}
+    words, said = set(chatty.words), []
+    for _ in range(2000):
+        question, text = chatty.demonstration(rng)
+        problem = by_prompt[question]
         plan, word, note, *rest = text.split(" ")
-        said += rest[: toy_sql.CHAT]
-        bare = " ".join([plan, word, *rest[toy_sql.CHAT :]])
-        assert (
-            note == "note"
-            and set(rest[: toy_sql.CHAT]) <= set(toy_sql.CHATTER)
-            and set(text.split()) <= words
-        )
-        assert (
-            chatty.rare(by_prompt[question], text) == task.rare(by_prompt[question], bare)
-            and len(text.split()) < 55
-        )
+        chat = rest[: toy_sql_chatty.CHAT]
+        said += chat
+        bare = " ".join([plan, word, *rest[toy_sql_chatty.CHAT :]])
+        assert note == "note" and set(chat) <= set(toy_sql_chatty.CHATTER)
+        assert set(text.split()) <= words and len(text.split()) < 55
+        assert chatty.rare(problem, text) == task.rare(problem, bare)
         if rng.random() < 0.02:
-            problem = by_prompt[question]
-            assert sql.grade(*chatty.job(problem, text)[1:]) == sql.grade(
-                *task.job(problem, bare)[1:]
-            )
-    share = [said.count(word) / len(said) for word in toy_sql.CHATTER]
+            grade = sql.grade(*chatty.job(problem, text)[1:])
+            assert grade == sql.grade(*task.job(problem, bare)[1:])
+    share = [said.count(word) / len(said) for word in toy_sql_chatty.CHATTER]
     assert share[0] > 0.25 and 0 < share[-1] < 0.025 and sum(share) == pytest.approx(1)
     assert chatty.problems == task.problems

@@ -1,22 +1,38 @@
-"""Questions answered in SQL (Spider, BIRD): comparing results, grading an answer, prompts, data,
-noise.
+"""sql: questions answered in SQL (Spider, BIRD), graded by executing it; needs --train_data.
 
-How a query is run without trusting it: tasks/database.py.
+Comparing results, grading a response, prompts, data, noise.
+
+How a query is run without trusting it: tasks/graders/sqlite.py. What differs from the evaluators of
+Spider and BIRD, and why: docs/sql-grading.md.
 """
 
+import glob
+import hashlib
 import json
 import math
+import os
 import re
 import sqlite3
+import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain, pairwise
 from pathlib import Path
 
-from nanomerci.tasks import Task, folder_of, needed
+from nanomerci.tasks import Task, cache_folder, folder_of, needed
 from nanomerci.tasks.graders.pool import Grade
-from nanomerci.tasks.graders.sqlite import Rejected, Script, open_file, run, warm
-from nanomerci.tasks.graders.worker import load as load_library
+from nanomerci.tasks.graders.sqlite import (
+    Rejected,
+    Script,
+    faults,
+    open_database,
+    quoted,
+    run,
+    tables,
+)
 from nanomerci.tasks.math import repeated
 
 COPY_LIMIT = 64 << 20  # bytes of the largest database that is copied for the anti-luck check
@@ -25,131 +41,110 @@ COPY_LIMIT = 64 << 20  # bytes of the largest database that is copied for the an
 # ---- comparing results
 
 
-def same_cell(a, b):
-    """NULL equals NULL; text never equals a number; a float equals what is within 1e-6 of it,
-    relative.
+def snap(gold, got):
+    """Both lists of rows, in which numbers that differ by rounding, at most 1e-12 of themselves,
+    have become the same number. Two whole numbers (sums, ids, dates) are equal or not.
     """
-    if isinstance(a, int | float) and isinstance(b, int | float):
-        return (
-            a == b
-            or (isinstance(a, float) or isinstance(b, float))
-            and math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-9)
-        )
-    return a == b
+    cells = chain.from_iterable(chain(gold, got))
+    same, first = {}, math.nan
+    for x in sorted({x for x in cells if isinstance(x, int | float)}):
+        if math.isclose(x, first, rel_tol=1e-12) and not (_whole(x) and _whole(first)):
+            same[x] = first
+        else:
+            first = x
+    if not same:
+        return gold, got
+    return tuple([tuple(same.get(x, x) for x in row) for row in rows] for rows in (gold, got))
 
 
-def _sort_key(row):
-    """Orders rows so that nearly equal floats cannot tear apart rows that belong together: numbers
-    come last.
-    """
-    cells = [
-        ("number",)
-        if isinstance(x, int | float)
-        else ("null",)
-        if x is None
-        else (type(x).__name__, x)
-        for x in row
-    ]
-    return cells, [x for x in row if isinstance(x, int | float)]
-
-
-def same_rows(gold, got, ordered):
-    """The same rows as often, in the same order or in any. Lists of tuples."""
-    if gold == got:
-        return True
-    if len(gold) != len(got) or gold and len(gold[0]) != len(got[0]):
-        return False
-    pairs = (
-        zip(gold, got, strict=False)
-        if ordered
-        else zip(sorted(gold, key=_sort_key), sorted(got, key=_sort_key), strict=False)
-    )
-    return all(same_cell(a, b) for row, other in pairs for a, b in zip(row, other, strict=False))
+def _whole(x):
+    """Is it a whole number, and not just for want of digits?"""
+    return float(x).is_integer() and abs(x) < 2**53
 
 
 def same_set(gold, got, ordered=False):
-    """BIRD: the same set of rows, columns in the same order; duplicates and row order do not
-    count.
-    """
-    a, b = set(gold.rows), set(got.rows)
-    if a == b or gold.columns != got.columns:
-        return a == b
-    return same_rows(*(_distinct(sorted(rows, key=_sort_key)) for rows in (a, b)), ordered=False)
-
-
-def _distinct(rows):
-    """Sorted rows without those that equal their predecessor up to rounding."""
-    return [row for i, row in enumerate(rows) if not i or not all(map(same_cell, row, rows[i - 1]))]
+    """BIRD: the same set of rows, columns in their order; repeated rows and row order are free."""
+    if set(gold.rows) == set(got.rows) or gold.columns != got.columns:
+        return set(gold.rows) == set(got.rows)
+    a, b = snap(gold.rows, got.rows)
+    return set(a) == set(b)
 
 
 def same_result(gold, got, ordered=False):
     """Spider: the same rows as often under some permutation of the columns; in the same order if
     `ordered`.
     """
-    if len(gold.rows) != len(got.rows) or not gold.rows or gold.columns != got.columns:
+    if len(gold.rows) != len(got.rows) or gold.columns != got.columns:
         return not gold.rows and not got.rows
-    wanted, given = list(zip(*gold.rows, strict=False)), list(zip(*got.rows, strict=False))
-    alike = [
-        [k for k, g in enumerate(given) if same_rows([*zip(w)], [*zip(g)], ordered)] for w in wanted
-    ]
+    if gold.rows == got.rows:
+        return True
+    a, b = snap(gold.rows, got.rows)
+    wanted, given = list(zip(*a, strict=False)), list(zip(*b, strict=False))
+    if ordered:
+        return Counter(wanted) == Counter(given)
+    return Counter(a) == Counter(b) or _place(wanted, given, [0] * len(a), [0] * len(b))
 
-    def place(
-        chosen,
-    ):  # columns of `got` for the first of `gold`; a partial match that fails cannot be completed
-        tried = []
-        for k in alike[len(chosen)]:
-            if k not in chosen and given[k] not in tried:  # of identical columns one is enough
-                tried.append(given[k])
-                now = [*chosen, k]
-                if same_rows(
-                    [*zip(*wanted[: len(now)], strict=False)],
-                    [*zip(*(given[k] for k in now), strict=False)],
-                    ordered,
-                ) and (len(now) == len(wanted) or place(now)):
-                    return True
-        return False
 
-    return place([])
+def _place(wanted, given, left, right):
+    """Can columns `given` be put in an order that makes the rows those of `wanted`, as often?
+    left, right: what the rows hold in columns that have their place, as numbers: equal if that is.
+    A partial match that fails cannot be completed.
+    """
+    if not wanted:
+        return True
+    number = {}
+    left = [number.setdefault(pair, len(number)) for pair in zip(left, wanted[0], strict=False)]
+    count = Counter(left)
+    for k, column in enumerate(given):
+        if column in given[:k]:  # of identical columns one is enough
+            continue
+        placed, rest = (
+            [number.get(pair) for pair in zip(right, column, strict=False)],
+            given[:k] + given[k + 1 :],
+        )
+        if count == Counter(placed) and _place(wanted[1:], rest, left, placed):
+            return True
+    return False
 
 
 MATCH = {"bird": same_set, "spider": same_result}
 
 
 def column_credit(gold, got):
-    """0.8 c^2 / (n_gold n_got), c = columns with the same set of values, each used once (after
-    DPH-RL). 0 to 0.8.
+    """0.8 c^2 / (n_gold n_got), c = columns with the same values as often, each used once (after
+    DPH-RL, which does not ask how often: a cross join of the right tables would have every column
+    right). 0 to 0.8.
     """
     columns = [
-        Counter(
-            frozenset(float(f"{x:.6g}") if isinstance(x, float) else x for x in column)
-            for column in zip(*r.rows, strict=False)
-        )
-        for r in (gold, got)
+        Counter(frozenset(Counter(column).items()) for column in zip(*rows, strict=False))
+        for rows in snap(gold.rows, got.rows)
     ]
-    common = (
-        columns[0] & columns[1]
-    ).total()  # once each: else three equal gold columns would pay 2.4 for one
-    return 0.8 * common**2 / max(1, gold.columns * got.columns)
+    common = columns[0] & columns[1]  # else three equal gold columns would pay 2.4 for one
+    return 0.8 * common.total() ** 2 / max(1, gold.columns * got.columns)
 
 
 @lru_cache(4096)
 def is_ordered(gold_sql):
-    """Has the query an outer ORDER BY?"""
-    sqlglot = load_library("sqlglot", warm)
-    try:
-        return sqlglot.parse_one(gold_sql, read="sqlite").args.get("order") is not None
-    except sqlglot.errors.SqlglotError:  # gold queries are not all to sqlglot's taste
-        return "order by" in gold_sql.lower().rpartition(")")[2]
+    """Has the query an outer ORDER BY? That is one outside all brackets."""
+    quotes = r"""'[^']*'|"[^"]*"|`[^`]*`|\[[^]]*\]|--[^\n]*|/\*.*?\*/"""
+    bare, found = re.sub(quotes, " ", gold_sql, flags=re.DOTALL), 1
+    while found:
+        bare, found = re.subn(r"\([^()]*\)", " ", bare)
+    return re.search(r"\border\s+by\b", bare, re.IGNORECASE) is not None
 
 
 # ---- grading an answer
 
+FENCE = re.compile(r"sql\b", re.IGNORECASE)  # behind the three backticks
+
 
 def answer(text):
-    """The query in the last ```sql fence, or None (no fence, not closed, or empty)."""
-    starts = [found.end() for found in re.finditer(r"```sql\b", text, re.IGNORECASE)]
-    end = text.find("```", starts[-1]) if starts else -1
-    return text[starts[-1] : end].strip() or None if end >= 0 else None
+    """The query in the last ```sql fence that is closed, or None (no such fence, or empty)."""
+    query = ""
+    for part, after in pairwise(text.split("```")[1:]):
+        if FENCE.match(part) and not FENCE.match(after):  # not: the opening of the next query
+            query = part[3:]
+    return query.strip() or None
 
 
 def grade(database, gold_sql, text, match="bird", partial=False, copies=0, seconds=4.0):
@@ -169,6 +164,8 @@ def grade_query(database, gold_sql, query, match="bird", partial=False, copies=0
         try:
             gold = run(database, gold_sql, seconds=seconds, trusted=True, seed=seed)
         except Rejected as error:
+            if seed is not None:  # such a copy says nothing about the answer
+                continue
             raise RuntimeError(
                 f"gold query fails on {str(database):.80}: {error}: {gold_sql}"
             ) from error
@@ -225,129 +222,181 @@ class Problem:
 
 @lru_cache(512)
 def schema(database, budget):
-    """CREATE TABLE statements with example values; fewer, shorter, then no examples until it fits
+    """CREATE statements with example values; fewer, shorter, then no examples until it fits
     the budget (characters).
     """
-    if isinstance(database, Script):
-        connection = sqlite3.connect(":memory:")
-        connection.executescript(database)
-    else:
-        connection = open_file(database)
-    connection.text_factory = lambda data: data.decode(errors="replace")
-    tables = [
-        name
-        for (name,) in connection.execute(
-            "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
-        )
-    ]
+    connection = open_database(database)
+    shown = []
+    for name, statement in tables(connection):
+        with suppress(sqlite3.OperationalError):  # no such module: no query can read it either
+            cursor = connection.execute(f"SELECT * FROM main.{quoted(name)} LIMIT 50")
+            columns = [column[0] for column in cursor.description]
+            shown.append((statement, columns, cursor.fetchall()))
+    connection.close()
     for count, width in ((3, 40), (2, 20), (1, 20), (0, 0)):
-        text = "\n".join(_create(connection, table, count, width) for table in tables)
+        text = "\n".join(_create(*table, count, width) for table in shown)
         if len(text) <= budget:
             break
-    connection.close()
     return text
 
 
-def _create(connection, table, count, width):
-    """One CREATE TABLE with up to `count` example values a column, each cut to `width`
-    characters.
+def _create(statement, columns, rows, count, width):
+    """The table's own CREATE statement, under it up to `count` example values a column, each cut
+    to `width` characters.
     """
-
-    def name(word):
-        return word if re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", word) else f"`{word}`"
-
-    info = connection.execute(f'PRAGMA table_info("{table}")').fetchall()
-    rows = connection.execute(f'SELECT * FROM "{table}" LIMIT 50').fetchall()
-    keys = [column[1] for column in sorted(info, key=lambda column: column[5]) if column[5]]
-    lines = []
-    for i, column in enumerate(info):
-        values = list(dict.fromkeys(row[i] for row in rows if row[i] is not None))[:count]
-        shown = [
-            repr(v if len(v) <= width else v[:width] + "...")
-            if isinstance(v, str)
-            else str(v)[:width]
-            for v in values
-        ]
-        lines.append(
-            (
-                f"{name(column[1])} {column[2]}".strip(),
-                f"  -- example: {', '.join(shown)}" if shown else "",
-            )
-        )
-    lines += [(f"PRIMARY KEY ({', '.join(map(name, keys))})", "")] if keys else []
-    for _, _, parent, column, other, *_ in connection.execute(
-        f'PRAGMA foreign_key_list("{table}")'
-    ):
-        lines.append(
-            (
-                f"FOREIGN KEY ({name(column)}) REFERENCES {name(parent)} ({name(other or column)})",
-                "",
-            )
-        )
-    body = "\n".join(
-        f"    {line}{',' if i < len(lines) - 1 else ''}{note}"
-        for i, (line, note) in enumerate(lines)
-    )
-    return f"CREATE TABLE {name(table)} (\n{body}\n);"
+    lines = [f"{statement};"]
+    for name, values in zip(columns, zip(*rows, strict=False), strict=False):
+        values = list(dict.fromkeys(v for v in values if v is not None))[:count]
+        if values:
+            shown = ", ".join(_short(value, width) for value in values)
+            lines.append(f"-- {' '.join(name.split())}, e.g. {shown}")
+    return "\n".join(lines)
 
 
-def read_problems(folder, split="train", budget=12_000):
+def _short(value, width):
+    if not isinstance(value, str):
+        return str(value)[:width]
+    if len(value) > width:
+        value = value[:width] + "..."
+    return repr(value)
+
+
+def read_problems(folder, split="train", budget=12_000, seconds=4.0, strict=False, cache=None):
     """Problems of a Spider or BIRD folder as they are distributed, in file order. split: train |
-    dev | test.
+    dev | test. folder: also one file of questions, with its databases beside it.
 
     Spider: train_spider.json, train_others.json, dev.json and database/ID/ID.sqlite, keys question,
-    query, db_id. BIRD: train/train.json, dev/dev.json (or dev_2024.../) and
+    query, db_id. BIRD: train/train.json, dev/dev.json (or dev_2024.../), mini_dev_sqlite.json and
     SPLIT_databases/ID/ID.sqlite; question, evidence, SQL, db_id. Schemas are read from the SQLite
-    files, so tables.json is not needed. Raises ValueError with one line.
+    files, so tables.json is not needed.
+
+    A question that cannot be asked or graded is left out, with a count and its place on stderr;
+    strict: raises instead. So is one whose gold query fails, is too slow (about `seconds`, counted
+    in steps, which are the same on every machine) or gives no row, as any empty query would: they
+    are run once. What was found is kept in the folder `cache`. Raises ValueError with one line.
     """
-    root = Path(folder)
-    files = [
-        path
-        for pattern in (f"{split}*.json", f"{split}*/{split}*.json")
-        for path in sorted(root.glob(pattern))
-        if not re.search("tables|gold|tied", path.name)
-    ]
-    if not files:
-        raise ValueError(
-            f"{folder}: no {split}*.json there or in {split}*/; wanted an unpacked Spider or "
-            "BIRD folder"
+    found, seen = {}, set()  # place -> a problem, or what is wrong with it
+    for path in _question_files(Path(folder), split):
+        for i, record in enumerate(_records(path)):
+            try:
+                problem = _problem(path, i, record, split, budget)
+                number = record.get("question_id")
+                if number is not None and (number, problem.database, problem.question) in seen:
+                    raise ValueError("repeats a question and its question_id")
+                seen.add((number, problem.database, problem.question))
+                found[path, i] = problem
+            except ValueError as error:
+                found[path, i] = str(error)
+    golds = {}
+    for place, problem in found.items():
+        if isinstance(problem, Problem):
+            golds.setdefault(problem.database, {})[place] = problem.gold
+
+    def check(database):
+        return zip(
+            golds[database],
+            _check(database, [*golds[database].values()], seconds, cache),
+            strict=False,
         )
-    problems = []
-    for path in files:
-        try:
-            records = json.loads(path.read_text())
-        except ValueError as error:
-            raise ValueError(f"{path}: is not JSON ({error})") from None
-        for i, record in enumerate(records):
-            gold = record.get("SQL", record.get("query")) if isinstance(record, dict) else None
-            if gold is None or "question" not in record or "db_id" not in record:
-                raise ValueError(
-                    f"{path}: record {i} lacks question, db_id, or query (Spider) / SQL (BIRD)"
-                )
-            database = _find_database(path.parent, record["db_id"], split)
-            evidence = record.get("evidence") or ""
-            problems.append(
-                Problem(f"{path.stem}/{i}", record["question"], gold, database, evidence, budget)
-            )
-    return problems
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found |= {place: why for place, why in chain(*pool.map(check, golds)) if why}
+    wrong = {}
+    for (path, i), why in found.items():
+        if isinstance(why, str):
+            wrong.setdefault((path, why), []).append(str(i))
+    lines = [
+        f"{path}: {len(places)} questions left out: record {', '.join(places[:20])}"
+        f"{', ...' * (len(places) > 20)} {why}"
+        for (path, why), places in wrong.items()
+    ]
+    left = [problem for problem in found.values() if isinstance(problem, Problem)]
+    if not left or lines and strict:
+        raise ValueError([*lines, f"{folder}: no questions for {split}"][0])
+    if lines:
+        print(*lines, f"{folder}: {len(left)} of {len(found)} left", sep="\n", file=sys.stderr)
+    return left
+
+
+def _check(database, golds, seconds, cache):
+    """What is wrong with each gold query, or None; remembered in the folder `cache`."""
+    if not cache:
+        return faults(database, golds, seconds)
+    of = Path(database).stat()
+    key = (database, of.st_size, of.st_mtime_ns, golds, seconds, sqlite3.sqlite_version)
+    digest = hashlib.sha256(repr(key).encode(errors="replace")).hexdigest()[:16]
+    file = Path(cache) / f"gold-{digest}.json"
+    if not file.exists():
+        scratch = file.with_suffix(f".{os.getpid()}")
+        scratch.write_text(json.dumps(faults(database, golds, seconds)))
+        scratch.replace(file)
+    return json.loads(file.read_text())
+
+
+def _question_files(root, split):
+    """The file of that split; of several side by side the one that is called so. Where none is,
+    all that begin so and hold questions (Spider's train_spider.json and train_others.json).
+    """
+    if root.is_file():
+        return [root]
+    inside = sorted(root.glob("*/"), key=lambda f: (not f.name.startswith(split), f.name))
+    for folder in (root, *inside):
+        for name in (f"{split}.json", f"mini_{split}_sqlite.json"):
+            if (folder / name).is_file():
+                return [folder / name]
+        files = [f for f in sorted(folder.glob(f"{split}*.json")) if _asks(f)]
+        if files:
+            return files
+    raise ValueError(
+        f"{root}: no {split}*.json with questions there or in a folder of it; wanted an unpacked "
+        "Spider or BIRD folder"
+    )
+
+
+def _asks(path):
+    """Not so a file of tables, of column meanings, of prompts."""
+    first = next(iter(_records(path)), None)
+    return isinstance(first, dict) and "question" in first and bool({"SQL", "query"} & {*first})
+
+
+def _records(path):
+    try:
+        records = json.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: is not JSON ({error}); `git lfs pull` if it is a pointer"
+        ) from None
+    if not isinstance(records, list):
+        records = []
+    return records
+
+
+def _problem(path, i, record, split, budget):
+    """Raises ValueError with what the record lacks."""
+    if not isinstance(record, dict):
+        record = {}
+    name, gold = record.get("db_id"), record.get("SQL", record.get("query"))
+    if isinstance(name, int):
+        name = str(name)
+    if not all(isinstance(x, str) and x.strip() for x in (record.get("question"), name, gold)):
+        raise ValueError("lacks question, db_id, or query (Spider) / SQL (BIRD), or one is no text")
+    evidence = record.get("evidence")
+    if not isinstance(evidence, str):
+        evidence = ""
+    database = _find_database(path.parent, name, split)
+    return Problem(f"{path.stem}/{i}", record["question"], gold, database, evidence, budget)
 
 
 @lru_cache(4096)
 def _find_database(folder, name, split):
-    bases = (
-        f"{split}_databases",
-        "database",
-        "databases",
-        f"{split}_database",
-        f"{split}_databases/{split}_databases",
-    )
-    places = [folder / base / name / f"{name}.sqlite" for base in bases]
-    for path in places:
-        if path.exists():
-            return str(path)
+    place = f"{glob.escape(name)}/{glob.escape(name)}.sqlite"
+    for start in (f"{split}_", ""):  # the split's own first
+        for pattern in (f"{start}*database*/{place}", f"{start}*database*/*/{place}"):
+            for path in sorted(folder.glob(pattern)):
+                return str(path)
     raise ValueError(
-        f"{places[0]}: no such database, nor under database/; download the databases beside "
-        "the questions"
+        f"names {folder}/{split}_databases/{name}/{name}.sqlite: no such database, nor under "
+        "database/; download the databases beside the questions"
     )
 
 
@@ -395,6 +444,9 @@ class SQL(Task):
 def load(c):
     """--train_data, --test_data: Spider or BIRD folders. -> SQL."""
     train, test = needed(c), c.test_data or c.train_data
-    train, test = (Path(folder_of(c, name) or ".") / name for name in (train, test))
-    options = c.sql_match, c.partial_credit, c.perturbed_copies, c.query_seconds
-    return SQL(read_problems(train, "train"), read_problems(test, "dev"), *options)
+    how = {"seconds": c.query_seconds, "cache": cache_folder()}
+    train, test = (
+        read_problems(Path(folder_of(c, name) or ".") / name, split, **how)
+        for name, split in ((train, "train"), (test, "dev"))
+    )
+    return SQL(train, test, c.sql_match, c.partial_credit, c.perturbed_copies, c.query_seconds)

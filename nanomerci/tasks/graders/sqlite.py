@@ -10,10 +10,14 @@ A database is named by the path of its SQLite file, or is a Script. Connections 
 cached in the worker.
 """
 
+import itertools
+import math
 import random
+import re
 import sqlite3
 import time
 from collections import OrderedDict
+from contextlib import suppress
 from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import quote
@@ -32,18 +36,26 @@ LIMITS = {
     "FUNCTION_ARG": 32,
     "ATTACHED": 0,
     "LIKE_PATTERN_LENGTH": 200,
-    "VARIABLE_NUMBER": 0,
+    "VARIABLE_NUMBER": 100,  # none in a query; SQLite's own on virtual tables have them
     "TRIGGER_DEPTH": 0,
     "WORKER_THREADS": 0,
 }
 FUNCTIONS = frozenset(
-    """abs acos asin atan atan2 avg ceil ceiling char coalesce concat concat_ws cos count cume_dist
-    current_date current_time current_timestamp date datetime degrees dense_rank exp first_value floor format glob group_concat
-    hex ifnull iif instr json json_array_length json_extract json_type julianday lag last_value lead length like likelihood
-    likely ln log log10 log2 lower ltrim max min mod nth_value ntile nullif octet_length percent_rank pi pow power printf quote
-    radians rank replace round row_number rtrim sign sin sqrt strftime string_agg substr substring sum tan time timediff total
-    trim trunc typeof unicode unixepoch unlikely upper -> ->>""".split()
-)  # not: random, randomblob, zeroblob, load_extension
+    """abs acos acosh asin asinh atan atan2 atanh avg bm25 ceil ceiling char coalesce concat
+    concat_ws cos cosh count cume_dist current_date current_time current_timestamp date
+    datetime degrees dense_rank exp first_value floor format glob group_concat hex ifnull iif
+    instr julianday lag last_value lead length like likelihood likely ln log log10 log2 lower
+    ltrim match max min mod nth_value ntile nullif octet_length percent_rank pi pow power
+    printf quote radians rank replace round row_number rtrim sign sin sinh soundex sqrt
+    strftime string_agg substr substring sum tan tanh time timediff total trim trunc typeof
+    unicode unixepoch unlikely upper -> ->>""".split()
+)  # and all of JSON's; not: random, randomblob, zeroblob, load_extension
+TABLE_FUNCTIONS = frozenset(("json_each", "json_tree"))
+# A query whose result depends on when it runs.
+CLOCK = re.compile(
+    r"now|current_|\b(?:date|time|datetime|julianday|unixepoch)\s*\(\s*\)|strftime\s*\([^,()]*\)",
+    re.IGNORECASE,
+)
 
 
 class Rejected(Exception):
@@ -102,29 +114,18 @@ class Database:
     """One locked-down connection. `seed` not None: a perturbed copy in memory (see `thin_out`)."""
 
     def __init__(self, source, seed=None):
-        if isinstance(source, Script) or seed is not None:
-            self.connection = sqlite3.connect(":memory:", cached_statements=0)
-            if isinstance(source, Script):
-                self.connection.executescript(source)
-            else:
-                original = open_file(source)
-                original.backup(self.connection)
-                original.close()
-            if seed is not None:
-                thin_out(self.connection, seed)
-        else:
-            self.connection = open_file(source)
-        c = self.connection
-        c.text_factory = lambda data: data.decode(
-            errors="replace"
-        )  # BIRD's files are not all UTF-8
-        c.execute("PRAGMA temp_store = MEMORY")  # a large sort would write a temporary file
-        self.tables = {
-            name
-            for (name,) in c.execute(
-                "SELECT name FROM sqlite_master WHERE type IN ('table', 'view')"
-            )
-        }
+        c = self.connection = open_database(source)
+        if seed is not None:
+            self.connection = open_database(Script())
+            c.backup(self.connection)
+            c.close()
+            c = self.connection
+            thin_out(c, seed)
+        names = c.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')")
+        self.tables = TABLE_FUNCTIONS | {name for (name,) in names}
+        for name in self.tables:  # a virtual table is declared now: it takes rights no query has
+            with suppress(sqlite3.Error):
+                c.execute(f"SELECT 1 FROM {quoted(name)} LIMIT 0")
         for name, value in LIMITS.items():
             c.setlimit(getattr(sqlite3, f"SQLITE_LIMIT_{name}"), value)
         self.trusted, self.denied, self.stop = False, None, 0.0
@@ -138,7 +139,11 @@ class Database:
             # Not the schema, pragma_*, dbstat. No column: count(*), also of a common table
             # expression.
             return sqlite3.SQLITE_OK
-        if action == sqlite3.SQLITE_FUNCTION and (second.lower() in FUNCTIONS or self.trusted):
+        if action == sqlite3.SQLITE_FUNCTION and (
+            self.trusted or second.lower() in FUNCTIONS or second.lower().startswith("json")
+        ):
+            return sqlite3.SQLITE_OK
+        if action == sqlite3.SQLITE_PRAGMA and first == "data_version":  # FTS5 asks for it
             return sqlite3.SQLITE_OK
         self.denied = f"action {action} on {first or second}"
         return sqlite3.SQLITE_DENY
@@ -147,7 +152,7 @@ class Database:
         self.trusted, self.denied, self.stop = trusted, None, time.monotonic() + seconds
         rows, size = [], 0
         try:
-            cursor = self.connection.execute(query)
+            cursor = self.connection.execute(one_statement(query))
             while batch := cursor.fetchmany(1000):
                 rows += batch
                 size += sum(
@@ -155,21 +160,74 @@ class Database:
                 )
                 if len(rows) > MAX_ROWS or size > MAX_BYTES:
                     raise Rejected("timeout", f"more than {MAX_ROWS} rows or {MAX_BYTES >> 20} MiB")
-        except (
-            sqlite3.Error,
-            sqlite3.Warning,
-        ) as error:  # Warning: a second statement behind the first
+        except (sqlite3.Error, sqlite3.Warning, ValueError) as error:  # ValueError: no Unicode, NUL
             late = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_INTERRUPT
             outcome = "timeout" if late else "unsafe" if self.denied else "wrong"
             raise Rejected(outcome, f"{error}{self.denied and ': ' + self.denied or ''}") from None
         return Result(len(cursor.description or ()), rows)
 
 
-def open_file(path):
-    """Read-only; immutable: SQLite takes no locks and makes no journal beside the file."""
-    return sqlite3.connect(
-        f"file:{quote(str(path))}?mode=ro&immutable=1", uri=True, cached_statements=0
-    )
+def faults(database, golds, seconds):
+    """What is wrong with each gold query on its database: it fails, is too slow, gives no row; or
+    None. Slow is measured in steps, about as many as a second has: the same on every machine.
+    """
+    try:
+        opened = Database(database)
+        if opened.tables <= TABLE_FUNCTIONS:
+            raise sqlite3.DatabaseError("it has no tables")
+    except sqlite3.Error as error:
+        why = f"needs {database}: {error}; download it again (`git lfs pull` if it is a pointer)"
+        return [why] * len(golds)
+    found, calls = [], itertools.count()
+    opened.connection.set_progress_handler(lambda: next(calls) > 2500 * seconds, 10_000)
+    for gold in golds:
+        calls, why = itertools.count(), None
+        try:
+            if not opened.run(gold, math.inf, trusted=True).rows:
+                why = "has a gold query that gives no row, as any empty query does"
+        except Rejected as error:
+            why = f"has a gold query that fails ({error.outcome}): {error}"
+        found.append(why)
+    opened.connection.close()
+    return found
+
+
+def open_database(source):
+    """A connection, nothing locked yet. A file is opened read-only and immutable: SQLite takes no
+    locks and makes no journal beside it.
+    """
+    uri = ":memory:"
+    if not isinstance(source, Script):
+        uri = f"file:{quote(str(source))}?mode=ro&immutable=1"
+    c = sqlite3.connect(uri, uri=True, cached_statements=0)
+    c.text_factory = lambda data: data.decode(errors="replace")  # BIRD's files are not all UTF-8
+    c.execute("PRAGMA temp_store = MEMORY")  # a large sort would write a temporary file
+    if isinstance(source, Script):
+        c.executescript(source)
+    return c
+
+
+def quoted(name):
+    return '"' + name.replace('"', '""') + '"'
+
+
+def one_statement(query):
+    """The query without semicolons behind it: Python would take `;;` for a second statement."""
+    for found in re.finditer(";", query):
+        if sqlite3.complete_statement(query[: found.end()]):
+            return query[: found.start()] + query[found.start() :].replace(";", " ")
+    return query
+
+
+def tables(connection):
+    """(name, CREATE statement) of its tables and virtual tables, but not of those in which a
+    virtual table keeps its content.
+    """
+    return connection.execute(
+        "SELECT m.name, m.sql FROM sqlite_master m JOIN pragma_table_list(m.name) t WHERE "
+        "t.schema = 'main' AND t.type IN ('table', 'virtual') AND m.name NOT LIKE "
+        "'sqlite\\_%' ESCAPE '\\' ORDER BY m.rowid"
+    ).fetchall()
 
 
 _database = lru_cache(128)(Database)
@@ -207,47 +265,51 @@ def run(database, query, *, seconds=4.0, trusted=False, seed=None):
             if rejected.outcome == "timeout":  # perhaps the machine was busy: not remembered
                 raise
             found = rejected
-        _results.keep(key, found)
+        if not CLOCK.search(query):
+            _results.keep(key, found)
     if isinstance(found, Rejected):
         raise found
     return found
 
 
 def thin_out(connection, seed):
-    """Delete a random half of every table's rows, then every row whose foreign key lost its parent.
+    """Delete a random part of every table's rows, a quarter to three quarters of them, then every
+    row whose foreign key lost its parent (what never had one stays).
 
     Deleting keeps what queries may rely on (keys, uniqueness, dependencies between columns), so a
     query that means the same as the gold query still agrees, while constants and lucky matches are
     found out.
     """
-    c = connection
-    tables = [
-        name
-        for (name,) in c.execute(
-            "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
-        )
-    ]
-    keys = [
-        (table, key[3], key[2], key[4])
-        for table in tables
-        for key in c.execute(f'PRAGMA foreign_key_list("{table}")')
-    ]
-    for table in tables:
+
+    def change(statement):
+        """-> rows deleted; none where the table refuses (a trigger, no such parent): it stays."""
         try:
-            ids = [i for (i,) in c.execute(f'SELECT rowid FROM "{table}" ORDER BY rowid')]
-        except sqlite3.OperationalError:  # WITHOUT ROWID: such a table stays whole
-            continue
-        gone = random.Random(f"{seed} {table}").sample(ids, len(ids) // 2)
-        c.executemany(f'DELETE FROM "{table}" WHERE rowid = ?', [(i,) for i in gone])
-    deleted = 1
-    while deleted:
-        deleted = sum(
-            c.execute(
-                f'DELETE FROM "{table}" WHERE "{column}" IS NOT NULL AND "{column}" NOT IN '
-                f'(SELECT "{other or column}" FROM "{parent}" WHERE "{other or column}" IS NOT '
-                "NULL)"
-            ).rowcount
-            for table, column, parent, other in keys
-            if parent in tables
+            return c.execute(statement).rowcount
+        except sqlite3.Error:
+            return 0
+
+    c, rng, lost = connection, random.Random(seed), []
+    c.create_function("draw", 0, rng.random)
+    keys = c.execute(  # a key that names no columns means the parent's primary key
+        'SELECT m.name, f.id, f."table", f."from", coalesce(f."to", p.name) AS parent FROM '
+        "sqlite_master m JOIN pragma_foreign_key_list(m.name) f LEFT JOIN "
+        "pragma_table_info(f.\"table\") p ON p.pk = f.seq + 1 WHERE m.type = 'table' AND parent IS "
+        "NOT NULL ORDER BY 1, 2, f.seq"
+    ).fetchall()
+    groups = itertools.groupby(keys, key=lambda key: key[:3])
+    for i, ((child, _, parent), pairs) in enumerate(groups):
+        columns = list(zip(*pairs, strict=True))[3:]
+        mine, theirs = (", ".join(map(quoted, names)) for names in columns)
+        parents = f"SELECT {theirs} FROM main.{quoted(parent)}"
+        change(f"CREATE TEMP TABLE parents_{i} AS {parents}")
+        lost.append(
+            f"DELETE FROM main.{quoted(child)} WHERE ({mine}) IN "
+            f"(SELECT * FROM temp.parents_{i} EXCEPT {parents})"
         )
+    for table, _ in tables(c):
+        change(f"DELETE FROM main.{quoted(table)} WHERE draw() < {rng.uniform(0.25, 0.75)}")
+    while sum(map(change, lost)):
+        pass
+    for i in range(len(lost)):
+        change(f"DROP TABLE temp.parents_{i}")
     c.commit()
