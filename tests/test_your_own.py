@@ -146,7 +146,8 @@ def test_a_session(tmp_path):
     """The session of the page, with `from train import main` as in a checkout: two steps."""
     session = printed("session.py")
     code = session.replace("from nanomerci.train import main", "from train import main")
-    small = 'prompts=4, group=4, max_new_tokens=8, eval_problems=4, eval_k=2, threads=1, report=False, out="'
+    small = "prompts=4, group=4, max_new_tokens=8, eval_problems=4, eval_k=2"
+    small = f'{small}, threads=1, report=False, out="'
     code = code.replace('out="', small)
     assert "from train import main" in code and small in code
     code = f"from nanomerci.loop import warmstart\nwarmstart.STEPS = 2\n{code}"
