@@ -2,7 +2,7 @@
 
 "What is 27 + 85? ..." with numbers of one (most of them), two or three digits; products are of one
 digit by one or two. Half the questions are sums. One question of five is held out, by its text.
-Graded by the last integer of the answer, so a model may explain itself first.
+Graded by the last integer of the response, so a model may explain itself first.
 """
 
 import random
@@ -31,8 +31,8 @@ def answer(text):
 
 
 def grade(gold, text):
-    """Right if the last integer of the answer is the gold one. More than 18 digits are wrong
-    unread.
+    """Correct if the last integer of the response is the gold one. More than 18 digits are
+    incorrect unread.
     """
     last = answer(text)
     if last is None:
