@@ -1,4 +1,4 @@
-"""Speed, memory and error of the kernels beside their rivals, on CUDA:
+"""Speed, memory and error of the kernels beside others, on CUDA:
 `python -m kernels.bench [--quick] [--json FILE]`.
 
 Needs torch and triton, and nothing else of nanoMERCI; measures liger-kernel and cut-cross-entropy
@@ -187,7 +187,7 @@ def measure(name, method, inputs, ids_N, quick, work, ceiling):
         except torch.OutOfMemoryError:
             row["note"] = "out of memory"
         except (ImportError, RuntimeError, TypeError, ValueError, triton.TritonError) as error:
-            if name.startswith("ours"):  # a rival that does not run here is a line in the table
+            if name.startswith("ours"):  # one that does not run here is a line in the table
                 raise
             row["note"] = f"{type(error).__name__}: {str(error).splitlines()[0][:80]}"
     if "both_MiB" in row:

@@ -376,7 +376,7 @@ def test_refusals():
     for exception, message, arguments in (
         (
             IndexError,
-            r"got ids in 0..10; wanted 0..9",
+            r"got ids in 0..10; expected 0..9",
             (hidden_ND, weight_VD, torch.tensor([0, 0, 0, 10])),
         ),
         (IndexError, r"got ids in -100..0", (hidden_ND, weight_VD, torch.tensor([0, 0, 0, -100]))),

@@ -2,9 +2,9 @@
 
 One alignment, here and everywhere: column t of every _BT tensor belongs to token t, given the
 tokens before it. Rows are prompt, response, padding (right-padded, so causal attention needs no
-mask: nothing real ever looks at a pad).
+mask: no real token attends to padding).
 
-Axes: P prompts, G samples a prompt, B = P*G rows, T token positions.
+Axes: P prompts, G responses per prompt, B = P*G rows, T token positions.
 """
 
 from collections.abc import Callable

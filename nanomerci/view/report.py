@@ -1,4 +1,4 @@
-"""A run, to look at: curves as PNG files and report.html, one page that needs neither network nor
+"""The report of a run: curves as PNG files and report.html, one page that needs neither network nor
 server.
 
 The page is data (a JSON block) and the plain scripts of nanomerci/view/page/, which draw it in the
@@ -144,7 +144,7 @@ def is_number(value):
 
 
 def digits(value):
-    """Five significant ones: a page is looked at, the exact numbers are in metrics.jsonl."""
+    """Five significant ones: a page is read, the exact numbers are in metrics.jsonl."""
     if isinstance(value, list):
         return [digits(v) for v in value]
     if isinstance(value, float):
