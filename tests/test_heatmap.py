@@ -182,13 +182,13 @@ def test_the_percentile_rounds_as_python_does():
 
 
 # ---- the numbers are those of the model
-def test_examine_is_the_counter_and_the_model(run):
+def test_the_numbers_are_those_of_the_counter_and_the_model(run):
     sampler = sampler_of(run)
     model, tokenizer = sampler.model, sampler.tokenizer
     features, net = Run.of(run).counter(model, "cpu")
     roll = draw(sampler, "who is oldest in 'ops' ?", 2)
-    counter = heatmap.Counter(features, net, "")
-    shown = heatmap.examine(sampler, roll, counter, noise_B=[[(0, 3)], []])
+    counter, noise_B = heatmap.Counter(features, net, ""), [[(0, 3)], []]
+    shown = heatmap.group(sampler, roll, "", counter, [None, None], noise_B)["samples"]
     invn_BT = invn_of(features, net, roll)
     for row, s in enumerate(shown):
         columns = roll.mask_BT[row].nonzero()[:, 0]
