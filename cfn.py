@@ -22,14 +22,14 @@ from torch import nn
 
 from nanomerci.address import address, uniform
 
-ROWS = 8192  # states looked at in one go
+ROWS = 8192  # states scored in one go
 
 
 def draw_coins(address_N, coins):  # [CFN:coins]
     """Fair coins of each visit. address_N int64 -> float (N, C) of -1 and +1, the same whenever the
     address is the same.
 
-    A visit keeps its coins for ever: drawn anew at each training pass they would average to 0,
+    The coins of a visit stay fixed: resampled at each training pass they would average to 0,
     "visited infinitely often".
     """
     bits_NC = address(address_N[:, None], torch.arange(coins, device=address_N.device))
@@ -115,7 +115,7 @@ class CoinFlipNet(nn.Module):
         features=False leaves the features as they are (one-hot states are orthogonal and should
         stay so). all_sum: sums a tensor over ranks, so that all ranks end with the same moments.
         """
-        count = all_sum(torch.tensor(float(len(hidden_ND)), device=hidden_ND.device))
+        count = all_sum(torch.tensor(float(len(hidden_ND)), device=hidden_ND.device)).clamp(min=1)
 
         def fit(mean, scale, x_N):
             mean.copy_(all_sum(x_N.sum(0)) / count)

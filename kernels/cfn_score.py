@@ -220,11 +220,11 @@ def cfn_score(hidden_ND, net, backend=None):
     """
     if hidden_ND.dim() != 2 or hidden_ND.shape[1] != len(net.mean_D):
         raise ValueError(
-            f"got hidden {tuple(hidden_ND.shape)}; wanted (N, {len(net.mean_D)}), the "
+            f"got hidden {tuple(hidden_ND.shape)}; expected (N, {len(net.mean_D)}), the "
             "network's width"
         )
     if hidden_ND.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        raise TypeError(f"got {hidden_ND.dtype}; wanted float32, bfloat16 or float16")
+        raise TypeError(f"got {hidden_ND.dtype}; expected float32, bfloat16 or float16")
     return (
         cfn_score_triton
         if choose(backend, hidden_ND, score_kernel) == "triton"

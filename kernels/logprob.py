@@ -361,19 +361,19 @@ def linear_logprob_entropy(hidden_ND, weight_VD, ids_N, temperature=1.0, backend
     """
     if hasattr(weight_VD, "full_tensor"):
         raise TypeError(
-            "weight_VD is a sharded DTensor; wanted a whole one: call inside the sharded "
+            "weight_VD is a sharded DTensor; expected a whole one: call inside the sharded "
             "module's forward, or "
             "pass weight.full_tensor(grad_placements=[Partial()]), which sums its gradient "
             "over the ranks"
         )
     if hidden_ND.dim() != 2 or weight_VD.dim() != 2 or hidden_ND.shape[1] != weight_VD.shape[1]:
         raise ValueError(
-            f"got hidden {tuple(hidden_ND.shape)}, weight {tuple(weight_VD.shape)}; wanted (N, "
+            f"got hidden {tuple(hidden_ND.shape)}, weight {tuple(weight_VD.shape)}; expected (N, "
             "D) and (V, D)"
         )
     if hidden_ND.dtype != weight_VD.dtype:
         raise TypeError(
-            f"got hidden {hidden_ND.dtype}, weight {weight_VD.dtype}; wanted the same: cast "
+            f"got hidden {hidden_ND.dtype}, weight {weight_VD.dtype}; expected the same: cast "
             "one of them"
         )
     inverse_t_N = _check(hidden_ND, len(weight_VD), ids_N, temperature)
@@ -389,7 +389,7 @@ def logprob_entropy(logits_NV, ids_N, temperature=1.0, backend=None):
     differentiable.
     """
     if logits_NV.dim() != 2:
-        raise ValueError(f"got logits {tuple(logits_NV.shape)}; wanted (N, V)")
+        raise ValueError(f"got logits {tuple(logits_NV.shape)}; expected (N, V)")
     inverse_t_N = _check(logits_NV, logits_NV.shape[1], ids_N, temperature)
     if choose(backend, logits_NV, scan_kernel) == "triton":
         logits_NV = logits_NV if logits_NV.stride(1) == 1 else logits_NV.contiguous()
@@ -419,25 +419,25 @@ def _check(x, V, ids_N, temperature):
     """Raises on what does not fit; returns 1 / temperature as fp32 (N,)."""
     N = len(x)
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        raise TypeError(f"got {x.dtype}; wanted float32, bfloat16 or float16")
+        raise TypeError(f"got {x.dtype}; expected float32, bfloat16 or float16")
     if ids_N.shape != (N,) or ids_N.dtype != torch.int64 or V < 1:
         raise ValueError(
-            f"got ids {tuple(ids_N.shape)} {ids_N.dtype}, vocabulary {V}; wanted ({N},) int64, "
+            f"got ids {tuple(ids_N.shape)} {ids_N.dtype}, vocabulary {V}; expected ({N},) int64, "
             "at least 1"
         )
     if N and x.device.type == "cpu":
         low, high = (int(i) for i in ids_N.aminmax())
         if low < 0 or high >= V:
             raise IndexError(
-                f"got ids in {low}..{high}; wanted 0..{V - 1}: leave masked tokens out"
+                f"got ids in {low}..{high}; expected 0..{V - 1}: leave masked tokens out"
             )
     if not isinstance(temperature, torch.Tensor):
         if not temperature > 0:
-            raise ValueError(f"got temperature {temperature}; wanted > 0")
+            raise ValueError(f"got temperature {temperature}; expected > 0")
         return torch.full((N,), 1 / temperature, device=x.device)
     if temperature.shape not in ((), (N,)) or temperature.requires_grad:
         raise ValueError(
-            f"got temperature {tuple(temperature.shape)}; wanted a number or ({N},), without "
+            f"got temperature {tuple(temperature.shape)}; expected a number or ({N},), without "
             "gradient"
         )
     return temperature.to(x.device, torch.float32).reciprocal().expand(N).contiguous()

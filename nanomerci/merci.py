@@ -3,12 +3,12 @@
 A language model's transitions are known (state = prefix, action = next token), so of the
 Uncertainty Bellman Equation (O'Donoghue et al. 2018) only the uncertainty of the rewards is left:
 add up the local variances along a trajectory, take one root at the end. The local variance of a
-state visited n times is proportional to 1/n, and cfn.py estimates 1/n. From there: keep the tokens
-whose novelty means something, one bonus a response, compare within the group, add a little to the
+state visited n times is proportional to 1/n, and cfn.py estimates 1/n. From there: filter tokens,
+aggregate to one bonus per response, normalise within the group, add a capped term to the
 advantage.
 
-Axes: P prompts, G samples a prompt, B = P*G rows, T token positions, A actions. invn_BT[:, t] ~ 1/n
-of the prefix that ends in token t; kept_BT and noise_BT are bool.
+Axes: P prompts, G responses per prompt, B = P*G rows, T token positions, A actions.
+invn_BT[:, t] ~ 1/n of the prefix that ends in token t; kept_BT and noise_BT are bool.
 """
 
 import math
@@ -59,9 +59,7 @@ def coherent(kept_BT, run):  # [MERCI:coherence]
 
 
 def suppress(kept_BT, noise_BT):  # [MERCI:noise]
-    """Third filter: not the tokens that have nothing to do with the task (which they are, the task
-    says). -> kept_BT.
-    """
+    """Third filter: drop tokens that the task marks as noise. -> kept_BT."""
     return kept_BT & ~noise_BT
 
 
@@ -100,12 +98,11 @@ def bonus_to_go(novelty_BT, kept_BT, mask_BT):  # [UBE:per-token]
 
 
 def exploration_advantage(bonus_PG, floor=0.01):  # [MERCI:exploration-advantage]
-    """max(0, (B - mean) / std) within each group, population std. Who explored less than the group
+    """max(0, (B - mean) / std) within each group, population std. A bonus below the group's mean
     is not punished.
 
-    floor: the std counts as at least this share of the group's mean bonus, so that a group whose
-    bonuses differ only by rounding gets nothing to speak of; as a share it follows the decay of
-    1/n.
+    floor: of the std, as a fraction of the group's mean bonus, so that differences at rounding
+    level are not amplified; as a fraction it follows the decay of 1/n.
     """
     mean_P1 = bonus_PG.mean(1, keepdim=True)
     var_P1 = (bonus_PG - mean_P1).square().mean(1, keepdim=True)
@@ -127,7 +124,7 @@ def per_token_advantage(bonus_BT, mask_BT, group, floor=0.01):
 
 
 def merge_dead(adv, adv_expl, gamma, alpha):
-    """Opt-in (not in the paper): where A = 0, as in groups all right or all wrong, min(gamma
+    """Opt-in (not in the paper): where A = 0, as in groups of zero reward variance, min(gamma
     A_expl, alpha) instead of nothing.
     """
     return torch.where(
@@ -140,8 +137,8 @@ def merge(adv, adv_expl, gamma, alpha):  # [MERCI:merge]
     Any shape.
 
     In the paper (1 + alpha) A for A >= 0 and (1 - alpha) A below, which is A + alpha |A|. So A
-    never falls, never changes sign for alpha < 1, and stays exactly 0 where it was 0 (groups all
-    right or all wrong); gamma = 0 gives A back bit for bit.
+    never falls, never changes sign for alpha < 1, and stays exactly 0 where it was 0 (groups of
+    zero reward variance); gamma = 0 gives A back bit for bit.
     """
     return torch.minimum(adv + gamma * adv_expl, adv + alpha * adv.abs())
 

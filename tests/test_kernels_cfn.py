@@ -157,7 +157,7 @@ def test_autocast_does_not_round_the_folded_network():
     with torch.autocast("cpu", torch.bfloat16):
         assert all(
             torch.equal(a, b)
-            for a, b in zip(fold(net, torch.bfloat16, 32, 64, 32), want, strict=False)
+            for a, b in zip(fold(net, torch.bfloat16, 32, 64, 32), want, strict=True)
         )
 
 
@@ -167,7 +167,7 @@ def test_refusals(backend):
         cfn_score(torch.zeros(2, 9, device=backend[1]), net, backend[0])
     with pytest.raises(TypeError, match="wanted float32, bfloat16 or float16"):
         cfn_score(torch.zeros(2, 8, device=backend[1]).double(), net, backend[0])
-    with pytest.raises(ValueError, match="wanted None, 'torch' or 'triton'"):
+    with pytest.raises(ValueError, match="expected None, 'torch' or 'triton'"):
         cfn_score(torch.zeros(2, 8, device=backend[1]), net, "cpu")
     if backend[0] == "triton":
         with pytest.raises(ValueError, match="129 coins"):

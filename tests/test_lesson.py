@@ -19,11 +19,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import ROOT
 
 from nanomerci import grpo, merci
-from tests.conftest import ROOT
 
-pytest.importorskip("marimo", reason="the lesson needs marimo (pip install marimo)")
+if not importlib.util.find_spec("marimo"):
+    pytest.skip("the lesson needs marimo: pip install -e '.[lesson]'", allow_module_level=True)
+# It is imported by the tests, not here: where marimo has been imported, transformers takes itself to
+# be in a notebook, and its Trainer, which other tests collect, wants IPython.
 LESSON = ROOT / "docs" / "lesson.py"
 PICTURES = {"coins", "filters", "merge", "two_strategies", "expected_update", "phase"}
 # Advantages are float32, and grpo.advantage adds 1e-6 to a standard deviation of at least 0.35 in

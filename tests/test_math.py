@@ -508,7 +508,7 @@ def test_what_a_user_gets_wrong_is_one_line(tmp_path):
     )
     for arguments, says in [
         ((str(tmp_path / "a.jsonl"),), "no question in column .* it has text, result"),
-        ((str(tmp_path / "gone.jsonl"),), "wanted a .json"),
+        ((str(tmp_path / "gone.jsonl"),), "expected a .json"),
         ((str(tmp_path / "a.jsonl"), None, "txet"), "no question in column txet"),
         ((str(tmp_path / "bad.jsonl"),), "line 1: is not JSON"),
         (("math501",), "one of dapo_math_17k"),

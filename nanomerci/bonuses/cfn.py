@@ -1,4 +1,4 @@
-"""cfn: MERCI. 1/n of the hidden state by a Coin Flipping Network (cfn.py)."""
+"""cfn: MERCI, 1/n of hidden states by a Coin Flipping Network (cfn.py)."""
 
 from nanomerci import cfn
 from nanomerci.bonuses.base import StateCounter, register

@@ -1,4 +1,4 @@
-"""elliptical: the bonus of linear bandits on hidden states."""
+"""elliptical: elliptical bonus of linear bandits on hidden states."""
 
 import torch
 
@@ -35,9 +35,9 @@ class Counter:
         return self.update(hidden_ND, address_N, 0, 0)
 
     @torch.no_grad()
-    def update(self, hidden_ND, address_N, rehearse, stamp):
+    def update(self, hidden_ND, address_N, replayed, stamp):
         """Add the visits to the sum of x x'. -> their mean novelty before that. Nothing is
-        forgotten, so nothing is rehearsed.
+        forgotten, so nothing is replayed.
         """
         novelty_N = self.score(hidden_ND)
         sums = self.all_sum(torch.stack([novelty_N.sum(), torch.ones_like(novelty_N).sum()]))

@@ -1,4 +1,4 @@
-"""entropy: tokens at which the policy hesitates get a larger advantage."""
+"""entropy: entropy advantage, larger at tokens where the policy is uncertain."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""exact: 1/n of every prefix from a table, the counter that a network can only approach."""
+"""exact: exact 1/n of every token prefix, from a table."""
 
 from nanomerci.bonuses.base import Shaped, register
 

@@ -1,4 +1,4 @@
-"""random: the control that knows nothing."""
+"""random: control, a uniform random novelty."""
 
 from nanomerci.address import address, uniform
 from nanomerci.bonuses.base import Shaped, register

@@ -1,4 +1,4 @@
-"""rnd: random network distillation, paid for by i-MENTOR's rule."""
+"""rnd: random network distillation, combined by i-MENTOR's rule."""
 
 import torch
 

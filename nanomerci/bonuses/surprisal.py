@@ -1,4 +1,4 @@
-"""surprisal: how unlikely the policy held each sampled token to be."""
+"""surprisal: -log p of each sampled token."""
 
 from nanomerci.bonuses.base import Shaped, register
 

@@ -2,7 +2,7 @@
 
 "What is 27 + 85? ..." with numbers of one (most of them), two or three digits; products are of one
 digit by one or two. Half the questions are sums. One question of five is held out, by its text.
-Graded by the last integer of the answer, so a model may explain itself first.
+Graded by the last integer of the response, so a model may explain itself first.
 """
 
 import random

@@ -1,5 +1,5 @@
 """reasoning_gym: about a hundred generated tasks with their own scorers, no download (`pip
-install nanomerci[gym]`).
+install -e '.[gym]'`).
 
 Some of its scorers hand the answer to Python's `eval` or to sympy's parser, which uses it. So an
 answer to such a task must first be a harmless expression (no attribute, no call but of a known

@@ -1,16 +1,16 @@
 """toy_math: sums of three-digit numbers, worked out column by column by a tiny model, graded by the
 mathematics grader.
 
-Every sum can be worked out in a common way that is right by luck (each column on its own, carrying
-0) and in a rare one that is always right (carry what the column before left over). On a third of
-the questions, the hard ones, luck fails. All that carrying takes is known from elsewhere: half of
-the questions say "+ 1", so that columns of three digits are no news. The warm start shows the rare
-way in one answer of twenty and gets one digit wrong in two answers of five: something easy to learn
-(the digits) and something to discover (the carry), as in tasks/toy_sql.py.
+Every sum can be worked out in a common way that is only sometimes correct (each column on its own,
+carrying 0) and in a rare one that is always correct (carry what the column before left over). On a
+third of the questions, the hard ones, the common way fails. Half of the questions say "+ 1", so the
+model knows columns of three digits. In the SFT warm-start data 5 % of demonstrations carry and 40 %
+have one wrong digit: something easy to learn (the digits) and something to discover (the carry), as
+in tasks/toy_sql.py.
 
-Every token is a word of the vocabulary, and digits are words: what is 1 4 7 + 2 8 5 ?
-    common  plan columns 7 + 5 + 0 = 1 2 ; 4 + 8 + 0 = 1 2 ; 1 + 2 + 0 = 0 3 ; so \\boxed{ 3 2 2 }
-    rare    plan carry 7 + 5 + 0 = 1 2 ; 4 + 8 + 1 = 1 3 ; 1 + 2 + 1 = 0 4 ; so \\boxed{ 4 3 2 }
+Every token is a word of the vocabulary, and digits are words:   what is 1 4 7 + 2 8 5 ?
+    plan columns 7 + 5 + 0 = 1 2 ; 4 + 8 + 0 = 1 2 ; 1 + 2 + 0 = 0 3 ; so \\boxed{ 3 2 2 }  (common)
+    plan carry   7 + 5 + 0 = 1 2 ; 4 + 8 + 1 = 1 3 ; 1 + 2 + 1 = 0 4 ; so \\boxed{ 4 3 2 }  (rare)
 """
 
 import random
@@ -38,7 +38,7 @@ class Problem:
 
 
 def work(a, b, more, carry, slip=None):
-    """The worked answer, and its result. slip: the column (0 = units) in which a digit of `a` is
+    """The worked response, and its result. slip: the column (0 = units) in which a digit of `a` is
     misread as the next one.
     """
     columns, digits, over = [], [], more
@@ -77,7 +77,7 @@ class ToyMath(Task):
         self.test, self.train = problems[:TEST], problems[TEST:]
 
     def demonstration(self, rng):
-        """(question, answer) for the SFT warm start: mostly the common way, often a wrong digit."""
+        """(prompt, response) for the SFT warm start: mostly the common way, often a wrong digit."""
         problem = rng.choice(self.train)
         slip = rng.randrange(DIGITS) if rng.random() < WRONG else None
         text, _ = work(problem.a, problem.b, problem.more, rng.random() < RARE, slip)
@@ -93,7 +93,7 @@ class ToyMath(Task):
         return math.noise(text)
 
     def rare(self, problem, text):
-        """Whether an answer carries, whatever it calls its plan (the experiments count it)."""
+        """Whether a response carries, whatever it calls its plan (the experiments count it)."""
         return re.search(r"= 1 \d ; \d \+ \d \+ 1 ", text) is not None
 
 

@@ -1,15 +1,15 @@
 """toy_sql: questions about a small company, answered in SQL by a tiny model, graded by running the
 SQL.
 
-Every family of questions can be answered by a common idiom that is right by luck (ORDER BY ...
-LIMIT 1 forgets ties, a JOIN repeats people, a plain SELECT repeats values, COUNT counts them) and
-by a rare one that is always right (= (SELECT MAX ...), IN (SELECT ...), SELECT DISTINCT,
-COUNT(DISTINCT ...)). On a third of the questions, the hard ones, luck fails. The warm start shows
-the rare idiom in one answer of fifty and gets one condition wrong in two of five. So there is
-something easy to learn (the conditions) and something to discover: an idiom that no reward speaks
-for until somebody has tried it.
+Every question template has a common idiom that is only sometimes correct (ORDER BY ... LIMIT 1
+forgets ties, a JOIN repeats people, a plain SELECT repeats values, COUNT counts them) and a rare
+one that is always correct (= (SELECT MAX ...), IN (SELECT ...), SELECT DISTINCT, COUNT(DISTINCT
+...)). On a third of the questions, the hard ones, the common idiom fails. In the SFT warm-start
+data 2 % of demonstrations use the rare idiom and 40 % have one wrong condition. So there is
+something easy to learn (the conditions) and something to discover: an idiom that earns no reward
+until it has been tried.
 
-An answer reads   plan WORD ```sql select ... ```   and every token is a word of the vocabulary.
+A response reads   plan WORD ```sql select ... ```   and every token is a word of the vocabulary.
 """
 
 import hashlib
@@ -170,12 +170,12 @@ class ToySQL(Task):
 
     @property
     def words(self):
-        """The vocabulary: every word of a question or an answer."""
+        """The vocabulary: every word of a prompt or a response."""
         texts = ((p.prompt, answer(p, True), answer(p, False)) for p in self.problems)
         return sorted({*" ".join(chain.from_iterable(texts)).split()})
 
     def demonstration(self, rng):
-        """(question, answer) for the SFT warm start: mostly the common idiom, often one wrong
+        """(prompt, response) for the SFT warm start: mostly the common idiom, often one wrong
         condition.
         """
         problem = rng.choice(self.train)
@@ -193,13 +193,13 @@ class ToySQL(Task):
         return sql.answer(text)
 
     def noise(self, problem, text):
-        """Whatever follows the closing fence of the answer that is graded, the last one."""
+        """Whatever follows the closing fence of the query that is graded, the last one."""
         start = text.rfind("```sql")
         end = text.find("```", start + 6) if start >= 0 else -1
         return [(end + 3, len(text))] if 0 <= end < len(text) - 3 else []
 
     def rare(self, problem, text):
-        """Whether an answer uses the robust idiom of its family (the experiments count it)."""
+        """Whether a response uses the robust idiom of its family (the experiments count it)."""
         return f"plan {FAMILIES[problem.family][2][0]} " in text
 
 

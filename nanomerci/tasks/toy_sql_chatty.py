@@ -1,16 +1,15 @@
-"""toy_sql_chatty: the questions of toy_sql, answered with small talk.
+"""toy_sql_chatty: the questions of toy_sql, with meaningless filler words in every response.
 
 A response reads   plan WORD note n03 n00 n17 ... ```sql select ... ```
 
 The words of the note mean nothing and no reward depends on them. They are drawn by Zipf's law, so
-that they are the most surprising tokens of a response, and stay so: a surprisal bonus keeps paying
-for them. But they lead nowhere: whatever the note says, what can follow is the same, and a counter
-of states has seen it often.
+that they are the most surprising tokens of a response, and stay so: a surprisal bonus keeps
+rewarding them. Their hidden states are similar, so a count-based bonus decays quickly.
 """
 
 from nanomerci.tasks.toy_sql import ToySQL, with_database
 
-CHAT = 6  # words of small talk per response
+CHAT = 6  # filler words per response
 CHATTER = [f"n{i:02d}" for i in range(20)]  # the words it chooses from
 
 

@@ -236,17 +236,17 @@ def _read(text):
             name = _spell(exact) or "\\approx"
             return Equation(text, exact, "\\approx", rounded, name, _read(rounded))
         text = exact or text
-    if relation := RELATION.search(text):
-        if (found := _relation(text)) or relation.start() == 0:
-            return found or Leaf(text)
+    relation = RELATION.search(text)
+    if relation and ((found := _relation(text)) or relation.start() == 0):
+        return found or Leaf(text)
     if len(both := PLUS_MINUS.split(text)) == 2:
         signs = (sign.join(both).strip().removeprefix("+").strip() for sign in "+-")
         return _list(text, ",", _items(signs))
     if "\\setminus" in text and (found := _without(*text.split("\\setminus", 1))):
         return found
-    if text.startswith("{") and text.endswith("}") and _balanced(text[1:-1]):
-        if not re.search(r"\\(?:over|choose)", text):
-            return _read(text[1:-1].strip())  # TeX's own grouping
+    grouped = text.startswith("{") and text.endswith("}") and _balanced(text[1:-1])
+    if grouped and not re.search(r"\\(?:over|choose)", text):
+        return _read(text[1:-1].strip())  # TeX's own grouping
     if text[-1:] in (")", "]", "[", "}") and (found := _bracketed(text)):
         return found
     return _leaf(text)
@@ -283,9 +283,9 @@ def _list(text, kind, items):
         else:
             flat.append(item)
     first, *rest = flat
-    if kind == "," and isinstance(first, Equation) and first.name and first.relation == "=":
-        if not any(isinstance(x, Equation) for x in rest):
-            flat = [first] + [first._replace(text=x.text, content=x) for x in rest]
+    named = isinstance(first, Equation) and first.name and first.relation == "="
+    if kind == "," and named and not any(isinstance(x, Equation) for x in rest):
+        flat = [first] + [first._replace(text=x.text, content=x) for x in rest]
     found = {isinstance(x, Equation) and x.relation in ("<", "\\le") and x.name for x in flat}
     if kind == "," and len(found) == 1 and "" not in found and False not in found:
         union = Group(text, "|", tuple(x.content for x in flat))  # x < 1 or x > 3

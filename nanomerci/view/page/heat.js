@@ -9,7 +9,7 @@ const LOOKS = {  // a colour and one more sign each, for those who do not see co
 };
 const o = {...data.options, suppress: data.options.noise_filter}, view = {group: 0, sample: null, by: "invn", log: true, stage: 3};
 const MEASURES = {
-  invn: ["1/n: how new the state is", s => s.invn], surprisal: ["surprisal: -log p, nats", s => s.logp.map(v => v === null ? null : -v)], entropy: ["entropy of the next token, nats", s => s.entropy],
+  invn: ["1/n: novelty of the state", s => s.invn], surprisal: ["surprisal: -log p, nats", s => s.logp.map(v => v === null ? null : -v)], entropy: ["entropy of the next token, nats", s => s.entropy],
 };
 const detail = el("code"), places = {map: el("div", {class: "columns"}), bar: el("div"), prompt: el("div"), micro: el("div", {class: "card"}), table: el("div", {class: "scroll"}), pick: el("span")};
 let rows = [], selected = null;

@@ -4,16 +4,16 @@ const HELP = {
   "clip/low": "share of tokens whose ratio was clipped from below", "clip/high": "… and from above", "grad_norm": "before clipping",
   "merci/bonus": "mean trajectory bonus B", "merci/kept": "share of tokens the filters keep", "merci/gamma": "weight of the bonus",
   "merci/share": "share of the advantages that the bonus made", "cfn/invn": "mean 1/n of the states just visited, before counting them",
-  "cfn/loss": "coin loss; 1 = knows nothing", "kl": "k3 KL to the initial policy", "lr": "learning rate", "tokens_per_s": "tokens per second",
+  "cfn/loss": "CFN loss; 1 = predicting zero", "kl": "k3 KL to the initial policy", "lr": "learning rate", "tokens_per_s": "tokens per second",
   "sampler/logp_gap": "mean |log-prob of sampler - of trainer|", "groups/used": "groups the policy learned from", "prompts": "prompts sampled so far",
 };
 // the ledger: what the bonus saw, what the filters left of it, where it went, and whether it is being gamed
 const LEDGER = {
-  "cfn/invn": "mean 1/n of the visited states: how new they still are", "merci/kept_top": "share of tokens left by the first filter (percentile)",
+  "cfn/invn": "mean 1/n of the visited states: how novel they still are", "merci/kept_top": "share of tokens left by the first filter (percentile)",
   "merci/kept_run": "… by the second (coherence)", "merci/kept": "… by all three: their 1/n makes the bonus",
-  "merci/bonus": "mean bonus B of a response", "merci/novelty_right": "… of right answers", "merci/novelty_wrong": "… of wrong answers",
-  "merci/share": "share of all |advantage| that the bonus made", "merci/on_wrong": "share of the bonus that went to wrong answers",
-  "merci/length_corr": "correlation of length and bonus within a group; near 1: it pays for length", "text/repetition": "share of 4-grams that repeat within a response",
+  "merci/bonus": "mean bonus B of a response", "merci/novelty_right": "… of correct responses", "merci/novelty_wrong": "… of incorrect responses",
+  "merci/share": "share of all |advantage| that the bonus made", "merci/on_wrong": "share of the bonus that went to incorrect responses",
+  "merci/length_corr": "correlation of length and bonus within a group; near 1: it rewards length", "text/repetition": "share of 4-grams that repeat within a response",
   "text/gibberish": "share of responses with characters that are no text", "merci/gamma": "weight of the exploration advantage",
 };
 
@@ -62,20 +62,20 @@ if (first) {
 section("Training", (data.step.length > 30 ? "Faint: each step; bold: a running mean; the numbers are those of the step. " : "") +
   (data.thinned ? `Curves show ${data.step.length} steps evenly chosen; ${data.thinned} are left out.` : "") || null,
   metrics("reward", HELP["reward/mean"], ["reward/mean"]), metrics("entropy", HELP.entropy, ["entropy"], {zero: true}), metrics("length", HELP["length/mean"], ["length/mean"]),
-  metrics("group mix", "groups that teach (mixed) and that cannot", ["groups/mixed", "groups/all_right", "groups/all_wrong"], {stack: true}),
+  metrics("group mix", "groups with mixed, all-correct and all-incorrect rewards", ["groups/mixed", "groups/all_right", "groups/all_wrong"], {stack: true}),
   metrics("clip fractions", "share of tokens whose ratio was clipped", ["clip/low", "clip/high"], {zero: true}),
   metrics("outcomes", "what the grader said", ["right", "wrong", "unparsable", "timeout", "unsafe", "error"].map(n => `outcome/${n}`), {stack: true}));
 ledger();
 section(null, null,
-  metrics("bonus B", "of right and of wrong answers, and their mean", ["merci/novelty_right", "merci/novelty_wrong", "merci/bonus"], {zero: true}),
+  metrics("bonus B", "of correct and of incorrect responses, and their mean", ["merci/novelty_right", "merci/novelty_wrong", "merci/bonus"], {zero: true}),
   metrics("filters", "share of tokens each filter leaves", ["merci/kept_top", "merci/kept_run", "merci/kept"], {zero: true}),
-  metrics("where it went", "shares: of |advantage| that the bonus made; of the bonus that wrong answers got", ["merci/share", "merci/on_wrong"], {zero: true}),
+  metrics("where it went", "shares: of |advantage| that the bonus made; of the bonus that incorrect responses got", ["merci/share", "merci/on_wrong"], {zero: true}),
   metrics("is it gamed?", "correlation with length; repeated 4-grams; characters that are no text", ["merci/length_corr", "text/repetition", "text/gibberish"], {zero: true}),
   metrics("gamma", HELP["merci/gamma"], ["merci/gamma"], {zero: true}));
 const bins = (data.calibration?.bins ?? []).filter(b => b.n > 0), fresh = data.calibration?.bins?.find(b => b.n === 0);
 const doublings = x => x > 0 ? -Math.log2(x) : null, n = bins.map(b => b.n);
-section("Counter", "What the counter knows of the states it visits.", metrics("mean 1/n", HELP["cfn/invn"], ["cfn/invn"], {zero: true}),
-  metrics("coin loss", "before each update, on new and rehearsed visits; 1 - 1/n on known states, 1 + 1/n on new coins, so near 1", ["cfn/loss"]),
+section("Counter", "The counter's estimates at the visited states.", metrics("mean 1/n", HELP["cfn/invn"], ["cfn/invn"], {zero: true}),
+  metrics("coin loss", "before each update, on new and replayed visits; 1 - 1/n on known states, 1 + 1/n on new coins, so near 1", ["cfn/loss"]),
   bins.length ? chart(`calibration, step ${data.calibration.step}`, "times a prefix was visited, in doublings (log2 n): exactly, and by the counter (median, quartiles)" +
     (fresh ? `; never visited: 1/n ${number(fresh.quartiles[1])}` : ""), n.map(Math.log2), [
     {name: "counter", y: bins.map(b => doublings(b.quartiles[1])), low: bins.map(b => doublings(b.quartiles[2])), high: bins.map(b => doublings(b.quartiles[0]))},
