@@ -94,7 +94,6 @@ def run(small_model, tmp_path, monkeypatch):
         "lr_decay": False,
         "gamma_decay": 60,
         "alpha": 0.8,
-        "dtype": "float32",
         "report": False,
     }
 
