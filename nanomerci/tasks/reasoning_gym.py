@@ -40,13 +40,13 @@ def _dataset(name, seed, size):
 def read_problems(name, size=1000, seed=0):
     """`size` problems of one reasoning-gym task, a function of the seed. ValueError of one line."""
     try:
-        from reasoning_gym.factory import DATASETS
+        from reasoning_gym import factory
     except ImportError:
         raise ValueError(
             f"reasoning_gym:{name} needs the package reasoning-gym; pip install reasoning-gym"
         ) from None
-    if name not in DATASETS:
-        known = ", ".join(sorted(DATASETS))
+    if name not in factory.DATASETS:
+        known = ", ".join(sorted(factory.DATASETS))
         raise ValueError(f"reasoning_gym:{name}: no such task; reasoning_gym has {known}")
     state = random.getstate()  # a few generators draw from the global one
     data, problems = _dataset(name, seed, size), []
