@@ -115,7 +115,7 @@ class CoinFlipNet(nn.Module):
         features=False leaves the features as they are (one-hot states are orthogonal and should
         stay so). all_sum: sums a tensor over ranks, so that all ranks end with the same moments.
         """
-        count = all_sum(torch.tensor(float(len(hidden_ND)), device=hidden_ND.device))
+        count = all_sum(torch.tensor(float(len(hidden_ND)), device=hidden_ND.device)).clamp(min=1)
 
         def fit(mean, scale, x_N):
             mean.copy_(all_sum(x_N.sum(0)) / count)

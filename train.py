@@ -16,15 +16,10 @@ states. The formulas are in the files it calls.
 Axes: P prompts, G responses per prompt, B = P*G rows, T token positions.
 """
 
-import os
 import sys
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-
-# A thread that waits for another spins, by default for so long that on busy cores a step takes 10 x
-# (measured); sleep sooner.
-os.environ.setdefault("GOMP_SPINCOUNT", "50000")
 
 from nanomerci.runtime import config
 
@@ -179,6 +174,9 @@ class Run:
         self.c, self.folder = c, Path(c.out)
         self.device = ranks.start(c.device, c.rank_timeout)
         torch.set_num_threads(c.threads)
+        # same seed, same bits; on a GPU atomic additions are left as they are
+        torch.use_deterministic_algorithms(self.device.type == "cpu")
+        torch.utils.deterministic.fill_uninitialized_memory = False
         if c.resume:
             checkpoint.verify(self.folder)
         else:

@@ -252,7 +252,9 @@ def draw_filters_figure(tokens, invn, fate):
     axes.bar(range(len(tokens)), invn, color=[colours[f] for f in fate])
     axes.set_xticks(range(len(tokens)), tokens, rotation=90, family="monospace", parse_math=False)
     axes.set(ylabel="estimate of 1/n", xlim=(-1, len(tokens)))
-    handles = [Patch(color=colour, label=name) for name, colour in zip(names, colours)]
+    handles = [
+        Patch(color=colour, label=name) for name, colour in zip(names, colours, strict=False)
+    ]
     figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False)
     return figure
 
@@ -288,7 +290,10 @@ def _():
 @app.cell
 def _(noise, run, top, which):
     tokens, invn, of_group, correct = real_group()
-    three = [filtered(t, u, top.value, run.value, noise.value) for t, u in zip(tokens, invn)]
+    three = [
+        filtered(t, u, top.value, run.value, noise.value)
+        for t, u in zip(tokens, invn, strict=False)
+    ]
     bonus, fate = three[which.value]
     filters_text = (
         f"kept {fate.count(3)} of {len(fate)} tokens; dropped {fate.count(0)} below the top share, "
@@ -438,7 +443,7 @@ def simulate(toy, runs, seed=0, block=200):
     start_R1, p_rare_R1 = (
         torch.as_tensor(x).expand(runs)[:, None].split(block) for x in (toy.start, toy.p_rare)
     )
-    blocks = [train(toy, *part, rng) for part in zip(start_R1, p_rare_R1)]
+    blocks = [train(toy, *part, rng) for part in zip(start_R1, p_rare_R1, strict=False)]
     return torch.cat(blocks, 1)
 
 
@@ -523,7 +528,7 @@ def draw_runs_figure(curves):
     """curves: name -> (share_SR, expected path or [])."""
     figure = Figure(figsize=(7, 3.4), layout="constrained")
     axes = figure.subplots()
-    for (name, (share_SR, path)), colour in zip(curves.items(), (GREY, RED)):
+    for (name, (share_SR, path)), colour in zip(curves.items(), (GREY, RED), strict=False):
         steps = range(len(share_SR))
         low_S, high_S = share_SR.quantile(torch.tensor([0.1, 0.9]), 1)
         axes.fill_between(steps, low_S, high_S, color=colour, alpha=0.2)
@@ -538,7 +543,7 @@ def draw_runs_figure(curves):
 @app.cell
 def _():
     starts = [0.0025, 0.005, 0.01, 0.02, 0.04, 0.05, 0.08, 0.1, 0.15, 0.3]
-    shown = dict(show_value=True)
+    shown = {"show_value": True}
     controls = mo.ui.dictionary(
         {
             "start": mo.ui.slider(steps=starts, value=0.02, label="start frequency", **shown),
@@ -761,12 +766,14 @@ def draw_phase_figure(toy, panels):
     lead_LS, start_LS = torch.meshgrid(lead_L, start_S, indexing="ij")
     figure = Figure(figsize=(10, 6.4), layout="constrained")
     all_axes = figure.subplots(2, 3, sharex=True, sharey=True)
-    colours = dict(cmap="Blues", vmin=0, vmax=1)
-    better = dict(marker="o", facecolor="white", edgecolor="black", linewidth=1.2, s=20)
-    worse = dict(marker="x", color=RED, linewidth=1.5, s=20)
-    for axes, (name, share_LSR) in zip(all_axes.flat, panels.items()):
+    colours = {"cmap": "Blues", "vmin": 0, "vmax": 1}
+    better = {"marker": "o", "facecolor": "white", "edgecolor": "black", "linewidth": 1.2, "s": 20}
+    worse = {"marker": "x", "color": RED, "linewidth": 1.5, "s": 20}
+    for axes, (name, share_LSR) in zip(all_axes.flat, panels.items(), strict=False):
         image = axes.pcolormesh(*(x.numpy() for x in (start, lead, share_LSR.mean(2))), **colours)
-        for at_LS, style in zip(against_grpo(toy, share_LSR, panels["GRPO"]), (better, worse)):
+        for at_LS, style in zip(
+            against_grpo(toy, share_LSR, panels["GRPO"]), (better, worse), strict=False
+        ):
             axes.scatter(start_LS[at_LS].tolist(), lead_LS[at_LS].tolist(), **style)
         axes.axhline(0, color="black", linewidth=0.8, linestyle=":")
         axes.set(title=name, xscale="log")

@@ -69,8 +69,7 @@ def liger_linear(hidden_ND, weight_VD, ids_N):
 def liger_logits(x_NV, ids_N):
     from liger_kernel.ops.cross_entropy import LigerCrossEntropyFunction
 
-    if x_NV.requires_grad:  # it overwrites the logits with their gradient
-        x_NV = x_NV.clone()
+    x_NV = x_NV.clone() if x_NV.requires_grad else x_NV  # whose gradient overwrites it
     return -LigerCrossEntropyFunction.apply(x_NV, ids_N, None, -100, 0.0, 0.0, "none")[0], None
 
 
@@ -80,29 +79,23 @@ def cut_cross_entropy(hidden_ND, weight_VD, ids_N):
     return -linear_cross_entropy(hidden_ND, weight_VD, ids_N, reduction="none"), None
 
 
+LINEAR_RIVALS = {
+    "Liger scaled CE": ("liger_kernel", liger_scaled),
+    "Liger FLCE (no entropy)": ("liger_kernel", liger_linear),
+    "CCE (no entropy)": ("cut_cross_entropy", cut_cross_entropy),
+}
+LOGITS_RIVALS = {"Liger CE (no entropy)": ("liger_kernel", liger_logits)}
+
+
 def with_rivals(ours, eager, rivals):
-    """name -> function returning (logp_N, entropy_N or None). rivals: (name, package, function)."""
+    """name -> function returning (logp_N, entropy_N or None)."""
     methods = {
         "ours": ours,
         "ours, torch": partial(ours, backend="torch"),
         "eager": eager,
         "torch.compile": torch.compile(eager, dynamic=False),
     }
-    return methods | {name: f for name, package, f in rivals if find_spec(package)}
-
-
-def linear_methods():
-    rivals = [
-        ("Liger scaled CE", "liger_kernel", liger_scaled),
-        ("Liger FLCE (no entropy)", "liger_kernel", liger_linear),
-        ("CCE (no entropy)", "cut_cross_entropy", cut_cross_entropy),
-    ]
-    return with_rivals(linear_logprob_entropy, eager_linear, rivals)
-
-
-def logits_methods():
-    rivals = [("Liger CE (no entropy)", "liger_kernel", liger_logits)]
-    return with_rivals(logprob_entropy, eager_logits, rivals)
+    return methods | {name: f for name, (package, f) in rivals.items() if find_spec(package)}
 
 
 class Net(nn.Module):
@@ -174,37 +167,32 @@ def learn(method, inputs, ids_N):
     return torch.autograd.grad(loss, inputs)
 
 
-def both(name, method, inputs, ids_N, quick):
-    """ms and peak MiB of a method: forward alone (no gradient), and forward + backward."""
-    parts = {
-        "forward": partial(torch.no_grad()(method), *inputs, ids_N),
-        "both": partial(learn, method, inputs, ids_N),
-    }
+def measure(name, method, inputs, ids_N, quick, work, ceiling):
+    """ms and peak MiB of a method, forward alone (no gradient) and forward + backward (both);
+    workspace: that less the gradients; and work / time, {part: FLOP or bytes}, in a unit and as per
+    cent of a ceiling (unit, its size, the ceiling's name, the ceiling).
+    """
+    unit, scale, of, most = ceiling
     row = {"method": name}
-    for part, function in parts.items():
-        row |= {f"{part}_ms": None, f"{part}_MiB": None}
+    for part, amount in work.items():
+        run = partial(learn, method, inputs)
+        if part == "forward":
+            run = partial(torch.no_grad()(method), *inputs)
+        run = partial(run, ids_N)
         try:
-            row[f"{part}_ms"] = milliseconds(function, quick)
-            row[f"{part}_MiB"] = peak_bytes(function) / MIB
+            ms = milliseconds(run, quick)
+            row |= {f"{part}_ms": ms, f"{part}_MiB": peak_bytes(run) / MIB}
+            rate = amount / ms * 1e3
+            row |= {f"{part}_{unit}": rate / scale, f"{part}_%{of}": 100 * rate / most}
         except torch.OutOfMemoryError:
             row["note"] = "out of memory"
         except (ImportError, RuntimeError, TypeError, ValueError, triton.TritonError) as error:
             if name.startswith("ours"):  # one that does not run here is a line in the table
                 raise
             row["note"] = f"{type(error).__name__}: {str(error).splitlines()[0][:80]}"
+    if "both_MiB" in row:
+        row["workspace_MiB"] = row["both_MiB"] - sum(x.nbytes for x in inputs) / MIB
     return row
-
-
-def rates(row, unit, work, ceiling):
-    """Adds work / time to the row, in `unit`, and as per cent of the ceiling. work: {part: FLOP or
-    bytes}.
-    """
-    name, scale, of = unit
-    for part, amount in work.items():
-        ms = row[f"{part}_ms"]
-        rate = ms and amount / ms * 1e3
-        row[f"{part}_{name}"] = rate and rate / scale
-        row[f"{part}_%{of}"] = rate and 100 * rate / ceiling
 
 
 def relative(got, want):
@@ -231,16 +219,15 @@ def exact_linear(hidden_ND, weight_VD, ids_N, tile=4096):
     return logp_N, dhidden_ND, ((ids_N[:, None] == rows).double() - p_Nr).T @ hidden_ND, rows
 
 
-def linear_errors(method, inputs, ids_N, exact):
-    """Of logp, dhidden and 64 rows of dweight of the loss sum(logp)."""
-    logp_N, dhidden_ND, dweight_rD, rows = exact
-    got_N = method(*inputs, ids_N)[0]
-    gradient_ND, gradient_VD = torch.autograd.grad(got_N.sum(), inputs)
-    return {
-        "error_logp": relative(got_N, logp_N),
-        "error_dhidden": relative(gradient_ND, dhidden_ND),
-        "error_dweight": relative(gradient_VD[rows], dweight_rD),
-    }
+def errors(method, inputs, ids_N, exact, rows=slice(None)):
+    """Of logp and of the gradients of sum(logp), of the last input these rows; exact: {name: what
+    they should be}.
+    """
+    logp_N = method(*inputs, ids_N)[0]
+    got = [logp_N, *torch.autograd.grad(logp_N.sum(), inputs)]
+    got[-1] = got[-1][rows]
+    pairs = zip(exact.items(), got, strict=True)
+    return {f"error_{name}": relative(found, want) for (name, want), found in pairs}
 
 
 # ---- the tables
@@ -260,48 +247,44 @@ def show(title, rows):
 
 
 def linear_table(flops, quick):
-    rows, methods = [], linear_methods()
+    rows, methods = [], with_rivals(linear_logprob_entropy, eager_linear, LINEAR_RIVALS)
     for head, N in [(TARGET, 8192)] if quick else product(HEADS, TOKENS):
         D, V = HEADS[head]
-        scale = D**-0.25
         hidden_ND, weight_VD = (torch.randn(n, D, device=DEVICE).bfloat16() for n in (N, V))
-        inputs = [x.mul_(scale).requires_grad_() for x in (hidden_ND, weight_VD)]
+        inputs = [x.mul_(D**-0.25).requires_grad_() for x in (hidden_ND, weight_VD)]
         ids_N = torch.randint(V, (N,), device=DEVICE)
-        exact = exact_linear(*inputs, ids_N) if N <= 8192 else None
+        *exact, some = exact_linear(*inputs, ids_N) if N <= 8192 else [None]
+        exact = dict(zip(("logp", "dhidden", "dweight"), exact, strict=False))
         flop = 2 * N * D * V
+        work = {"forward": flop, "both": 4 * flop}  # both: the logits again, and two gradients
         for name, method in methods.items():
-            row = {"head": head, "N": N} | both(name, method, inputs, ids_N, quick)
-            memory = row["both_MiB"]
-            row["workspace_MiB"] = memory and memory - sum(x.nbytes for x in inputs) / MIB
-            # both: the logits again, and two gradients
-            rates(row, ("TFLOPs", 1e12, "matmul"), {"forward": flop, "both": 4 * flop}, flops)
-            if exact and row["both_ms"]:
-                row |= linear_errors(method, inputs, ids_N, exact)
-            rows.append(row)
+            ceiling = "TFLOPs", 1e12, "matmul", flops
+            row = measure(name, method, inputs, ids_N, quick, work, ceiling)
+            if exact and "both_ms" in row:
+                row |= errors(method, inputs, ids_N, exact, some)
+            rows.append({"head": head, "N": N} | row)
         torch.cuda.empty_cache()
     title = "linear_logprob_entropy, bf16. MiB: peak over inputs; workspace: less the gradients."
     return show(f"{title} TFLOPs of both: 8 N D V.", rows)
 
 
 def logits_table(bandwidth, quick):
-    rows, methods, V = [], logits_methods(), 151936
+    rows, V = [], 151936
+    methods = with_rivals(logprob_entropy, eager_logits, LOGITS_RIVALS)
     for N in (8192,) if quick else TOKENS:
         x_NV = torch.randn(N, V, device=DEVICE, dtype=torch.bfloat16).mul_(3).requires_grad_()
         ids_N = torch.randint(V, (N,), device=DEVICE)
-        last_nV, ids_n = x_NV[-64:].detach().double().requires_grad_(), ids_N[-64:]
-        exact_n = last_nV.log_softmax(1).gather(1, ids_n[:, None])[:, 0]
-        (exact_nV,) = torch.autograd.grad(exact_n.sum(), last_nV)
-        read = 2 * N * V
+        last_nV, ids_n = x_NV[-64:].detach().requires_grad_(), ids_N[-64:]
+        exact_nV = last_nV.detach().double().requires_grad_()
+        logp_n = exact_nV.log_softmax(1).gather(1, ids_n[:, None])[:, 0]
+        exact = {"logp": logp_n, "dlogits": torch.autograd.grad(logp_n.sum(), exact_nV)[0]}
+        work = {"forward": 2 * N * V, "both": 6 * N * V}  # both: read, then read and write
         for name, method in methods.items():
-            row = {"N": N} | both(name, method, [x_NV], ids_N, quick)
-            # both: read, then read and write
-            rates(row, ("GBs", 1e9, "copy"), {"forward": read, "both": 3 * read}, bandwidth)
-            if row["both_ms"]:
-                logp_n = method(last_nV.bfloat16(), ids_n)[0]
-                (gradient_nV,) = torch.autograd.grad(logp_n.sum(), last_nV)
-                row["error_logp"] = relative(logp_n, exact_n)
-                row["error_dlogits"] = relative(gradient_nV, exact_nV)
-            rows.append(row)
+            ceiling = "GBs", 1e9, "copy", bandwidth
+            row = measure(name, method, [x_NV], ids_N, quick, work, ceiling)
+            if "both_ms" in row:
+                row |= errors(method, [last_nV], ids_n, exact)
+            rows.append({"N": N} | row)
         torch.cuda.empty_cache()
     return show(f"logprob_entropy, bf16, V = {V}. GB/s: 2 N V bytes forward, 6 N V both.", rows)
 
@@ -342,11 +325,10 @@ def toy_table():
         "cfn_score, torch": partial(scores["ours"], inputs[0].detach()),
     }
     times = {name: [] for name in cases}
-    for _ in range(100):  # in turn, so that a busy machine is busy for all
-        for name, function in cases.items():
-            start = time.thread_time()
-            function()
-            times[name].append((time.thread_time() - start) * 1e3)
+    for _, (name, function) in product(range(100), cases.items()):  # in turn: equally disturbed
+        start = time.thread_time()
+        function()
+        times[name].append((time.thread_time() - start) * 1e3)
     rows = []
     for name, ms in times.items():
         rows.append({"method": name, "median_ms": sorted(ms)[50], "least_ms": min(ms)})

@@ -16,12 +16,17 @@ a checkout the package's path includes their folder. Each has one name, nanomerc
 the bare `cfn` in a checkout is given the same module.
 """
 
+import os
 import sys
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import PathFinder
 from importlib.util import spec_from_loader
 from pathlib import Path
+
+# A thread that waits for another spins, by default for so long that next to a busy process
+# everything takes several times as long. To be set before torch is imported.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 TOP_LEVEL = ("train", "sample", "cfn", "grpo", "dapo", "kernels")
 _root = Path(__file__).parent.parent

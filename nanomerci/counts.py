@@ -63,23 +63,25 @@ def prefixes(tokens_BT):
 
 
 class PrefixCounts(Table):
-    """How often was every prefix of a response visited?"""
+    """How often was every prefix of a response visited? The whole response, after which nothing
+    comes, is not counted.
+    """
 
     def add(self, rollouts):
         """Every response prefix of these rollouts was visited once more."""
-        parts = [prefixes(r.tokens_BT.cpu())[r.mask_BT.cpu() > 0] for r in rollouts]
+        parts = [prefixes(r.tokens_BT.cpu())[r.visited_BT.cpu()] for r in rollouts]
         self.add_keys(torch.cat(parts))
 
     def inverse(self, rollout):
         """The exact 1/n of every response prefix, 1 where it was never visited. -> (B, T)."""
         n_BT = self.times(prefixes(rollout.tokens_BT.cpu())).clamp(min=1)
-        return rollout.mask_BT / n_BT.to(rollout.mask_BT.device)
+        return rollout.visited_BT / n_BT.to(rollout.mask_BT.device)
 
     def look(self, rollout, invn_BT):
         """The distinct prefixes of a rollout. -> n_N, how often each was visited before, and
         invn_N, the estimate, float64.
         """
-        inside_BT = rollout.mask_BT.cpu() > 0
+        inside_BT = rollout.visited_BT.cpu()
         key_BT = prefixes(rollout.tokens_BT.cpu())
         key_N, inverse_N = key_BT[inside_BT].unique(return_inverse=True)
         invn_N = torch.zeros(len(key_N), dtype=torch.float64)

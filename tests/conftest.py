@@ -90,6 +90,7 @@ def run(small_model, tmp_path, monkeypatch):
         "save_every": 2,
         "keep_checkpoints": 9,
         "threads": 1,
+        "dtype": "float32",
         "lr_decay": False,
         "gamma_decay": 60,
         "alpha": 0.8,

@@ -35,6 +35,7 @@ SETTINGS = {
     "alpha": 0.8,
     "rank_timeout": 60,
     "device": "cpu",
+    "dtype": "float32",
     "report": False,
 }
 server = multiprocessing.get_context("forkserver")

@@ -253,8 +253,8 @@ MATH = [
 WHOLE = [
     "The answer is 7.",
     "7",
-    "\\boxed7",
-    "\\boxed 7 ",
+    "\\boxed78",
+    "\\boxed 8 7",
     "boxed{7}",
     "\\boxed{7",
     "\\boxed{" * 20_000,

@@ -20,6 +20,7 @@ import pytest
 from conftest import ROOT
 from once import WORDS
 
+from nanomerci import train
 from nanomerci.lab import compare, stats
 from nanomerci.loop.evaluate import pass_at_k
 from nanomerci.runtime import config
@@ -35,7 +36,7 @@ from once import Once
 from nanomerci.lab import compare
 from nanomerci.runtime import config
 from nanomerci import tasks
-tasks.load = lambda c, cache: Once()
+tasks.load = lambda c: Once()
 for line in sys.stdin:
     pid = os.fork()
     if not pid:
@@ -233,7 +234,8 @@ def test_a_row_says_what_its_run_was_and_the_curves_end_where_it_does(done):
     out, r, _ = done
     runs = pd.read_csv(out / "results.csv", comment="#")
     assert list(runs)[: len(stats.RUN)] == stats.RUN
-    assert len(runs) == 6 and set(runs["dtype"]) == {"float32"} and runs["processor"].notna().all()
+    dtypes = {config.read(file)["dtype"] for file in out.glob("cells/*/config.yaml")}
+    assert len(runs) == 6 and set(runs["dtype"]) == dtypes and runs["processor"].notna().all()
     curves = pd.read_csv(out / "results_curves.csv")
     assert len(curves) == 6 * 3
     runs, by_run = runs.set_index(stats.KEY).sort_index(), curves.groupby(stats.KEY)
@@ -319,7 +321,7 @@ def test_arms_are_options_and_sets_are_arms():
     assert [cell.arm for cell in cells[:5]] == arms and len(
         {(cell.warm, cell.seed) for cell in cells[:5]}
     ) == 1
-    assert all(config.parse(list(cell.argv)) == cell.c for cell in cells[:7])
+    assert all(train.settle(config.parse(list(cell.argv))) == cell.c for cell in cells[:7])
     c = {cell.arm: cell.c for cell in cells}
     assert all(x.steps == 7 and x.budget == 7 * 16 for x in c.values())  # equal samples
     assert (c["grpo"].bonus, c["dapo+cfn"].bonus, c["dapo"].algo) == ("none", "cfn", "dapo")
@@ -428,14 +430,14 @@ def test_what_is_no_table_of_runs_is_refused(tmp_path, text):
 
 
 def test_rare_and_hard_are_counted_where_the_task_knows_them():
-    task = SimpleNamespace(rare=lambda problem, text: "set" in text)
-    by_id = {"a": SimpleNamespace(hard=True), "b": SimpleNamespace(hard=False)}
+    problems = [SimpleNamespace(id="a", hard=True), SimpleNamespace(id="b", hard=False)]
+    task = SimpleNamespace(rare=lambda problem, text: "set" in text, test=problems)
     records = [
         {"id": "a", "answers": ["set x", "y"], "outcomes": ["right", "wrong"]},
         {"id": "b", "answers": ["y", "y "], "outcomes": ["right"] * 2},
     ]
     row = {"eval/mean@2": 0.75, "eval/pass@2": 1.0, "eval/solved": 2, "eval/problems": 2}
-    assert stats.held_out(row, records, 2, task, by_id) == {
+    assert stats.held_out(row, records, 2, task) == {
         "mean@2": 0.75,
         "pass@2": 1.0,
         "coverage": 1.0,
@@ -451,13 +453,12 @@ def test_a_band_holds_its_mean_and_ends_where_a_run_does():
     assert band["low"][:3] == [0, 1, 2] and band["high"][:3] == [2, 2, 2]
 
 
-def test_settings_can_be_chosen_on_other_problems(tmp_path):
+def test_settings_can_be_chosen_on_other_problems(tmp_path, monkeypatch):
     from nanomerci import tasks
 
-    test, tune = (
-        tasks.load(config.Config(task="toy_math", eval_split=split), tmp_path)
-        for split in ("test", "tune")
-    )
+    monkeypatch.setenv("NANOMERCI_CACHE", str(tmp_path))
+    splits = "test", "tune"
+    test, tune = (tasks.load(config.Config(task="toy_math", eval_split=s)) for s in splits)
 
     def ids(problems):
         return {p.id for p in problems}

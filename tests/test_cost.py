@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nanomerci.loop import cost
-from nanomerci.loop.rollout import Rollout
+from nanomerci.loop.rollout import Batch, Group
 from nanomerci.runtime.config import Config
 
 CONFIG = SimpleNamespace(
@@ -54,13 +54,16 @@ def test_bytes_are_weights_at_every_step_and_the_cache_behind_every_token():
 
 def test_only_where_the_peak_is_known(monkeypatch):
     mask_BT = torch.tensor([[0.0, 1.0, 1.0], [0.0, 1.0, 0.0]])
-    roll = Rollout(torch.zeros(2, 3, dtype=torch.int64), mask_BT, mask_BT)
+    none_GT, zero_G = torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2)
+    tokens = none_GT, mask_BT, mask_BT, mask_BT, none_GT, mask_BT
+    group = Group(0, None, *tokens, zero_G, zero_G, [None] * 2, [""] * 2, [None] * 2)
+    batch = Batch.of([group], 2, torch.device("cpu"))
     policy = SimpleNamespace(device=torch.device("cpu"), config=CONFIG, num_parameters=lambda: 100)
     seconds = {"time/update": 2.0, "time/sample": 4.0}
 
     def found(dtype="bfloat16", kl=0.0):
-        c, adv = Config(dtype=dtype, kl_coef=kl), torch.tensor([1.0, 0.0])
-        return cost.utilisation(c, policy, [roll], roll, adv, seconds)
+        c, adv = Config(dtype=dtype, kl_coef=kl, group=2), torch.tensor([1.0, 0.0])
+        return cost.utilisation(c, policy, [[group]], batch, adv, seconds)
 
     assert found() == {}
     for name, (flops, bandwidth) in (

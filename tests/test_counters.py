@@ -35,7 +35,7 @@ def made_up():
 
 def test_exact_counts_score_one_everywhere_and_find_the_rare_responses():
     rho, slope, same, new = counters.evaluate(
-        lambda s: (counters.Table(), lambda v: v.key_N), made_up(), 0
+        lambda s: (counters.Exact(), lambda v: v.key_N), made_up(), 0
     )
     assert abs(rho - 1) < 1e-6 and abs(slope - 1) < 1e-6
     assert same == 1.0  # what was said a hundred times beside what was said now and then
@@ -44,17 +44,17 @@ def test_exact_counts_score_one_everywhere_and_find_the_rare_responses():
 
 def test_the_table_of_coins_is_the_ideal_estimator():
     rho, slope, *_ = counters.evaluate(
-        lambda s: (counters.Table(512), lambda v: v.key_N), made_up(), 0
+        lambda s: (counters.Exact(512), lambda v: v.key_N), made_up(), 0
     )
     assert rho > 0.95 and abs(slope - 1) < 0.05
 
 
 def test_the_table_of_coins_by_hand():
     """The mean of a key's coins, squared; 1 for a key that was never visited."""
-    table, key_N = counters.Table(20), torch.tensor([7, 7, -3, 7])
+    table, key_N = counters.Exact(20), torch.tensor([7, 7, -3, 7])
     address_N = address("visit", torch.arange(4))
-    table.visit(key_N[:2], address_N[:2], 0, 0)
-    table.visit(key_N[2:], address_N[2:], 0, 1)
+    table.update(key_N[:2], address_N[:2], 0, 0)
+    table.update(key_N[2:], address_N[2:], 0, 1)
     mean_C = cfn.draw_coins(address_N, 20)[key_N == 7].mean(0)
     expected = torch.tensor([mean_C.square().mean(), 1.0, 1.0])  # one visit: all coins are +-1
     torch.testing.assert_close(table.score(torch.tensor([7, -3, 8])), expected)

@@ -21,10 +21,11 @@ def batch(seed, B=40, T=9, words=2):
 
 
 def by_hand(roll):
-    """Every prefix that ends in a response token, row by row."""
-    found = []
-    for row, column in roll.mask_BT.nonzero().tolist():
-        found.append(tuple(roll.tokens_BT[row, : column + 1].tolist()))
+    """Every prefix that ends in a response token but the last, row by row."""
+    found, inside = [], roll.mask_BT.nonzero().tolist()
+    for row, column in inside:
+        if [row, column + 1] in inside:
+            found.append(tuple(roll.tokens_BT[row, : column + 1].tolist()))
     return found
 
 
@@ -36,7 +37,7 @@ def test_every_prefix_is_counted_exactly_and_looked_at_before():
     counts, true = PrefixCounts(), Counter()
     for seed in range(4):
         roll = batch(seed)
-        here, inside_BT = by_hand(roll), roll.mask_BT > 0
+        here, inside_BT = by_hand(roll), roll.visited_BT
         n_N = counts.times(prefixes(roll.tokens_BT))[inside_BT]
         assert n_N.tolist() == [true[prefix] for prefix in here]
         exact_BT = counts.inverse(roll)
@@ -64,7 +65,7 @@ def test_the_prompt_belongs_to_the_prefix_and_what_follows_does_not():
 def test_two_ranks_count_as_one_and_a_checkpoint_goes_on(tmp_path):
     roll = batch(0)
     here, there = roll.rows(torch.arange(20)), roll.rows(torch.arange(20, 40))
-    others = prefixes(there.tokens_BT)[there.mask_BT > 0].tolist()
+    others = prefixes(there.tokens_BT)[there.visited_BT].tolist()
     one, two = PrefixCounts(), PrefixCounts(gather=lambda keys: keys + others)
     one.add([roll])
     two.add([here])

@@ -85,7 +85,7 @@ def modules():
     return Grade(
         float("torch" in sys.modules)
         + 2 * ("datasets" in sys.modules)
-        + 4 * ("sympy" in sys.modules),
+        + 4 * ("mpmath" in sys.modules),
         "right",
     )
 
@@ -95,7 +95,7 @@ def needs(library):
     return Grade(1.0, "right")
 
 
-def threads_of_zygote():
+def threads_of_fork_server():
     return Grade(float(len(os.listdir(f"/proc/{os.getppid()}/task"))), "right")
 
 
@@ -116,7 +116,7 @@ def test_grades_come_back_in_order(pool):
 
 def test_importing_and_making_a_pool_starts_nothing():
     with Pool(workers=2) as idle:
-        assert idle._workers == [] and idle._zygote is None
+        assert idle._workers == [] and idle._server is None
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_errors_are_shown(pool):
     pool.grade([(crash,)])
     assert "exit status -11" in pool.last_error
     pool.grade([(not_a_grade,)])
-    assert "wanted a Grade" in pool.last_error
+    assert "expected a Grade" in pool.last_error
 
 
 def test_a_job_that_cannot_be_imported_is_an_error_and_the_rest_is_graded(pool):
@@ -196,7 +196,7 @@ def test_a_job_cannot_write_files(pool, tmp_path):
     assert not (tmp_path / "x").exists() or (tmp_path / "x").stat().st_size == 0
 
 
-def test_workers_do_not_import_torch_datasets_or_sympy(pool):
+def test_workers_do_not_import_torch_datasets_or_mpmath(pool):
     pool.close()
     assert pool.grade([(modules,)]) == [Grade(0.0, "right")], pool.last_error
 
@@ -205,9 +205,9 @@ def test_a_library_is_imported_once_and_whoever_replaces_a_worker_has_it(pool, m
     pool.close()
     pool.grade([(echo, 1)])
     told = []
-    tell = pool._zygote.tell
+    tell = pool._server.tell
     monkeypatch.setattr(
-        pool._zygote,
+        pool._server,
         "tell",
         lambda *command, files=(): (told.append(command), tell(*command, files=files)),
     )
@@ -217,21 +217,17 @@ def test_a_library_is_imported_once_and_whoever_replaces_a_worker_has_it(pool, m
         "SELECT a FROM t",
         "```sql\nSELECT a FROM t\n```",
     )
-    assert {grade.outcome for grade in pool.grade([(math.grade, "x+x", "\\boxed{2x}"), query])} == {
-        "right"
-    }
+    assert {
+        grade.outcome
+        for grade in pool.grade([(math.grade, "\\sqrt{8}", "\\boxed{2\\sqrt2}"), query])
+    } == {"right"}
     assert (
         pool.grade([(spin,), (modules,), (crash,), (modules,)])[1::2] == [Grade(4.0, "right")] * 2
-    )  # sympy
+    )  # mpmath
     loads = [command[1:] for command in told if command[0] == "load"]
+    assert loads.count(("mpmath",)) == loads.count(("sqlglot",)) == 1
     assert (
-        loads.count(("math_verify",))
-        == loads.count(("sqlglot",))
-        == loads.count(("nanomerci.tasks.graders.math_answers", "warm"))
-        == 1
-    )
-    assert (
-        pool.grade([(threads_of_zygote,)])[0].reward == 1
+        pool.grade([(threads_of_fork_server,)])[0].reward == 1
     )  # to fork a process of many threads is not safe
 
 
@@ -320,7 +316,7 @@ sys.path.insert(0, {tests!r})
 import test_grading as t
 pool = t.Pool(workers=2, deadline=600)
 pool.grade([(t.whoami,)] * 64)
-print(pool._zygote.process.pid, flush=True)
+print(pool._server.process.pid, flush=True)
 pool.grade([(t.spin,), (t.one_opcode,)] if {busy} else [])
 sys.stdin.read()
 """
@@ -352,7 +348,7 @@ def test_no_orphans(how, busy):
     with subprocess.Popen([sys.executable, "-c", code], cwd=root, **pipes) as parent:
         try:
             group = int(parent.stdout.readline())
-            assert len(alive(group)) == 3  # the zygote and two workers
+            assert len(alive(group)) == 3  # the fork server and two workers
             time.sleep(0.5)  # let the jobs begin, or the parent come to rest
             parent.send_signal(how)
             parent.wait(10)

@@ -3,19 +3,23 @@ as a command.
 """
 
 import functools
+import io
 import json
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from nanomerci import cfn, grpo, merci, sample, tasks
-from nanomerci.loop.model import encode, eos_ids, load, look_at, tiny
-from nanomerci.loop.rollout import pieces
+from nanomerci.kernels.cfn_score import cfn_score
+from nanomerci.loop.model import StateReader, encode, load, tiny
+from nanomerci.loop.rollout import token_texts
 from nanomerci.loop.saved_run import Run
 from nanomerci.runtime import checkpoint, config
 from nanomerci.view import ask, heatmap, report
@@ -38,35 +42,33 @@ WILD = [
 def run(tmp_path_factory):
     """A run folder of toy_sql as train.py leaves it after 2 steps, of an untrained tiny model."""
     folder = tmp_path_factory.mktemp("runs") / "toy"
-    task = tasks.load(config.Config(), folder.parent)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NANOMERCI_CACHE", str(folder.parent))
+        task = tasks.load(config.Config())
     model, tokenizer = tiny(task.words)
     c = config.Config(max_new_tokens=12, cfn_hidden=16, coins=8, top=0.5, run=2)
     counter = cfn.Counter(model.config.hidden_size, coins=8, hidden=16, seed=5)
     counter.pretrain(torch.randn(64, model.config.hidden_size), torch.arange(64), 2)
+    models = SimpleNamespace(policy=model, actor=model, tokenizer=tokenizer)
     for step in (0, 2):
-        checkpoint.save(
-            folder,
-            step,
-            model,
-            tokenizer,
-            {"step": step, "optimizer": {}, "counter": counter.state_dict()},
-            2,
-        )
+        checkpoint.save(folder, step, models, {"bonus": counter}, 2)
         with torch.no_grad():
             model.lm_head.weight.mul_(3.0)  # the trained policy is another one than the trunk
     config.write(c, folder / "config.yaml")
     return folder
 
 
-def draw_answers(model, tokenizer, prompt, n, longest=12, **how):
-    return sample.generate(
-        model,
-        [encode(tokenizer, prompt)],
-        n,
-        max_new_tokens=longest,
-        eos_id=eos_ids(model, tokenizer),
-        **how,
-    )
+def sampler_of(folder, longest=12):
+    return sample.Sampler(*load(folder), longest)
+
+
+def draw(sampler, prompt, n, **how):
+    return sampler([encode(sampler.tokenizer, prompt)], n, **how)
+
+
+def invn_of(features, net, rollout):
+    read = StateReader(features, partial(cfn_score, net=net))
+    return read(rollout, torch.zeros_like(rollout.tokens_BT))[0]
 
 
 # ---- the page computes what Python computes
@@ -180,21 +182,19 @@ def test_the_percentile_rounds_as_python_does():
 
 
 # ---- the numbers are those of the model
-def test_examine_is_the_counter_and_the_model(run):
-    source = Run.of(run)
-    model, tokenizer = load(run)
-    trunk, net = source.counter(model, "cpu")
-
-    def score(hidden_ND):
-        return cfn.inverse_count(net(hidden_ND))
-
-    roll = draw_answers(model, tokenizer, "who is oldest in 'ops' ?", 2)
-    shown = heatmap.examine(model, tokenizer, roll, trunk=trunk, net=net, noise_B=[[(0, 3)], []])
+def test_the_numbers_are_those_of_the_counter_and_the_model(run):
+    sampler = sampler_of(run)
+    model, tokenizer = sampler.model, sampler.tokenizer
+    features, net = Run.of(run).counter(model, "cpu")
+    roll = draw(sampler, "who is oldest in 'ops' ?", 2)
+    counter, noise_B = heatmap.Counter(features, net, ""), [[(0, 3)], []]
+    shown = heatmap.group(sampler, roll, "", counter, [None, None], noise_B)["samples"]
+    invn_BT = invn_of(features, net, roll)
     for row, s in enumerate(shown):
         columns = roll.mask_BT[row].nonzero()[:, 0]
         ids = roll.tokens_BT[row, : columns[-1] + 1]
         with torch.no_grad():
-            hidden_TD = trunk(ids[None], output_hidden_states=True).hidden_states[-1][0]
+            hidden_TD = features(ids[None], output_hidden_states=True).hidden_states[-1][0]
             logits_TV = model(ids[None]).logits[0].log_softmax(-1)
         assert s["invn"] == pytest.approx(
             cfn.inverse_count(net(hidden_TD[columns])).tolist(), rel=1e-4
@@ -205,12 +205,7 @@ def test_examine_is_the_counter_and_the_model(run):
         assert s["entropy"] == pytest.approx(
             (-logits_TV.exp() * logits_TV).sum(-1)[columns - 1].tolist(), rel=2e-3, abs=1e-3
         )
-        assert (
-            torch.tensor(s["invn"]).tolist()
-            == look_at(trunk, roll, torch.zeros_like(roll.tokens_BT), score=score)[0][
-                row, columns
-            ].tolist()
-        )
+        assert torch.equal(torch.tensor(s["invn"]), invn_BT[row, columns])
         assert "".join(s["tokens"]) == tokenizer.decode(ids[columns])
     assert shown[0]["noise"][0] and not any(shown[0]["noise"][1:]) and not any(shown[1]["noise"])
 
@@ -219,34 +214,21 @@ def test_a_run_counts_on_its_initial_policy(run):
     source = Run.of(run)
     model, _ = load(run)
     assert source.checkpoint.name == "step_000002" and source.options.coins == 8
-    trunk, _ = source.counter(model, "cpu")
-    assert not torch.equal(trunk.lm_head.weight, model.lm_head.weight)
+    features, _ = source.counter(model, "cpu")
+    assert not torch.equal(features.lm_head.weight, model.lm_head.weight)
     assert Run.of(run / "checkpoints/step_000000/model").checkpoint.name == "step_000000"
     assert Run.of(ROOT) is None and Run.of("someone/some-model") is None
 
 
 def test_a_counter_made_now_knows_the_beaten_track(run):
-    model, tokenizer = load(run / "checkpoints/step_000002/model")
-    ids = encode(tokenizer, "who is oldest in 'ops' ?")
-    sampler = functools.partial(
-        sample.generate, model, max_new_tokens=4, eos_id=eos_ids(model, tokenizer)
-    )
-    net = heatmap.count_now(model, ids, 32, sampler, temperature=1.0)
-    common = draw_answers(model, tokenizer, "who is oldest in 'ops' ?", 32, longest=1, seed=9)
-    strange = draw_answers(
-        model, tokenizer, "where live people from 'oslo' under 50 years ?", 32, longest=4, seed=9
-    )
-
-    def score(hidden_ND):
-        return cfn.inverse_count(net(hidden_ND))
-
-    invn = [
-        look_at(model, roll, torch.zeros_like(roll.tokens_BT), score=score)[0][
-            roll.mask_BT > 0
-        ].mean()
-        for roll in (common, strange)
-    ]
-    assert invn[0] < 0.5 * invn[1]
+    folder, asked = run / "checkpoints/step_000002/model", "who is oldest in 'ops' ?"
+    sampler = sampler_of(folder, 4)
+    net = heatmap.count_now(sampler, encode(sampler.tokenizer, asked), 32)
+    common = draw(sampler_of(folder, 1), asked, 32, seed=9)
+    strange = draw(sampler, "where live people from 'oslo' under 50 years ?", 32, seed=9)
+    rolls = common, strange
+    means = [invn_of(sampler.model, net, roll)[roll.mask_BT > 0].mean() for roll in rolls]
+    assert means[0] < 0.5 * means[1]
 
 
 def test_pieces_of_a_byte_level_tokenizer_join_to_the_text():
@@ -262,13 +244,13 @@ def test_pieces_of_a_byte_level_tokenizer_join_to_the_text():
     )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, clean_up_tokenization_spaces=False)
     ids = tokenizer("née 🙂 日本\n!")["input_ids"]
-    words = pieces(tokenizer, ids)
+    words = token_texts(tokenizer, ids)
     assert "".join(words) == "née 🙂 日本\n!" and len(words) == len(ids)
     assert words[0] == "n" and words[1:3] == ["", "é"]
     broken = [b for b in ids if b != ids[-1]][:5] + ids[
         1:2
     ] * 20  # a lead byte again and again never becomes a character
-    assert len(pieces(tokenizer, broken)) == len(broken)
+    assert len(token_texts(tokenizer, broken)) == len(broken)
 
 
 # ---- pictures
@@ -347,11 +329,8 @@ def test_text_can_be_read_on_every_colour():
 
 # ---- the command
 def command(monkeypatch, capsys, *words, stdin=""):
-    import io
-
-    monkeypatch.setattr(sys, "argv", ["sample.py", *map(str, words)])
     monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
-    ask.main()
+    ask.answer(ask.arguments(list(map(str, words))), sample.Sampler, sample.check)
     return capsys.readouterr().out
 
 
@@ -370,7 +349,7 @@ def test_answers_of_a_run(run, cached, monkeypatch, capsys, tmp_path):
     assert re.fullmatch(r".*\n--- (right|wrong|unparsable|error)\n", first)
     words = (run, "who is oldest ?", "-n", 3, "--max_new_tokens", 5)
     several = command(monkeypatch, capsys, *words)
-    assert several.count("--- sample") == 3 and several == command(monkeypatch, capsys, *words)
+    assert several.count("--- response") == 3 and several == command(monkeypatch, capsys, *words)
     assert several != command(monkeypatch, capsys, *words, "--seed", 1)
     piped = command(
         monkeypatch, capsys, run, "-n", 2, stdin="who is oldest ?\n\nwho earns most ?\n"
@@ -462,7 +441,7 @@ def test_heat_maps_of_a_run_and_of_a_plain_model(
         6,
     )
     (group,) = page_data(tmp_path / "b.html")["groups"]
-    assert "made now, from 8 further samples" in group["note"]
+    assert "made now, from 8 further responses" in group["note"]
     assert [s["outcome"] for s in group["samples"]] == ["unparsable"] * 2
 
 

@@ -61,9 +61,13 @@ def test_a_rival_that_fails_is_a_line_in_the_table_and_our_failure_is_raised(mon
         raise RuntimeError("no kernel image")
 
     monkeypatch.setattr(bench, "milliseconds", lambda function, quick: function())
-    assert bench.both("rival", broken, [], None, True)["note"] == "RuntimeError: no kernel image"
+    rest = broken, [], None, True, {"forward": 1, "both": 1}, ("GBs", 1e9, "copy", 1e12)
+    assert bench.measure("rival", *rest) == {
+        "method": "rival",
+        "note": "RuntimeError: no kernel image",
+    }
     with pytest.raises(RuntimeError):
-        bench.both("ours", broken, [], None, True)
+        bench.measure("ours", *rest)
 
 
 def test_without_a_gpu_it_says_so(monkeypatch, capsys):

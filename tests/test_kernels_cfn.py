@@ -157,7 +157,7 @@ def test_autocast_does_not_round_the_folded_network():
     with torch.autocast("cpu", torch.bfloat16):
         assert all(
             torch.equal(a, b)
-            for a, b in zip(fold(net, torch.bfloat16, 32, 64, 32), want, strict=False)
+            for a, b in zip(fold(net, torch.bfloat16, 32, 64, 32), want, strict=True)
         )
 
 

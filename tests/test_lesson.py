@@ -19,11 +19,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import ROOT
 
 from nanomerci import grpo, merci
-from tests.conftest import ROOT
 
-pytest.importorskip("marimo", reason="the lesson needs marimo (pip install marimo)")
+if not importlib.util.find_spec("marimo"):
+    pytest.skip("the lesson needs marimo: pip install -e '.[lesson]'", allow_module_level=True)
+# It is imported by the tests, not here: where marimo has been imported, transformers believes to be
+# in a notebook, and its Trainer, which other tests collect, asks for IPython.
 LESSON = ROOT / "docs" / "lesson.py"
 PICTURES = {"coins", "filters", "merge", "two_strategies", "expected_update", "phase"}
 # Advantages are float32, and grpo.advantage adds 1e-6 to a standard deviation of at least 0.35 in
@@ -75,7 +78,7 @@ def test_the_real_group_is_the_recorded_one(lesson):
     recorded[2] = "-----------------xxxx--xxx-------xxx-----"
     bonus_G = [0.24693, *[0.10229] * 3, 0.17717, *[0.10229] * 3]
     adv_G = [-0.0707, *[-0.3536] * 3, 2.8414, *[-0.3536] * 3]
-    mine = [lesson.filtered(*pair, 0.3, 2, False) for pair in zip(tokens, invn)]
+    mine = [lesson.filtered(*pair, 0.3, 2, False) for pair in zip(tokens, invn, strict=False)]
     for i, (_, fate) in enumerate(mine):
         assert "".join("-x"[f == 3] for f in fate) == recorded[i]
     # 1/n is recorded to three digits, so within 0.5 %; a root halves that
@@ -94,7 +97,7 @@ def test_the_box_of_the_third_filter(lesson):
     tokens, invn, *_ = lesson.real_group()
     without, with_noise = (lesson.filtered(tokens[2], invn[2], 0.3, 2, on) for on in (False, True))
     assert without[1].count(2) == 0 and without[1].count(3) == 10
-    dropped = [token for token, fate in zip(tokens[2], with_noise[1]) if fate == 2]
+    dropped = [token for token, fate in zip(tokens[2], with_noise[1], strict=False) if fate == 2]
     assert dropped == ["?", "plan"] and with_noise[0] < without[0]
     for one in (0, 1):
         assert lesson.filtered(tokens[one], invn[one], 0.3, 2, True)[1].count(2) == 0
@@ -157,7 +160,7 @@ def test_each_bonus_by_hand(lesson):
     assert capped[0].tolist() == pytest.approx(expected, rel=EXACT)
     noise_G = torch.rand(4, generator=torch.Generator().manual_seed(0)).sqrt()
     paid_G = 0.1 * ((noise_G - noise_G.mean()) / noise_G.std(correction=0)).clamp(min=0)
-    expected = [x + float(paid) for x, paid in zip((a, a, -a, -a), paid_G)]
+    expected = [x + float(paid) for x, paid in zip((a, a, -a, -a), paid_G, strict=False)]
     assert shaped("random", alpha=0.9) == pytest.approx(expected, rel=EXACT)
 
 
@@ -295,7 +298,7 @@ def test_what_the_phase_diagram_teaches(lesson):
     for (start, p_rare), shares in told.items():
         toy = lesson.Toy(start=start, p_rare=p_rare)
         arms = toy, replace(toy, bonus="count")
-        for arm, share in zip(arms, shares):
+        for arm, share in zip(arms, shares, strict=False):
             final_R = lesson.simulate(arm, runs=200)[-1]
             error = float(final_R.std()) * math.sqrt(2 / 200)  # of this mean and of the told one
             assert abs(float(final_R.mean()) - share) <= 4 * error + 0.005
@@ -461,6 +464,6 @@ def test_a_slider_changes_a_number_of_the_page(lesson, tmp_path):
         assert not script("document.body.textContent.includes('Traceback')")
     for start, seen in ((0.02, before), (0.04, after)):
         toy = lesson.Toy(start=start)
-        for bonus, share in zip(("none", "count"), seen):
+        for bonus, share in zip(("none", "count"), seen, strict=False):
             final = lesson.simulate(replace(toy, bonus=bonus), runs=1000)[-1].mean()
             assert share == pytest.approx(float(final), abs=6e-4)  # three digits; one more rounding

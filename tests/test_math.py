@@ -5,6 +5,7 @@ noise.
 import csv
 import json
 import random
+import re
 import sys
 from fractions import Fraction
 
@@ -42,6 +43,12 @@ def box(text):
         ("\\boxed{5} and \\boxed{6", "5"),
         ("\\boxed{5", None),
         ("\\boxed{}", None),
+        ("\\boxed 5", "5"),
+        ("$\\boxed12$", "12"),
+        ("\\boxed{5} or \\boxed{ }", "5"),
+        ("\\boxed{1}, \\boxed{2} and $\\boxed{3}$", "1, 2, 3"),
+        ("\\boxed{\\sqrt2}, so \\boxed{\\approx 1.41}", "\\sqrt2"),
+        ("The answer is: **7**.", "7"),
         ("5", None),
         ("", None),
         ("Answer: 5", "5"),
@@ -83,8 +90,8 @@ def spell(value, rng):
             f"+{top}" if not sign else str(top),
             f"{top}.",
             f"{top}\\text{{ cm}}",
-            f"{top} \\mathrm{{~kg}}",
-            f"{top} \\text{{ square meters}}",
+            f"{top} \\mathrm{{~cm}}",
+            f"{top} \\text{{ centimeters}}",
             f"{top}^\\circ",
             f"x = {top}",
         ]
@@ -112,6 +119,12 @@ def spell(value, rng):
 def item(value, rng):
     """The same as one of several: no name, no comma, no full stop of its own."""
     return spell(Fraction(value), rng).replace(",", "").replace("x = ", "").strip(" .")
+
+
+def cell(value, rng):
+    """The same in a matrix: no unit."""
+    texts = (item(value, rng) for _ in range(99))
+    return next(text for text in texts if not re.search(r"circ|text|math|%|\$|display", text))
 
 
 def numbers(seed):
@@ -174,7 +187,7 @@ def test_groups_equal_themselves_in_every_spelling_and_never_a_perturbed_one():
 
         def rows(v, rng=rng):
             return "\\begin{pmatrix}" + " \\\\ ".join(
-                " & ".join(item(x, rng) for x in v) for _ in (1, 2)
+                " & ".join(cell(x, rng) for x in v) for _ in (1, 2)
             )
 
         assert same(rows(values) + "\\end{pmatrix}", rows(values) + "\\end{pmatrix}")
@@ -259,11 +272,11 @@ def test_tables(pool, table, outcome):
     ] == [], pool.last_error
 
 
-def test_most_answers_never_reach_sympy(monkeypatch):
+def test_most_answers_never_reach_mpmath(monkeypatch):
     """The numbers, groups and words above are settled exactly: without the library they are still
     right.
     """
-    monkeypatch.setitem(sys.modules, "math_verify", None)
+    monkeypatch.setitem(sys.modules, "mpmath", None)
     for gold, answers in EQUAL:
         for answer in answers:
             if "sqrt" not in gold:
@@ -301,6 +314,9 @@ def test_extraction_is_linear():
         "```" * 100_000,
         "\\boxed{1}" * 100_000,
         "Answer: " + " " * 500_000,
+        "\\boxed{1}" + " " * 500_000 + "\\boxed{2}",
+        "\\boxed{1}, " * 100_000,
+        "\\approx " * 100_000 + "\\boxed{1}",
     ):
         math.answer(text)
         math.noise(text)
@@ -409,7 +425,7 @@ def write(path, records):
 def test_layouts_by_name_from_a_local_folder(name, suffix, tmp_path):
     record, question, gold = LAYOUTS[name]
     write(tmp_path / f"{name}{suffix}", [record, record])
-    (problem,) = math.load(name, folder=tmp_path)  # the same question twice is one problem
+    (problem,) = math.read_problems(name, folder=tmp_path)  # the same question twice is one problem
     assert problem.gold == gold and problem.prompt in (
         question + math.BOXED,
         question + math.LETTER,
@@ -429,10 +445,10 @@ def test_gpqa_mixes_its_choices(tmp_path):
         for i in range(40)
     ]
     write(tmp_path / "gpqa.jsonl", records)
-    problems = math.load("gpqa", folder=tmp_path)
+    problems = math.read_problems("gpqa", folder=tmp_path)
     assert {problem.gold for problem in problems} == set("ABCD")
     assert all(f"{problem.gold}. right" in problem.prompt for problem in problems)
-    assert problems == math.load("gpqa", folder=tmp_path)
+    assert problems == math.read_problems("gpqa", folder=tmp_path)
 
 
 def test_the_papers_k():
@@ -456,10 +472,14 @@ def test_files_with_columns_by_name(suffix, tmp_path, monkeypatch):
         tmp_path / f"mine{suffix}",
         [{"text": "What is 1 + 1?", "result": "2"}, {"text": "What is 1 + 2?", "result": "3"}],
     )
-    problems = math.load(str(tmp_path / f"mine{suffix}"), question="text", answer="result")
+    problems = math.read_problems(str(tmp_path / f"mine{suffix}"), question="text", answer="result")
     assert [problem.gold for problem in problems] == ["2", "3"]
     assert (
-        len(math.load(str(tmp_path / f"mine{suffix}"), question="text", answer="result", limit=1))
+        len(
+            math.read_problems(
+                str(tmp_path / f"mine{suffix}"), question="text", answer="result", limit=1
+            )
+        )
         == 1
     )
 
@@ -470,7 +490,7 @@ def test_a_folder_with_a_file_a_problem_and_splits(tmp_path):
         for i in range(3):
             record = {"problem": f"{split} {i}?", "solution": f"\\boxed{{{i}}}"}
             (tmp_path / "MATH" / split / "algebra" / f"{i}.json").write_text(json.dumps(record))
-    problems = math.load(str(tmp_path / "MATH"), split="test")
+    problems = math.read_problems(str(tmp_path / "MATH"), split="test")
     assert [problem.prompt.splitlines()[0] for problem in problems] == [
         "test 0?",
         "test 1?",
@@ -480,25 +500,110 @@ def test_a_folder_with_a_file_a_problem_and_splits(tmp_path):
 
 def test_what_a_user_gets_wrong_is_one_line(tmp_path):
     write(tmp_path / "a.jsonl", [{"text": "?", "result": "2"}])
-    (tmp_path / "bad.jsonl").write_text("{}\nnonsense\n")
+    (tmp_path / "bad.jsonl").write_text("nonsense\n")
     (tmp_path / "x.txt").write_text("")
+    (tmp_path / "none.jsonl").write_bytes(b"")
+    (tmp_path / "lfs.jsonl").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:1\n"
+    )
     for arguments, says in [
-        ((str(tmp_path / "a.jsonl"),), "no column .* it has text, result"),
-        ((str(tmp_path / "gone.jsonl"),), "wanted a .json"),
-        ((str(tmp_path / "a.jsonl"), None, "txet"), "no column txet"),
-        ((str(tmp_path / "bad.jsonl"),), "line 2: is not JSON"),
+        ((str(tmp_path / "a.jsonl"),), "no question in column .* it has text, result"),
+        ((str(tmp_path / "gone.jsonl"),), "expected a .json"),
+        ((str(tmp_path / "a.jsonl"), None, "txet"), "no question in column txet"),
+        ((str(tmp_path / "bad.jsonl"),), "line 1: is not JSON"),
         (("math501",), "one of dapo_math_17k"),
         (("math500", tmp_path), "no math500 there"),
         ((str(tmp_path / "x.txt"),), "a .txt file"),
+        ((str(tmp_path / "none.jsonl"),), "is empty"),
+        ((str(tmp_path / "lfs.jsonl"),), "Git LFS pointer"),
     ]:
         with pytest.raises(ValueError, match=says) as error:
-            math.load(*arguments)
+            math.read_problems(*arguments)
         assert "\n" not in str(error.value)
+
+
+def test_text_files_as_they_come(tmp_path):
+    """A byte-order mark; Unicode's line separators inside a text, which end no line of JSON."""
+    odd = "first\u2028second\u2029third\u0085fourth"
+    lines = "".join(
+        json.dumps({"question": f"{odd} {i}?", "answer": i}, ensure_ascii=False) + "\r\n"
+        for i in range(3)
+    )
+    for name, text in [
+        ("a.jsonl", lines),
+        ("b.json", json.dumps([{"question": odd, "answer": 1}], ensure_ascii=False)),
+        ("c.csv", "question,answer\nWhy?,2\n"),
+    ]:
+        for mark in ("", "\ufeff"):
+            (tmp_path / name).write_text(mark + text, encoding="utf-8")
+            problems = math.read_problems(str(tmp_path / name), strict=True)
+            assert len(problems) == (3 if name == "a.jsonl" else 1)
+            assert (odd in problems[0].prompt) == (name != "c.csv")
+
+
+@pytest.mark.parametrize(
+    "answer, gold",
+    [
+        ({"ground_truth": '["34"]'}, "34"),
+        ({"ground_truth": '["1", "$-1$"]'}, "1, -1"),
+        ({"ground_truth": "[1, 2]"}, "[1, 2]"),
+        ("So $x$ is $\\boxed 2$.", "2"),
+        ("First \\boxed{}, then \\boxed{3}", "3"),
+        (0, "0"),
+        (0.5, "0.5"),
+    ],
+)
+def test_golds_as_they_come(answer, gold, tmp_path):
+    write(tmp_path / "a.jsonl", [{"id": None, "question": "?", "answer": answer}, {"id": 7}])
+    (problem,) = math.read_problems(str(tmp_path / "a.jsonl"))
+    assert problem.gold == gold
+
+
+BAD = {
+    "an empty question": {"question": " ", "answer": "2"},
+    "no question": {"question": None, "answer": "2"},
+    "NaN": {"question": "?", "answer": float("nan")},
+    "an empty answer": {"question": "?", "answer": ""},
+    "an empty box": {"question": "?", "answer": "\\boxed{}"},
+    "a NaN question": {"question": float("nan"), "answer": "2"},
+    "empty messages": {"prompt": [], "answer": "2"},
+    "no record": 7,
+}
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_a_bad_record_is_counted_and_its_place_named(bad, tmp_path, capsys):
+    good = [{"question": f"{i}?", "answer": str(i)} for i in range(3)]
+    write(tmp_path / "a.jsonl", [*good, BAD[bad], BAD[bad]])
+    assert [p.gold for p in math.read_problems(str(tmp_path / "a.jsonl"))] == ["0", "1", "2"]
+    said = capsys.readouterr().err
+    assert "2 bad records" in said and "record 3" in said and said.count("\n") == 1
+    with pytest.raises(ValueError, match="record 3"):
+        math.read_problems(str(tmp_path / "a.jsonl"), strict=True)
+
+
+def test_a_line_that_is_not_json_is_counted_and_its_place_named(tmp_path, capsys):
+    (tmp_path / "a.jsonl").write_text('{"question": "?", "answer": 1}\n{"question": \n')
+    assert len(math.read_problems(str(tmp_path / "a.jsonl"))) == 1
+    assert "line 2: is not JSON" in capsys.readouterr().err
+
+
+def test_what_the_system_says_is_kept(tmp_path):
+    record = {
+        "prompt": [
+            {"role": "system", "content": "Answer in base 5."},
+            {"role": "user", "content": "What is 3 + 4?"},
+        ],
+        "reward_model": {"ground_truth": "12"},
+    }
+    write(tmp_path / "a.jsonl", [record])
+    (problem,) = math.read_problems(str(tmp_path / "a.jsonl"))
+    assert problem.prompt == "Answer in base 5.\n\nWhat is 3 + 4?" + math.BOXED
 
 
 def test_the_task():
     problem = math.Problem("1", "1 + 1?", "2")
-    task = math.Task([problem], [problem])
+    task = math.Math([problem], [problem])
     function, *arguments = task.job(problem, box("2"))
     assert (
         function(*arguments) == (1.0, "right")

@@ -5,7 +5,6 @@ layout; their plans; toy_math.
 import json
 import random
 import sqlite3
-import sys
 
 import pytest
 import torch
@@ -143,17 +142,14 @@ def model(small_model):
 
 
 @pytest.mark.parametrize("name", MATH + SQL)
-def test_three_real_steps(name, data, model, tmp_path, monkeypatch, capsys):
+def test_three_real_steps(name, data, model, tmp_path, capsys):
     options = SMALL | {"model": model, "data_folder": data, "out": tmp_path / "run"}
     if "dapo" in name:
         options |= {
             "overlong_buffer": 4,
             "max_gen_rounds": 1,
         }  # a random model is never right: dynamic sampling would leave no group
-    monkeypatch.setattr(
-        sys, "argv", ["train.py", name] + [f"--{key}={value}" for key, value in options.items()]
-    )
-    train.main()
+    train.main(parse([name, *(f"--{key}={value}" for key, value in options.items())]))
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 1, 2, 3]
     assert all(
@@ -217,8 +213,7 @@ def test_dry_run_of_every_recipe(name, data, model, monkeypatch, capsys, tmp_pat
     for extra in ([], ["--data_folder", str(data)]) if name in MATH + SQL else ([],):
         if name in generic:  # they leave open what is trained
             extra = ["--model", str(model), "--train_data", str(generic[name])]
-        monkeypatch.setattr(sys, "argv", ["train.py", name, "--dry-run", *extra])
-        train.main()
+        train.main(parse([name, "--dry-run", *extra]))
         text = capsys.readouterr().out
         wanted = ("--- tokens", "KV cache", "logits tile", "peak", "--- seconds per step", "141 GB")
         assert all(word in text for word in wanted)
@@ -232,11 +227,9 @@ def test_dry_run_of_every_recipe(name, data, model, monkeypatch, capsys, tmp_pat
     assert not list(tmp_path.iterdir())  # it leaves nothing behind
 
 
-def test_dry_run_counts_the_tokens_of_the_model_at_hand(data, model, monkeypatch, capsys):
+def test_dry_run_counts_the_tokens_of_the_model_at_hand(data, model, capsys):
     options = {"model": model, "data_folder": data, "max_seq_len": 64, "dry_run": True}
-    argv = ["train.py", MATH[0], *(f"--{name}={value}" for name, value in options.items())]
-    monkeypatch.setattr(sys, "argv", argv)
-    train.main()
+    train.main(parse([MATH[0], *(f"--{name}={value}" for name, value in options.items())]))
     text = capsys.readouterr().out
     assert "--- 7 training problems, 3 held out" in text and "within reach" not in text
     assert "--- prompt, " in text and "TOO SHORT" in text
@@ -244,30 +237,21 @@ def test_dry_run_counts_the_tokens_of_the_model_at_hand(data, model, monkeypatch
 
 
 def test_data_by_option(data, tmp_path):
-    spider = tasks.load(
-        Config(task="sql", train_data=str(data / "spider"), sql_match="spider", grade_timeout=20),
-        None,
-    )
+    def load(**options):
+        return tasks.load(Config(**options))
+
+    spider_folder, mine_file = str(data / "spider"), tmp_path / "mine.csv"
+    spider = load(task="sql", train_data=spider_folder, sql_match="spider", grade_timeout=20)
     assert (
         len(spider.train) == 2
         and len(spider.test) == 1
         and spider.options == ("spider", False, 0, 9.0)
     )
-    mixed = tasks.load(
-        Config(
-            task="sql",
-            train_data="bird",
-            test_data="spider",
-            data_folder=str(data),
-            perturbed_copies=2,
-        ),
-        None,
-    )
+    folder = {"train_data": "bird", "test_data": "spider", "data_folder": str(data)}
+    mixed = load(task="sql", perturbed_copies=2, **folder)
     assert len(mixed.train) == 4 and mixed.test == spider.test and mixed.options[2] == 2
-    (tmp_path / "mine.csv").write_text("text,result\n" + "".join(f"{i}?,{i}\n" for i in range(20)))
-    mine = tasks.load(
-        Config(task="math", train_data=str(tmp_path / "mine.csv"), columns="text, result"), None
-    )
+    mine_file.write_text("text,result\n" + "".join(f"{i}?,{i}\n" for i in range(20)))
+    mine = load(task="math", train_data=str(mine_file), columns="text, result")
     assert (
         len(mine.test) == 2 and len(mine.train) == 18 and mine.train[0].gold == "2"
     )  # a tenth is held back
@@ -276,23 +260,22 @@ def test_data_by_option(data, tmp_path):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"task": "math"}, "wants --train_data"),
+        ({"task": "math"}, "needs --train_data"),
         ({"task": "maths"}, "unknown; did you mean math?"),
-        ({"task": "math:x"}, "unknown"),
         ({"task": "math", "train_data": "nowhere.jsonl"}, "--task math: nowhere.jsonl"),
-        ({"task": "math", "train_data": "x", "columns": "a"}, "--columns a: wanted two names"),
-        ({"task": "sql", "train_data": "nowhere"}, "wanted an unpacked Spider or BIRD folder"),
-        ({"task": "reasoning_gym"}, "unknown"),
+        ({"task": "math", "train_data": "x", "columns": "a"}, "--columns a: expected two names"),
+        ({"task": "sql", "train_data": "nowhere"}, "an unpacked Spider or BIRD folder"),
+        ({"task": "reasoning_gym"}, "expected reasoning_gym:NAME"),
     ],
 )
 def test_bad_data_is_one_line(options, message):
     with pytest.raises(UserError, match=message) as error:
-        tasks.load(Config(**options), None)
+        tasks.load(Config(**options))
     assert len(str(error.value).splitlines()) == 1
 
 
 def test_prompts_that_are_too_long_are_left_out():
-    task = tasks.load(Config(task="arithmetic"), None)
+    task = tasks.load(Config(task="arithmetic"))
 
     def length(p):
         return len(p.prompt)
@@ -350,7 +333,5 @@ class TestToyMath:
 def test_pool_gives_both_queries_their_time():
     c = parse(["llama3_sql_grpo_cfn"])
     assert 15 <= c.query_seconds <= 16 and 2 * c.query_seconds < c.grade_timeout
-    assert (
-        sql.Task(seconds=c.query_seconds).options[3] == c.query_seconds
-        and torch.get_num_threads() == 1
-    )
+    assert sql.SQL(seconds=c.query_seconds).options[3] == c.query_seconds
+    assert torch.get_num_threads() == 1

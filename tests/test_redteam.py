@@ -63,7 +63,7 @@ def attack(pool, folder, jobs):
             faults.append(f"{grades[-1]} after {seconds:.1f} s: {job[1:4]!r:.200}")
     assert not faults, f"{len(faults)} faults, last error {pool.last_error}\n" + "\n".join(faults)
     assert state(folder) == before
-    assert len(children()) <= 2  # the zygote, and its one worker
+    assert len(children()) <= 2  # the fork server, and its one worker
     return grades
 
 

@@ -1,13 +1,13 @@
 """A real pretrained model through the same code: SmolLM2-135M-Instruct, two steps."""
 
 import json
-import sys
 
 import pytest
 
 from nanomerci import train
-from nanomerci.loop.warmstart import cache_folder
+from nanomerci.runtime import config
 from nanomerci.runtime.config import UserError
+from nanomerci.tasks import cache_folder
 
 
 @pytest.fixture(scope="module")
@@ -23,24 +23,10 @@ def smollm2():
 
 
 @pytest.mark.filterwarnings("default")  # of transformers' GGUF reader
-def test_two_steps_of_the_arithmetic_recipe(smollm2, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        sys,
-        "argv",
-        [
-            "train.py",
-            "smollm2_arithmetic",
-            f"--model={smollm2}",
-            "--steps=2",
-            "--prompts=3",
-            "--group=4",
-            "--eval_problems=2",
-            "--eval_k=2",
-            "--save_every=0",
-            f"--out={tmp_path / 'run'}",
-        ],
-    )
-    train.main()
+def test_two_steps_of_the_arithmetic_recipe(smollm2, tmp_path):
+    small = "--steps=2 --prompts=3 --group=4 --eval_problems=2 --eval_k=2 --save_every=0".split()
+    words = ["smollm2_arithmetic", f"--model={smollm2}", *small, f"--out={tmp_path / 'run'}"]
+    train.main(config.parse(words))
     start, *steps = map(json.loads, (tmp_path / "run/metrics.jsonl").read_text().splitlines())
     assert start["eval/problems"] == 2 and len(steps) == 2
     for m in steps:

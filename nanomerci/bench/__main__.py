@@ -13,7 +13,7 @@ from nanomerci.bench import graders, sampler, step
 from nanomerci.runtime.config import run_command
 
 BENCHES = {"graders": graders, "sampler": sampler, "step": step}
-NUMBERS = {  # option: (default, meaning)
+OPTIONS = {  # option: (the default, or the choices and the default first; meaning)
     "seconds": (10.0, "graders: seconds per stream, at least"),
     "workers": (2, "graders: processes"),
     "grade_timeout": (2.0, "graders: seconds per response, at most"),
@@ -22,8 +22,6 @@ NUMBERS = {  # option: (default, meaning)
     "length": (48, "sampler, step: new tokens at most"),
     "rounds": (5, "sampler: rounds in turn"),
     "steps": (12, "step: steps that count"),
-}
-CHOICES = {  # option: (choices, the default first; meaning)
     "shape": ([*sampler.SHAPES], "sampler: the model's shape, random weights"),
     "dtype": (["float32", "bfloat16"], "sampler: of the weights"),
     "bonus": (["cfn", "none"], "step: ours with or without the counter"),
@@ -37,12 +35,11 @@ def main():
     )
     about = ", ".join(f"{name}: {bench.__doc__}" for name, bench in BENCHES.items())
     p.add_argument("bench", choices=BENCHES, help=about)
-    for name, (default, meaning) in NUMBERS.items():
-        help = f"{meaning} (default {default})"
-        p.add_argument(f"--{name}", type=type(default), default=default, help=help)
-    for name, (choices, meaning) in CHOICES.items():
-        help = f"{meaning} (default {choices[0]})"
-        p.add_argument(f"--{name}", choices=choices, default=choices[0], help=help)
+    for name, (values, meaning) in OPTIONS.items():
+        choices = values if isinstance(values, list) else None
+        default = choices[0] if choices else values
+        how = {"type": type(default), "choices": choices, "default": default}
+        p.add_argument(f"--{name}", help=f"{meaning} (default {default})", **how)
     o = p.parse_args()
     BENCHES[o.bench].run(o)
 

@@ -6,6 +6,7 @@ from itertools import chain
 from statistics import median
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoModelForCausalLM,
     ContinuousBatchingConfig,
@@ -58,14 +59,12 @@ def repeated(prompts, group):
 
 
 def generate(model, prompts, group, length, ends):
-    width = max(map(len, prompts))
-    rows = repeated(prompts, group)
-    tokens = torch.tensor([[0] * (width - len(p)) + p for p in rows], device=model.device)
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in rows], device=model.device)
-    how = plain_sampling(length, ends)
+    rows = [torch.tensor(prompt, device=model.device) for prompt in repeated(prompts, group)]
+    tokens = pad_sequence(rows, batch_first=True, padding_side="left")
+    how = {"attention_mask": tokens.sign(), "generation_config": plain_sampling(length, ends)}
     with torch.no_grad():
-        full = model.generate(tokens, attention_mask=mask, generation_config=how)
-    return (full[:, width:] != 0).sum(1).tolist()
+        full = model.generate(tokens, **how)
+    return (full[:, tokens.shape[1] :] != 0).sum(1).tolist()
 
 
 def continuous_batching(model, prompts, group, length, ends):
@@ -90,13 +89,9 @@ PEERS = {
 
 
 def timed(model, function, *arguments):
-    """-> seconds, tokens generated."""
-    if model.device.type == "cuda":
-        torch.cuda.synchronize()
+    """-> seconds, tokens generated: their lengths are known when the device is done."""
     start = time.perf_counter()
     lengths = function(model, *arguments)
-    if model.device.type == "cuda":
-        torch.cuda.synchronize()
     return time.perf_counter() - start, int(sum(lengths))
 
 

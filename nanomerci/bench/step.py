@@ -8,10 +8,12 @@ import sys
 import tempfile
 import time
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from statistics import median
 
 from nanomerci.runtime.config import UserError
+from nanomerci.view.report import read_lines
 
 ROOT = Path(__file__).parents[2]
 TURNS = 3  # processes of each peer
@@ -39,25 +41,12 @@ def our_step(o, folder):
     """
     run = folder / "ours"
     shutil.rmtree(run, ignore_errors=True)
-    options = {
-        "prompts": o.rows // o.group,
-        "group": o.group,
-        "minibatches": 1,
-        "steps": o.steps + SKIPPED,
-        "eval_every": 0,
-        "eval_problems": 2,
-        "eval_k": 1,
-        "save_every": 0,
-        "report": False,
-        "max_new_tokens": o.length,
-        "bonus": o.bonus,
-        "cfn_features": o.cfn_features,
-        "out": run,
-    }
-    words = [f"--{name}={value}" for name, value in options.items()]
-    memory = child([sys.executable, str(ROOT / "train.py"), "toy_sql", *words])
-    steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    steps = [m for m in steps if m["step"] > SKIPPED]
+    words = f"--prompts {o.rows // o.group} --group {o.group} --steps {o.steps + SKIPPED}"
+    words += f" --max_new_tokens {o.length} --bonus {o.bonus} --cfn_features {o.cfn_features}"
+    words += " --minibatches 1 --eval_every 0 --eval_problems 2 --eval_k 1 --save_every 0"
+    python = [sys.executable, str(ROOT / "train.py"), "toy_sql", f"--out={run}", "--report=False"]
+    memory = child([*python, *words.split()])
+    steps = [m for m in read_lines(run / "metrics.jsonl") if m["step"] > SKIPPED]
     seconds = [m["time/step"] - m.get("time/eval", 0.0) for m in steps]
     phases = {name: median(m[f"time/{name}"] for m in steps) for name in PHASES}
     return seconds, [m["length/mean"] for m in steps], memory, phases
@@ -155,15 +144,14 @@ def run(o):
         f"tokens, one update, bonus {o.bonus}, CFN features {o.cfn_features}\n"
         f"{'peer':16s} {'seconds':>8s} {'tokens':>7s} {'peak MiB':>9s} {'ours is':>8s}"
     )
-    runs = {"nanomerci": [], "TRL GRPOTrainer": []}
+    peers, ours = {"nanomerci": our_step, "TRL GRPOTrainer": trl_step}, None
     with tempfile.TemporaryDirectory() as scratch:
-        for _ in range(TURNS):  # in turn, so that a busy machine slows both alike
-            runs["nanomerci"].append(our_step(o, Path(scratch)))
-            runs["TRL GRPOTrainer"].append(trl_step(o, Path(scratch)))
-    ours = median(sum((seconds for seconds, *_ in runs["nanomerci"]), []))
-    for name, turns in runs.items():
-        seconds, lengths, memories, phases = zip(*turns, strict=True)
-        typical, tokens = median(sum(seconds, [])), median(sum(lengths, []))
+        # in turn, so that a busy machine slows both alike
+        turns = [[step(o, Path(scratch)) for step in peers.values()] for _ in range(TURNS)]
+    for name, runs in zip(peers, zip(*turns, strict=True), strict=True):
+        seconds, lengths, memories, phases = zip(*runs, strict=True)
+        typical, tokens = median(chain(*seconds)), median(chain(*lengths))
+        ours = ours or typical
         print(
             f"{name:16s} {typical:8.3f} {tokens:7.1f} {max(memories):9.0f} {typical / ours:6.2f} x"
         )

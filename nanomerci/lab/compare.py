@@ -24,13 +24,13 @@ import multiprocessing
 import os
 import platform
 import re
-import runpy
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -39,7 +39,7 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from nanomerci import tasks
+from nanomerci import tasks, train
 from nanomerci.lab import stats
 from nanomerci.loop.warmstart import tiny_policy
 from nanomerci.runtime import config
@@ -47,15 +47,11 @@ from nanomerci.runtime.config import UserError
 from nanomerci.runtime.log import GracefulShutdown, log0, progress_bar
 from nanomerci.view import report
 
+# to settle --dtype asks for a GPU, which by default starts CUDA, and then no fork can use it
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 ROOT = Path(__file__).parents[2]
-OURS = {
-    "algo",
-    "bonus",
-    "seed",
-    "sft_seed",
-    "resume",
-    "dry_run",
-}  # options of train.py that the arms and cells decide
+# options of train.py that the arms and cells decide
+OURS = {"algo", "bonus", "seed", "sft_seed", "resume", "dry_run"}
 
 
 def sets(c):
@@ -80,7 +76,7 @@ class Comparison:
     """The comparison; every option of train.py (python train.py --help) is one for all arms"""
 
     arms: str = "main"
-    """Arms or sets of arms (main, rivals, ablations), with commas."""
+    """Arms or sets of arms (main, baselines, ablations), with commas."""
     seeds: config.Count = 8
     """Runs per arm and warm start."""
     warm_starts: config.Count = 1
@@ -99,7 +95,8 @@ def arguments(argv):
     """-> our options, and what is train.py's: [RECIPE, --option value ...]"""
     recipe = list(argv[:1]) if config.named(argv) else []
     prog, also = "python -m nanomerci.lab.compare", [config.Config]
-    a, rest = config.command_line(Comparison, argv[len(recipe) :], prog, __doc__, also=also)
+    given, rest = config.command_line(Comparison(), argv[len(recipe) :], prog, __doc__, also=also)
+    a = Comparison(**given)
     config.check_ranges(a)
     if taken := OURS & {config.option_name(word) for word in rest if word.startswith("--")}:
         raise UserError(
@@ -169,7 +166,7 @@ def plan(a, words):
     common = ["--budget", str(base.steps * base.prompts), "--threads", "1", "--graders", "1"]
     common += ["--report", "False", *words[len(recipe) :]]
     argv = {arm: [*recipe, *common, *options(arm)] for arm in arms}
-    parsed = {arm: config.parse(list(argv[arm])) for arm in arms}
+    parsed = {arm: train.settle(config.parse(list(argv[arm]))) for arm in arms}
     warm_starts, cells = range(a.warm_starts if base.model == "tiny" else 1), []
     for seed, warm, arm in itertools.product(range(a.seeds), warm_starts, arms):
         name = re.sub(r"[^\w.+=-]", "_", arm) + f"-w{warm}-s{seed}"
@@ -193,23 +190,24 @@ def check(cell):
 
 # ---- running them
 class Job(NamedTuple):
-    name: str
-    log: Path
+    folder: Path
     function: Callable
-    size: int  # lines of metrics.jsonl when it is done, or 1
-    folder: Path | None = None
+    size: int = 1  # lines of metrics.jsonl when it is done
+
+    @property
+    def log(self):
+        return Path(f"{self.folder}.log")
 
     @property
     def seen(self):
-        try:
+        with suppress(FileNotFoundError):
             return min(self.size, (self.folder / "metrics.jsonl").read_bytes().count(b"\n"))
-        except FileNotFoundError:
-            return 0
+        return 0
 
 
 def run_all(jobs, slots, gpus, description, unit):
     """Each job in a process of its own, `slots` at a time. The processes are forks of this one, so
-    torch is imported once; they die with it, however it dies. -> {name: status}
+    torch is imported once; they die with it, however it dies. -> {job: status}
     """
     fork, todo, done = multiprocessing.get_context("fork"), list(jobs), 0
     running, statuses, told = {}, {}, False
@@ -230,7 +228,7 @@ def run_all(jobs, slots, gpus, description, unit):
                 for sentinel in wait(list(running), timeout=0.5):
                     process, _, job = running.pop(sentinel)
                     process.join()
-                    statuses[job.name], done = process.exitcode, done + job.size
+                    statuses[job], done = process.exitcode, done + job.size
                 if stop.requested and not told:
                     told = True
                     for process, *_ in running.values():
@@ -271,64 +269,57 @@ def visible_gpus(c):
     return visible.split(",") if visible else list(map(str, range(torch.cuda.device_count())))
 
 
-def warm_starts(todo, logs, slots, gpus):
+def warm_starts(todo, slots, gpus):
     """The tiny models that these cells start from: made once, then cached."""
-    task = tasks.load(todo[0].c)
+    task, logs = tasks.load(todo[0].c), todo[0].folder.parent
     if todo[0].c.model != "tiny" or not hasattr(task, "demonstration"):
         return
-    work = []
-    for warm in sorted({cell.warm for cell in todo}):
-        log = logs / f"warm-{warm}.log"
-        work.append(Job(f"warm start {warm}", log, partial(tiny_policy, task, warm), 1, logs))
+    seeds = sorted({cell.warm for cell in todo})
+    work = [Job(logs / f"warm-{warm}", partial(tiny_policy, task, warm)) for warm in seeds]
     statuses = run_all(work, slots, gpus, "warm starts (once, then cached)", "model")
-    for name, status in statuses.items():
+    for job, status in statuses.items():
         if status:
-            raise UserError(f"{name}: status {status}; see {logs}")
+            raise UserError(f"{job.folder.name}: status {status}; see {job.log}")
 
 
 def run(cells, jobs, keep_models):
     """Warm starts once, then every cell that is not finished. -> {folder's name: what failed}"""
-    logs, todo = cells[0].folder.parent, [cell for cell in cells if not cell.finished]
-    gpus = visible_gpus(cells[0].c)
+    todo, gpus = [cell for cell in cells if not cell.finished], visible_gpus(cells[0].c)
     slots = jobs or len(gpus) or len(os.sched_getaffinity(0))
     if todo:
-        warm_starts(todo, logs, slots, gpus)
-    # as the command runs it: nothing imports train.py
-    main = runpy.run_path(str(ROOT / "train.py"), run_name="train")["main"]
+        warm_starts(todo, slots, gpus)
     git = ["git", "-C", ROOT, "describe", "--always", "--dirty", "--exclude=*"]
     commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
     for cell in set(cells) - set(todo) if not keep_models else ():  # a kill may have left them
         shutil.rmtree(cell.folder / "checkpoints", ignore_errors=True)
-    work, failed = {}, {}
+    work = {}
     for cell in todo:
-        name, function = cell.folder.name, partial(train, main, cell, keep_models, commit)
-        work[name] = Job(name, logs / f"{name}.log", function, cell.c.steps + 1, cell.folder)
+        function = partial(run_cell, cell, keep_models, commit)
+        work[Job(cell.folder, function, cell.c.steps + 1)] = cell
     log0(f"{len(cells)} runs, {len(cells) - len(todo)} of them finished, {slots} at a time")
-    statuses = run_all(work.values(), slots, gpus, "steps", "step")
-    for cell in todo:
-        name = cell.folder.name
-        if name in statuses and (statuses[name] or not cell.finished):
-            said = work[name].log.read_text(errors="replace").strip().splitlines()
-            failed[name] = f"{name}: status {statuses[name]}, {(said or ['said nothing'])[-1]}"
+    failed = {}
+    for job, status in run_all(work, slots, gpus, "steps", "step").items():
+        if status or not work[job].finished:
+            said = job.log.read_text(errors="replace").strip().splitlines() or ["said nothing"]
+            failed[job.folder.name] = f"{job.folder.name}: status {status}, {said[-1]}"
     return failed
 
 
-def train(main, cell, keep_models, commit):
+def run_cell(cell, keep_models, commit):
     """In its own process: begin, or go on from the newest checkpoint. Finished, the metrics and the
     answers stay.
     """
-    if any(cell.folder.glob("checkpoints/step_*")):
-        argv = ["--resume", str(cell.folder)]
+    folder, checkpoints, argv = cell.folder, cell.folder / "checkpoints", cell.argv
+    if any(checkpoints.glob("step_*")):
+        argv = ["--resume", str(folder)]
     else:
-        shutil.rmtree(cell.folder, ignore_errors=True)
-        argv = cell.argv
-    sys.argv = ["train.py", *argv]
-    main()
-    if cell.finished:
-        made_by = {"commit": commit or None, "processor": processor(cell.c)}
-        report.write(cell.folder / "made_by.json", json.dumps(made_by))
-        if not keep_models:
-            shutil.rmtree(cell.folder / "checkpoints")
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+    made_by = {"commit": commit or None, "processor": processor(cell.c)}
+    report.write(folder / "made_by.json", json.dumps(made_by))
+    train.main(config.parse(list(argv)))
+    if cell.finished and not keep_models:
+        shutil.rmtree(checkpoints)
 
 
 def processor(c):

@@ -142,14 +142,13 @@ class Exact:
     def __init__(self, coins=0):
         self.coins, self.visits, self.heads = coins, Table(), Table()
 
-    def pretrain(self, key_N, address_N, epochs):
-        self.update(key_N, address_N, 0, 0)
-
-    def update(self, key_N, address_N, replayed, stamp):
+    def update(self, key_N, address_N, *_):
         self.visits.add_keys(key_N)
         if self.coins:
             heads_NC = cfn.draw_coins(address_N, self.coins) > 0
             self.heads.add_keys(self.coin_keys(key_N)[heads_NC])
+
+    pretrain = update
 
     def score(self, key_N):
         n_N = self.visits.times(key_N).clamp(min=1)
@@ -165,11 +164,10 @@ class Exact:
 class Memoryless:
     """The features are the estimate."""
 
-    def pretrain(self, value_N, address_N, epochs):
+    def update(self, *_):
         pass
 
-    def update(self, value_N, address_N, replayed, stamp):
-        pass
+    pretrain = update
 
     def score(self, value_N):
         return value_N
@@ -196,6 +194,7 @@ def whitened(stages, floor=1e-3):
 def variants(stages):
     """-> {name: seed -> (counter, Visits -> features)}."""
     white, width = whitened(stages[:FIRST]), stages[0].layer_LND.shape[-1]
+    keys = attrgetter("key_N")
 
     def net(features=last, kind=cfn.Counter, **options):
         size = features(stages[0]).shape[1]
@@ -230,11 +229,8 @@ def variants(stages):
         "exact counts of 8 sign bits of the whitened state": simhash(8),
         "exact counts of 16 sign bits": simhash(16),
         "exact counts of 32 sign bits": simhash(32),
-        "a table of prefixes, 20 coins each (the ideal CFN)": lambda s: (
-            Exact(20),
-            attrgetter("key_N"),
-        ),
-        "exact counts of prefixes": lambda s: (Exact(), attrgetter("key_N")),
+        "a table of prefixes, 20 coins each (the ideal CFN)": lambda s: (Exact(20), keys),
+        "exact counts of prefixes": lambda s: (Exact(), keys),
         "surprisal (remembers nothing)": lambda s: (Memoryless(), attrgetter("surprisal_N")),
     }
 
@@ -244,21 +240,18 @@ def picture(rows, out):
     """What a counter gains in exactness and what it loses: Spearman against the AUC on other
     prompts.
     """
-    from matplotlib import rc_context
-
-    with rc_context(report.LOOK):
-        title = "counters by two yardsticks, as numbered (orange: exact counts)"
-        figure, axes = report.canvas(title, "Spearman of the estimate with the exact 1/n")
+    title = "counters by two yardsticks, as numbered (orange: exact counts)"
+    with report.drawing(out, title, "Spearman of the estimate with the exact 1/n") as axes:
         for number, (name, spearman, _, _, other) in enumerate(rows, 1):
-            table = "exact counts" in name or "table" in name
-            colour = report.ORANGE if table else report.BLUE
+            colour = report.BLUE
+            if "exact counts" in name or "table" in name:
+                colour = report.ORANGE
             axes.plot(spearman, other, "o", markersize=4, color=colour)
             # where points crowd, labels on both sides
             side, shift = ("left", (4, 2)) if number % 2 else ("right", (-4, -8))
             how = {"textcoords": "offset points", "fontsize": 6, "ha": side}
             axes.annotate(str(number), (spearman, other), xytext=shift, **how)
         axes.set_ylabel("AUC, other prompts")
-        report.save(figure, out)
 
 
 def main(run: Positional[str], out: Path = PICTURES, seeds: int = 3, run_length: int = 2):

@@ -14,7 +14,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-import torch
+import numpy as np
+import pandas as pd
 import tyro
 
 from nanomerci import cfn, tasks
@@ -74,13 +75,10 @@ def calibration(run, out):
     learned the same visits. It counts states that look alike together: the more prompts, the
     further its 1/n is below that of the very prefix.
     """
-    from matplotlib import rc_context
-
     c, task = run.options, tasks.load(run.options)
     model, tokenizer = load(run.folder / "checkpoints/step_000000/model")
-    with rc_context(report.LOOK):
-        title = "the counter's 1/n (median, quartiles) beside the exact one"
-        figure, axes = report.canvas(title, "true 1/n of the prefix")
+    title = "the counter's 1/n (median, quartiles) beside the exact one"
+    with report.drawing(out, title, "true 1/n of the prefix") as axes:
         for prompts, n, colour in ((1, 512, report.BLUE), (32, 16, report.ORANGE)):
             problem_P = tasks.pick(task.train, range(prompts), c.seed)
             v = visit(model, model, tokenizer, task, problem_P, n, c, "calibration")
@@ -89,28 +87,17 @@ def calibration(run, out):
             counter.pretrain(last(v), v.address_N, 20)
             invn_N = counter.score(last(v))
             _, inverse_N, times = v.key_N.unique(return_inverse=True, return_counts=True)
-            true, low, middle, high = by_count(times[inverse_N], invn_N)
+            n_N = times[inverse_N].numpy()
+            visits = pd.DataFrame({"true": 1 / n_N, "invn": invn_N.numpy()})
+            bins = visits.groupby(np.log2(n_N).astype(int))  # by powers of two of the count
+            low, middle, high = bins["invn"].quantile([0.25, 0.5, 0.75]).unstack().to_numpy().T
             label = f"{prompts} prompt{'s' * (prompts > 1)}, {n} responses each"
             how = {"color": colour, "marker": "o", "capsize": 3, "label": label}
-            spread = torch.stack([middle - low, high - middle])
-            axes.errorbar(true, middle, yerr=spread, **how)
-            both = torch.stack([(1 / times[inverse_N]).log(), invn_N.log()])
-            r = torch.corrcoef(both)[0, 1]
+            axes.errorbar(bins["true"].mean(), middle, yerr=[middle - low, high - middle], **how)
+            r = np.corrcoef(np.log(visits.T))[0, 1]
             log0(f"{out}: {label}: correlation of log 1/n with the exact one {r:.2f}")
         axes.loglog([1 / 512, 1], [1 / 512, 1], color="0.6", linewidth=1, label="exact")
         axes.set_ylabel("estimate")
-        axes.legend(frameon=False)
-        report.save(figure, out)
-
-
-def by_count(times_N, invn_N):
-    """By powers of two of the count: the mean true 1/n, and the quartiles of the estimate."""
-    bins = []
-    for power in times_N.log2().long().unique():
-        here_N = times_N.log2().long() == power
-        quartiles = torch.quantile(invn_N[here_N], torch.tensor([0.25, 0.5, 0.75]))
-        bins.append(torch.cat([(1 / times_N[here_N]).mean()[None], quartiles]))
-    return torch.stack(bins, 1)
 
 
 if __name__ == "__main__":

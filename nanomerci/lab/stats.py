@@ -58,59 +58,57 @@ MEANING = {
 def collect(cells, failed):
     """-> a row per run, a row per run and step."""
     task = tasks.load(cells[0].c)
-    by_id = {p.id: p for p in task.test}
     runs, curves = [], []
     for cell in cells:
-        key = {"arm": cell.arm, "warm_start": cell.warm, "seed": cell.seed}
+        key = dict(zip(KEY, (cell.arm, cell.warm, cell.seed), strict=True))
         row = dict.fromkeys(RUN) | key | cell.described
         if cell.finished:
-            numbers, curve = measure(cell, task, by_id)
+            numbers, curve = measure(cell, task)
             row |= numbers
-            curves += [key | line for line in curve]
+            curves.append(pd.DataFrame(key, curve.index).join(curve))
         else:
             row["failed"] = failed.get(cell.folder.name, f"{cell.folder.name}: not finished")
         runs.append(row)
-    return pd.DataFrame(runs), pd.DataFrame(curves, columns=None if curves else [*KEY, "answers"])
+    nothing = pd.DataFrame(columns=[*KEY, "answers"])
+    return pd.DataFrame(runs), pd.concat(curves) if curves else nothing
 
 
-def measure(cell, task, by_id):
+def measure(cell, task):
     """A finished cell -> {metric: value} of its last and, named "before ...", its first evaluation;
-    and its curve, [{metric: value}] by step.
+    and its curve, a row per step.
     """
-    c, rows, answers = cell.c, cell.rows, report.read_lines(cell.folder / "evals.jsonl")
-    before = held_out(rows[0], answers[0]["records"], c.eval_k, task, by_id)
-    value = held_out(rows[-1], answers[-1]["records"], c.eval_k, task, by_id)
+    rows, evals = cell.rows, report.read_lines(cell.folder / "evals.jsonl")
+    before = held_out(rows[0], evals[0]["records"], cell.c.eval_k, task)
+    value = held_out(rows[-1], evals[-1]["records"], cell.c.eval_k, task)
     primary = [name for name in value if name.startswith(PRIMARY)]
-    spent, curve = 0.0, []
-    for row in rows:
-        spent += row.get("time/step", 0) - row.get("time/eval", 0) if row["step"] else 0
-        spent += row.get("time/pretrain", 0) if not row["step"] else 0
-        at = {"step": row["step"], "answers": row.get("prompts", 0) * c.group, "seconds": spent}
-        evaluated = {name: row.get(f"eval/{name}") for name in primary}
-        curve.append(at | evaluated | {name: row.get(name) for name in CURVES})
-    late = [row for row in rows[-LATE:] if row["step"]]
-    value["entropy"] = float(np.mean([row["entropy"] for row in late]))
-    value["length"] = float(np.mean([row["length/mean"] for row in late]))
-    value |= {"answers": curve[-1]["answers"], "steps": rows[-1]["step"], "seconds": spent}
+    log, times = pd.DataFrame(rows), ["prompts", "time/step", "time/eval", "time/pretrain"]
+    prompts, whole, asked, pretrain = log.reindex(columns=times).fillna(0).to_numpy().T
+    curve = log[["step"]].assign(answers=(prompts * cell.c.group).astype(int))
+    curve["seconds"] = np.where(log["step"] > 0, whole - asked, pretrain).cumsum()
+    shown = log.reindex(columns=[*(f"eval/{name}" for name in primary), *CURVES])
+    curve = curve.join(shown.rename(columns=lambda name: name.removeprefix("eval/")))
+    late, last = log[log["step"] > 0].tail(LATE), curve.iloc[-1]
+    value |= {"entropy": late["entropy"].mean(), "length": late["length/mean"].mean()}
+    value |= {"answers": int(last["answers"]), "steps": rows[-1]["step"]}
+    value["seconds"] = float(last["seconds"])
     return value | {f"before {name}": number for name, number in before.items()}, curve
 
 
-def held_out(row, records, k, task, by_id):
+def held_out(row, records, k, task):
     """One evaluation, its summary and its responses -> {metric: value}."""
     names = [n for n in (f"mean@{k}", f"pass@{k}", "greedy") if f"eval/{n}" in row]
     value = {name: row[f"eval/{name}"] for name in names}
     value["coverage"] = row["eval/solved"] / row["eval/problems"]
-    distinct, rare, hard = [], [], []
+    by_id, lists = {p.id: p for p in task.test}, {"distinct": [], "rare": [], "hard": []}
     for record in records:
         problem, texts = by_id[record["id"]], record["answers"]
         graded = zip(texts, record["outcomes"], strict=True)
         correct = [text.strip() for text, outcome in graded if outcome == "right"]
-        distinct.append(len(set(correct)))
+        lists["distinct"].append(len(set(correct)))
         if hasattr(task, "rare"):
-            rare += [task.rare(problem, text) for text in texts]
+            lists["rare"] += [task.rare(problem, text) for text in texts]
         if getattr(problem, "hard", False):
-            hard.append(len(correct) / len(texts))
-    lists = {"distinct": distinct, "rare": rare, "hard": hard}
+            lists["hard"].append(len(correct) / len(texts))
     return value | {name: float(np.mean(values)) for name, values in lists.items() if values}
 
 
@@ -157,11 +155,11 @@ def holm(p_values):
     """Corrected so that among all true null hypotheses the chance of one false alarm is at most the
     level (Holm 1979).
     """
-    order, out, worst = np.argsort(p_values), [1.0] * len(p_values), 0.0
-    for rank, i in enumerate(order):
-        worst = max(worst, min(1.0, (len(p_values) - rank) * p_values[i]))
-        out[i] = worst
-    return out
+    p_N = np.array(p_values)
+    order_N = p_N.argsort()
+    times_N = len(p_N) - np.arange(len(p_N))
+    p_N[order_N] = np.maximum.accumulate(np.minimum(1, times_N * p_N[order_N]))
+    return p_N.tolist()
 
 
 def differences(runs, contrasts, metrics):
@@ -229,8 +227,7 @@ def band(runs, grid_X):
 def bands(curves, name):
     """One metric over the responses sampled in training, each arm's band."""
     known = curves.dropna(subset=[name])
-    grid = sorted(known["answers"].unique().tolist())
-    arms = {}
+    grid, arms = sorted(known["answers"].unique().tolist()), {}
     for arm, rows in known.groupby("arm", sort=False):
         runs = [(run["answers"], run[name]) for _, run in rows.groupby(KEY, sort=False)]
         arms[arm] = band(runs, grid)
@@ -327,8 +324,9 @@ def notes(r):
     return said
 
 
-def line(cells):
-    return "| " + " | ".join(map(str, cells)) + " |"
+def table(head, rows):
+    lines = [head, ["---"] * len(head), *rows]
+    return ["| " + " | ".join(map(str, cells)) + " |" for cells in lines]
 
 
 def shown(name, value):
@@ -340,22 +338,19 @@ def shown(name, value):
 
 def arms_table(arms, start=None):
     names = list(next(iter(arms.values()), {}))
-    lines = [line(["arm", *names]), line(["---"] * (len(names) + 1))]
-    start = {"before": start} if start else {}
-    for arm, value in (start | arms).items():
-        lines.append(line([arm, *(shown(name, value.get(name)) for name in names)]))
-    return lines
+    arms = ({"before": start} if start else {}) | arms
+    rows = [[arm, *(shown(name, v.get(name)) for name in names)] for arm, v in arms.items()]
+    return table(["arm", *names], rows)
 
 
 def paired_table(found):
-    head = ["difference", "in", "mean", "95 %", "p", "corrected", "on each warm start"]
-    lines = [line(head), line(["---"] * len(head))]
+    rows = []
     for d in found:
         p_values = f"{d['p']:.2g}", f"{d['p_holm']:.2g}"
         each = ", ".join(f"{value:+.3f}" for value in d["by_warm_start"])
-        name = f"{d['arm']} - {d['base']}"
-        lines.append(line([name, d["metric"], *signed(d), *p_values, each]))
-    return lines
+        rows.append([f"{d['arm']} - {d['base']}", d["metric"], *signed(d), *p_values, each])
+    head = ["difference", "in", "mean", "95 %", "p", "corrected", "on each warm start"]
+    return table(head, rows)
 
 
 def markdown(r):
@@ -378,9 +373,9 @@ def intervals(axes, title, metrics, rows):
     for i, values in enumerate(rows.values()):
         for metric, (middle, low, high), sure in values:
             number = metrics.index(metric)
-            reach = [[max(0, middle - low)], [max(0, high - middle)]]
-            look = {"color": (report.BLUE, report.ORANGE)[number], "capsize": 2, "marker": "o"}
-            look |= {"linestyle": "", "mfc": None if sure else "white"}
+            reach = np.clip([[middle - low], [high - middle]], 0, None)
+            look = {"color": report.COLOURS[number], "capsize": 2, "marker": "o", "linestyle": ""}
+            look |= {} if sure else {"mfc": "white"}
             y = 0.12 - 0.24 * number - i
             axes.errorbar(middle, y, xerr=reach, label=None if i else metric, **look)
     axes.set_yticks([-i for i in range(len(rows))], list(rows))
@@ -393,8 +388,8 @@ def picture(r, path):
     from matplotlib.figure import Figure
 
     ends, paired = {}, {}
-    for arm, table in r["table"].items():
-        ends[arm] = [(name, table[name], True) for name in r["primary"]]
+    for arm, values in r["table"].items():
+        ends[arm] = [(name, values[name], True) for name in r["primary"]]
     for d in r["differences"]:
         value = d["metric"], (d["mean"], d["low"], d["high"]), d["p_holm"] < LEVEL
         paired.setdefault(f"{d['arm']} - {d['base']}", []).append(value)
@@ -404,7 +399,7 @@ def picture(r, path):
         left, *right = figure.subplots(1, 1 + bool(paired), squeeze=False)[0]
         title = f"{r['task']}, after equal samples, 95 %; dashed: before"
         intervals(left, title, r["primary"], ends)
-        for name, colour in zip(r["primary"], (report.BLUE, report.ORANGE), strict=False):
+        for name, colour in zip(r["primary"], report.COLOURS, strict=False):
             left.axvline(r["before"][name][0], color=colour, linestyle="--", linewidth=1)
         left.legend(loc="lower left", frameon=False, fontsize=7)
         for axes in right:

@@ -13,6 +13,7 @@ import socket
 from urllib.parse import urlparse
 
 import torch
+from huggingface_hub import constants
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen2Config
 
 from nanomerci import tasks
@@ -41,7 +42,6 @@ CPU = "a CPU core of 64 GFLOP/s and 10 GB/s"  # AMD EPYC, fp32, measured; small 
 RATES = {GPU: (0.4 * PEAKS["H100"][0], 0.6 * PEAKS["H100"][1]), CPU: (64e9, 10e9)}
 CARDS = (80, 141)  # GB, for the verdict: A100 and H100, H200
 RANKS = 8  # assumed for a sharded run that was not started by torchrun
-HALF = {"bfloat16": 2, "float32": 4}  # bytes of a number computed with
 PROCESS = 0.5e9  # bytes; resident after the imports and one batch, measured on a CPU
 FIELDS = (
     "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads "
@@ -67,18 +67,15 @@ def peak(device):
 
 
 def forward_flops(config, parameters, length_B):
-    """Of one forward over sequences of these lengths: weights, and attention, where a token looks
-    at half of its sequence on average.
-    """
+    """Of the weights, and of attention, where a token looks at half of its row on average."""
     length_B = length_B.double()
     attention_B = config.num_hidden_layers * config.hidden_size * length_B.square()
     return float((2 * parameters * length_B + 2 * attention_B).sum())
 
 
 def bytes_read(config, weight_bytes, start_B, end_B, slots, itemsize):
-    """Least that sampling must read: all weights at every step of decoding (as many as the longest
-    response has tokens, more if not all rows fit in the slots), and at each token the keys and
-    values before it.
+    """Least that sampling reads: weights at every step (as many as the longest response has tokens,
+    more if not all rows fit in the slots), and at each token the keys and values before it.
     """
     start_B, end_B = start_B.double(), end_B.double()
     length_B = end_B - start_B
@@ -88,11 +85,8 @@ def bytes_read(config, weight_bytes, start_B, end_B, slots, itemsize):
 
 
 def utilisation(c, policy, rounds, batch, adv, seconds):
-    """Of one step -> {"speed/mfu", "speed/bandwidth"}; {} where the device's peak is not known or
-    the arithmetic is not bf16.
-
-    rounds: lists of groups, all that was sampled; batch, adv: what was learned from; seconds: the
-    timer's times.
+    """Of one step; {} where the device's peak is not known or the arithmetic is not bf16. rounds:
+    lists of groups, all that was sampled; batch, adv: what was learned from; seconds: the timer's.
     """
     rates = peak(policy.device) if c.dtype == "bfloat16" else None
     if not rates:
@@ -102,7 +96,7 @@ def utilisation(c, policy, rounds, batch, adv, seconds):
     flops = 3 * forward_flops(config, n, batch.rollout.end_B * learned_B)
     least = 0.0
     for groups in rounds:
-        sampled = Batch.of(groups, c.group, policy.device).rollout
+        sampled = Batch.of(groups, c.group, adv.device).rollout
         start_B, end_B = sampled.end_B - sampled.length_B, sampled.end_B
         least += bytes_read(config, 2 * n, start_B, end_B, c.max_num_seqs, 2)
     return {
@@ -118,59 +112,55 @@ def parameters(config):
         return AutoModelForCausalLM.from_config(config).num_parameters()
 
 
-def slots(c, fleet):
-    return min(max(1, c.prompts * c.group // fleet), max(c.max_num_seqs, c.group))
-
-
-def activations(c, config, width, fleet):
-    """-> tokens of a micro-batch that are forwarded, bytes kept of them for the backward pass."""
-    half, D, L = HALF[c.dtype], config.hidden_size, config.num_hidden_layers
-    on_cpu = c.device == "cpu" or c.dtype == "float32"
-    budget = min(c.micro_batch_tokens, CACHED) if on_cpu else c.micro_batch_tokens
+def share(c, fleet):
+    """-> bytes of a number computed with, one rank's responses, and how many at a time."""
     responses = -(-c.prompts * c.group // fleet)
-    rows = min(max(1, budget // width), -(-responses // c.minibatches))
-    tokens, prompts = rows * width, -(-rows // c.group) * (width - c.max_new_tokens)
-    once = prompts + rows * c.max_new_tokens  # a group's prompt forwarded once: model.states()
-    if once <= 0.75 * tokens and not (c.shard == "fsdp" and fleet > 1):
-        tokens = once
-    # of a layer and token: input and norms (fp32), q, attention and its projection, k, v, MLP
-    shared = config.num_key_value_heads / config.num_attention_heads
-    kept = 16 * D + half * (4 * D + 2 * D * shared + 4 * config.intermediate_size)
-    return tokens, tokens * (kept + half * D * L if c.gradient_checkpointing else kept * L)
+    return getattr(torch, c.dtype).itemsize, responses, min(responses, max(c.max_num_seqs, c.group))
 
 
 def plan(c, config, n, width, fleet):
-    """Memory per rank, of a model of n parameters, sequences of `width` tokens and `fleet` ranks.
-    -> {"always", "sampling", "updating": [(what, bytes, note)]}.
+    """Memory of one of `fleet` ranks, of a model of n parameters and rows of `width` tokens. ->
+    {"always", "sampling", "updating": [(what, bytes, note)]}.
     """
-    half, D, V = HALF[c.dtype], config.hidden_size, config.vocab_size
-    sharded = c.shard == "fsdp" and fleet > 1
-    cut = fleet if sharded else 1
-    rows, responses = slots(c, fleet), -(-c.prompts * c.group // fleet)
+    size, responses, slots = share(c, fleet)
+    D, L, V, R = config.hidden_size, config.num_hidden_layers, config.vocab_size, c.max_new_tokens
+    sharded, frozen = c.shard == "fsdp" and fleet > 1, needs_reference(c)
+    part = n / fleet if sharded else n
     ends = V * D * (1 if config.tie_word_embeddings else 2)  # embedding and head
-    layer = (n - ends) / config.num_hidden_layers
-    tokens, kept = activations(c, config, width, fleet)
-    again = "recomputed" if c.gradient_checkpointing else "less with --gradient_checkpointing True"
+    layer = (n - ends) / L
     counter, replay = 24 * c.cfn_hidden * (D + c.coins), 2 * D * c.cfn_replay / fleet
     always = [
         ("process", PROCESS, "Python and its libraries; on a GPU its context takes about as much"),
-        ("weights", 4 * n / cut, "fp32 master weights"),
-        ("optimiser", 8 * n / cut, "AdamW's two moments, fp32"),
-        ("frozen model", half * n * needs_reference(c), f"the initial policy, {c.dtype}"),
-        ("copy", half * n * (sharded or half == 2), f"of all weights, {c.dtype}, to compute with"),
+        ("weights", 4 * part, "fp32 master weights"),
+        ("optimiser", 8 * part, "AdamW's two moments, fp32"),
+        ("frozen model", size * n * frozen, f"the initial policy, {c.dtype}"),
+        ("copy", size * n * (sharded or size == 2), f"of all weights, {c.dtype}, to compute with"),
         ("counter", counter + replay, "network, prior, moments; this rank's part of the replay"),
     ]
-    states = half * responses * (c.max_new_tokens + 1) * D * reads_sampler_states(c)
-    cache = rows * width * cache_bytes(config, half)
+    cache = slots * width * cache_bytes(config, size)
+    states = size * responses * (R + 1) * D * reads_sampler_states(c)
     sampling = [
-        ("KV cache", cache, f"{rows} slots x {width:,} tokens, --max_num_seqs"),
-        ("logits", rows * V * 12, "slots x vocabulary, fp32, three times"),
+        ("KV cache", cache, f"{slots} slots x {width:,} tokens, --max_num_seqs"),
+        ("logits", slots * V * 12, "slots x vocabulary, fp32, three times"),
         ("states", states, f"handed over by the sampler, of {responses} responses"),
     ]
-    gathered = sharded * (half * (ends + 2 * layer) + 4 * max(ends, layer))
+    in_caches = c.device == "cpu" or c.dtype == "float32"
+    budget = min(c.micro_batch_tokens, CACHED) if in_caches else c.micro_batch_tokens
+    rows = min(max(1, budget // width), -(-responses // c.minibatches))
+    tokens = rows * width
+    once = -(-rows // c.group) * (width - R) + rows * R  # prompts forwarded once: model.states()
+    if once <= 0.75 * tokens and not sharded:
+        tokens = once
+    # of a layer and token: input and norms (fp32), q, attention and its projection, k, v, MLP
+    shared = config.num_key_value_heads / config.num_attention_heads
+    kept = 16 * D + size * (4 * D + 2 * D * shared + 4 * config.intermediate_size)
+    kept, again = kept * L, "less with --gradient_checkpointing True"
+    if c.gradient_checkpointing:
+        kept, again = kept / L + size * D * L, "recomputed"
+    gathered = sharded * (size * (ends + 2 * layer) + 4 * max(ends, layer))
     updating = [
-        ("gradients", 4 * n / cut, "fp32"),
-        ("activations", kept, f"{tokens:,} tokens, --micro_batch_tokens; {again}"),
+        ("gradients", 4 * part, "fp32"),
+        ("activations", tokens * kept, f"{tokens:,} tokens, --micro_batch_tokens; {again}"),
         ("logits tile", TILE_BYTES, "of the fused head"),
         ("gathered", gathered, "embedding, head, two layers; a gradient before it is scattered"),
     ]
@@ -179,22 +169,21 @@ def plan(c, config, n, width, fleet):
 
 def peak_bytes(parts):
     """Sampling and updating take turns."""
-    total = {phase: sum(size for _, size, _ in rows) for phase, rows in parts.items()}
-    return total["always"] + max(total["sampling"], total["updating"])
+    always, *turns = (sum(size for _, size, _ in rows) for rows in parts.values())
+    return always + max(turns)
 
 
 def seconds(c, config, n, prompt, length, fleet):
-    """Of a step with responses of `length` tokens: sampling reads all weights and the cache for
-    every token. -> name of the machine, seconds of sampling, of forward and backward.
+    """Of a step with responses of `length` tokens. -> name of the machine, seconds of sampling, of
+    forward and backward.
     """
     machine = GPU if c.dtype == "bfloat16" and c.device != "cpu" else CPU
-    flops, bandwidth = RATES[machine]
-    half, B, rows = HALF[c.dtype], c.prompts * c.group / fleet, slots(c, fleet)
-    read = half * n + rows * (prompt + length / 2) * cache_bytes(config, half)
-    sampling = max(B * length * 2 * n / flops, B / rows * length * read / bandwidth)
+    (flops, bandwidth), (size, B, slots) = RATES[machine], share(c, fleet)
+    start_B = torch.full((B,), prompt)
+    least = bytes_read(config, size * n, start_B, start_B + length, slots, size)
+    sampling = max(B * length * 2 * n / flops, least / bandwidth)
     forwards = 3 + needs_reference(c) + (c.minibatches > 1 and c.old_logp == "trainer")
-    forward = B * forward_flops(config, n, torch.tensor([prompt + length]))
-    return machine, sampling, forwards * forward / flops
+    return machine, sampling, forwards * forward_flops(config, n, start_B + length) / flops
 
 
 # ---- what --dry_run prints
@@ -206,25 +195,22 @@ def show(c):
     mean, longest = prompt_lengths(c, task, tokenizer)
     limit, width = c.max_seq_len or config.max_position_embeddings, longest + c.max_new_tokens
     short = "" if width <= limit else ": TOO SHORT, lower --max_new_tokens or --max_prompt_tokens"
-    rows = c.prompts * c.group
+    rows, assumed = c.prompts * c.group, c.shard == "fsdp" and ranks.world == 1
+    fleet, n = RANKS if assumed else ranks.world, parameters(config)
+    how = f"ranks: {fleet}{' (assumed)' * assumed}, --shard {c.shard}"
+    parts = plan(c, config, n, width, fleet)
+    most = peak_bytes(parts) / 1e9
     print(
         f"responses     {c.max_new_tokens:,} at most, so {width:,} in all; the model's context is "
         f"{limit:,}{short}\n"
         f"step          {c.prompts} prompts x {c.group} responses = {rows:,}, "
-        f"{rows * c.max_new_tokens:,} tokens at most; {c.minibatches} updates\n"
+        f"{rows * c.max_new_tokens:,} tokens at most; {c.minibatches} updates\n\n"
+        f"--- memory per rank; {how}; {n / 1e6:,.1f} M parameters"
     )
-    fleet, n = ranks.world, parameters(config)
-    assumed = c.shard == "fsdp" and fleet == 1
-    if assumed:
-        fleet = RANKS
-    how = f"ranks: {fleet}{' (assumed)' if assumed else ''}, --shard {c.shard}"
-    print(f"--- memory per rank; {how}; {n / 1e6:,.1f} M parameters")
-    parts = plan(c, config, n, width, fleet)
     for phase, lines in parts.items():
         for what, size, note in lines:
             if size:
                 print(f"{what:13s} {size / 1e9:9.3f} GB   {phase:9s} {note}")
-    most = peak_bytes(parts) / 1e9
     print(f"{'peak':13s} {most:9.3f} GB   sampling and updating take turns\n")
     for length in (c.max_new_tokens, c.max_new_tokens // 4):
         machine, sampling, update = seconds(c, config, n, mean, length, fleet)
@@ -238,11 +224,7 @@ def show(c):
 
 
 def go_offline():
-    """Ask the hub for nothing if it cannot be reached: its client would try for half a minute, each
-    time.
-    """
-    from huggingface_hub import constants
-
+    """Where the hub cannot be reached its client would try for half a minute, each time."""
     hub = urlparse(constants.ENDPOINT)
     try:
         socket.create_connection((hub.hostname, hub.port or 443), timeout=3).close()
@@ -271,18 +253,16 @@ def describe(c, task):
             )
         model, tokenizer = tiny(task.words)
         return model.config, tokenizer
-    known = next((name for name in KNOWN if name in c.model), None)
+    known = [config_of(*shape) for name, shape in KNOWN.items() if name in c.model]
+    config = tokenizer = None
     try:
         config = AutoConfig.from_pretrained(c.model)
+        tokenizer = AutoTokenizer.from_pretrained(c.model)
     except (OSError, ValueError) as error:
-        if not known:
+        if not config and not known:
             what = f"its config.json cannot be read ({str(error).splitlines()[0]})"
             raise UserError(f"--model {c.model}: {what}") from None
-        config = config_of(*KNOWN[known])
-    try:
-        return config, AutoTokenizer.from_pretrained(c.model)
-    except (OSError, ValueError):
-        return config, None
+    return config or known[0], tokenizer
 
 
 def prompt_lengths(c, task, tokenizer):
@@ -296,10 +276,11 @@ def prompt_lengths(c, task, tokenizer):
     ids = sorted((encode(tokenizer, p.prompt) for p in problems), key=len)
     for tokens in ids[:: max(1, len(ids) - 1)]:
         print(f"--- prompt, {len(tokens)} tokens\n{tokenizer.decode(tokens)}\n")
-    kept = [len(tokens) for tokens in ids if not limit or len(tokens) <= limit]
-    mean = sum(map(len, ids)) / len(ids)
+    lengths = [len(tokens) for tokens in ids]
+    kept = [length for length in lengths if not limit or length <= limit]
+    mean = sum(lengths) / len(ids)
     print(
-        f"--- tokens\nprompts       {mean:,.0f} on average, {len(ids[-1]):,} at most, of "
+        f"--- tokens\nprompts       {mean:,.0f} on average, {lengths[-1]:,} at most, of "
         f"{len(ids)}; {len(ids) - len(kept)} longer than --max_prompt_tokens are left out"
     )
     return mean, max(kept, default=limit)

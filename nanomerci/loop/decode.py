@@ -11,7 +11,8 @@ from functools import cache
 
 import torch
 
-from nanomerci.loop.model import CACHE, heads
+from nanomerci.loop.families import heads, masks
+from nanomerci.loop.model import CACHE
 from nanomerci.runtime import ranks
 
 announced_bytes = 0  # the largest KV cache that was announced
@@ -74,11 +75,12 @@ class DecodeStep:
         rows_S = torch.arange(len(position_S), device=position_S.device)
         self.cache.longest = longest
         self.cache.place_S = rows_S * self.cache.width + position_S
-        seen_SL = torch.arange(longest, device=position_S.device) <= position_S[:, None]
+        position_S1 = position_S[:, None]
+        position_1L = torch.arange(longest, device=position_S.device)[None]
         hidden_S1D = self.model.base_model(
             token_S[:, None],
-            position_ids=position_S[:, None],
-            attention_mask=seen_SL[:, None, None],
+            position_ids=position_S1,
+            attention_mask=masks(self.model.config, position_S1, position_1L),
             use_cache=True,
             **{CACHE: self.cache},
         ).last_hidden_state

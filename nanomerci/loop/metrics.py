@@ -56,19 +56,25 @@ def bonus_metrics(batch, adv_B, shaped_B):
     """Where the bonus went."""
     paid_B, bonus_B = (shaped_B - adv_B).abs(), batch.bonus_PG.flatten()
     correct_B = batch.correct_PG.flatten()
-    length_PG = batch.rollout.length_B.view_as(batch.bonus_PG)
-    length_PG = length_PG - length_PG.mean(1, keepdim=True)
-    bonus_PG = batch.bonus_PG - batch.bonus_PG.mean(1, keepdim=True)
-    together_P = (length_PG * bonus_PG).sum(1)
-    alone_P = (length_PG.square().sum(1) * bonus_PG.square().sum(1)).sqrt()
-    varied_P = alone_P > 1e-9
     return {
         "merci/share": (paid_B.sum(), shaped_B.abs().sum()),
         "merci/on_wrong": (paid_B[~correct_B].sum(), paid_B.sum()),
         "merci/novelty_right": (bonus_B[correct_B].sum(), correct_B.sum()),
         "merci/novelty_wrong": (bonus_B[~correct_B].sum(), (~correct_B).sum()),
-        "merci/length_corr": ((together_P / alone_P)[varied_P].sum(), varied_P.sum()),
+        "merci/length_corr": length_correlation(
+            batch.rollout.length_B.view_as(batch.bonus_PG), batch.bonus_PG
+        ),
     }
+
+
+def length_correlation(length_PG, bonus_PG):
+    """Of length and bonus within a group. -> (sum over the groups in which both vary, how many)"""
+    length_PG = length_PG - length_PG.mean(1, keepdim=True)
+    bonus_PG = bonus_PG - bonus_PG.mean(1, keepdim=True)
+    together_P = (length_PG * bonus_PG).sum(1)
+    alone_P = (length_PG.square().sum(1) * bonus_PG.square().sum(1)).sqrt()
+    varied_P = alone_P > 1e-9
+    return (together_P / alone_P)[varied_P].sum(), varied_P.sum()
 
 
 def text_metrics(seen):

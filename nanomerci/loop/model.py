@@ -1,7 +1,7 @@
 """The policy and its hidden states: any Hugging Face causal LM, or the tiny one that is built here.
 
 All of nanoMERCI asks two things of a model: hidden states of a padded batch, and log-probs of its
-tokens.
+tokens. Which families of models answer truly, and why others are refused: docs/models.md.
 
 Axes: B rows, T token positions, N response tokens, D hidden width, V vocabulary.
 """
@@ -16,16 +16,20 @@ from pathlib import Path
 import torch
 from torch.utils.checkpoint import checkpoint
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     LlamaConfig,
     LlamaModel,
     PreTrainedTokenizerFast,
 )
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as transformers_logging
 
 from nanomerci.address import address, uniform
 from nanomerci.kernels.logprob import linear_logprob_entropy
+from nanomerci.loop import families
+from nanomerci.loop.families import end_of_turn, masks
 from nanomerci.loop.rollout import micro_batches
 from nanomerci.runtime import ranks
 from nanomerci.runtime.checkpoint import newest, reason
@@ -41,8 +45,8 @@ CACHE = (
 def load(name, device="cpu", dtype=torch.float32):
     """A hub id, a Hugging Face folder or a run folder -> model in `dtype` on `device`, tokenizer.
 
-    UserError where there are no weights, or they and the tokenizer do not belong together. That the
-    sampler computes what the model computes, sample.check() says.
+    UserError where there are no weights, where they and the tokenizer do not belong together, or
+    where the config names what we do not compute. What has no name, sample.check() notices.
     """
     folder = Path(name)
     if (folder / "checkpoints").is_dir():
@@ -56,52 +60,47 @@ def load(name, device="cpu", dtype=torch.float32):
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
         encode(tokenizer, "a")  # through its chat template
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, attn_implementation="sdpa")
+        end_of_turn(tokenizer)
+        config = AutoConfig.from_pretrained(name)
+        why = families.not_computed(config)
+        model = why or AutoModelForCausalLM.from_pretrained(
+            name, config=config, dtype=dtype, attn_implementation="sdpa"
+        )
     except Exception as error:
         # a broken folder can provoke anything in there
         raise UserError(
             f"--model {name}: cannot be loaded ({reason(error)}); expected a Hugging Face or run "
             "folder, or a hub id"
         ) from None
-    if tokenizer.eos_token_id is None:
-        raise UserError(
-            f"--model {name}: its tokenizer has no end-of-sequence token, so responses would "
-            "never end; set eos_token"
-        )
-    words, rows = len(tokenizer), model.get_input_embeddings().num_embeddings
-    if words > rows:
-        raise UserError(
-            f"--model {name}: its tokenizer has {words} tokens, the model only {rows}; they do "
-            "not belong together"
-        )
+    if why:
+        raise UserError(f"--model {name}: {why}, which we do not compute; {families.ADVICE}")
+    families.fit_vocabulary(model, tokenizer, name)
+    families.keep_spaces(tokenizer)
     return model.to(device).eval(), tokenizer
 
 
 def eos_ids(model, tokenizer):
-    """All ids that end a response: the tokenizer's, and those of the generation config (Llama-3
-    lists three).
+    """All ids that end a response: the tokenizer's, that which ends a turn in its chat template,
+    and those of the generation config (Llama-3 lists three).
     """
     extra = getattr(model.generation_config, "eos_token_id", None)
-    if extra is None:
-        extra = []
-    elif not isinstance(extra, list):
+    if not isinstance(extra, list):
         extra = [extra]
-    return sorted({tokenizer.eos_token_id, *extra})
-
-
-def heads(config):
-    """Key-value heads and their size. GPT-2 has as many key-value heads as queries."""
-    count = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return count, size
+    return sorted({tokenizer.eos_token_id, *end_of_turn(tokenizer), *extra} - {None})
 
 
 def context(model):
-    return getattr(model.config, "max_position_embeddings", None) or 1 << 30
+    """The longest row, in tokens, that the model has positions for."""
+    longest = getattr(model.config, "max_position_embeddings", None) or 1 << 30
+    return min(longest, families.rope_limit(model))
 
 
 def encode(tokenizer, prompt):
-    """User text -> token ids, through the tokenizer's chat template where it has one."""
+    """User text -> token ids, through the tokenizer's chat template where it has one. What looks
+    like a special token in it stays text.
+    """
+    if any(text in prompt for text in families.special_tokens(tokenizer).values()):
+        return families.encode_literally(tokenizer, prompt)
     if not tokenizer.chat_template:
         return tokenizer(prompt)["input_ids"]
     messages = [{"role": "user", "content": prompt}]
@@ -143,11 +142,14 @@ class SharedPrefixCache:
         keys = torch.cat([prompt_key[self.of_B], key], 2)
         return keys, torch.cat([prompt_value[self.of_B], value], 2)
 
+    def get_seq_length(self, layer=0):
+        return 0 if self.of_B is None else self.kept[layer][0].shape[2]
 
-def states(model, tokens_BT, mask_BT, last=True):
+
+def states(model, tokens_BT, mask_BT):
     """Hidden states around every response -> states_BKD, before_B: column t - before_B[b] of row b
-    is the state that predicts token t, the next column the state after it. last=False leaves out
-    states after which no token comes.
+    is the state that predicts token t, the next column the state after it. There is none after the
+    last token.
 
     The rows of a group share their prompt, and it is forwarded once: prompts first, then responses
     that read the prompts' keys and values. That is done where it saves a quarter of the tokens. It
@@ -156,8 +158,7 @@ def states(model, tokens_BT, mask_BT, last=True):
     """
     column_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
     start_B = mask_BT.argmax(1).clamp(min=1)
-    end_B = (mask_BT * (column_T + 1)).amax(1).long() - int(not last)
-    end_B = torch.maximum(end_B, start_B)
+    end_B = torch.maximum((mask_BT * (column_T + 1)).amax(1).long() - 1, start_B)
     P, R, T = int(start_B.max()), int((end_B - start_B).max()), int(end_B.max())
     prompt_BT = tokens_BT[:, :P].masked_fill(column_T[:P] >= start_B[:, None], 0)
     keyed_BT = torch.cat([start_B[:, None], prompt_BT], 1)
@@ -168,11 +169,11 @@ def states(model, tokens_BT, mask_BT, last=True):
         return hidden_states(model, tokens_BT[:, :T]), torch.ones_like(start_B)
 
     once = SharedPrefixCache()
-    causal_TT = column_T[:P] <= column_T[:P, None]
+    position_1P = column_T[None, :P]
     prompt_PTD = model.base_model(
         prompt_PT,
-        position_ids=column_T[None, :P],
-        attention_mask=causal_TT[None, None],
+        position_ids=position_1P,
+        attention_mask=masks(model.config, position_1P, position_1P),
         use_cache=True,
         **{CACHE: once},
     ).last_hidden_state
@@ -184,11 +185,10 @@ def states(model, tokens_BT, mask_BT, last=True):
     # where each key stands; a pad, beyond all
     prompt_key_BT = column_T[:P].where(column_T[:P] < start_B[:, None], T)
     key_BK = torch.cat([prompt_key_BT, position_BR], 1)
-    seen_B1RK = (key_BK[:, None] <= position_BR[:, :, None])[:, None]
     response_BRD = model.base_model(
         tokens_BT.gather(1, position_BR.clamp(max=tokens_BT.shape[1] - 1)),
         position_ids=position_BR,
-        attention_mask=seen_B1RK,
+        attention_mask=masks(model.config, position_BR, key_BK),
         use_cache=True,
         **{CACHE: SharedPrefixCache(once.kept, prompt_B)},
     ).last_hidden_state
@@ -216,7 +216,7 @@ def token_logp(model, tokens_BT, mask_BT, temperature=1.0, backend=None):
     pads never reach the head.
     """
     at = row_N, column_N = mask_BT.nonzero(as_tuple=True)
-    states_BKD, before_B = states(model, tokens_BT, mask_BT, last=False)
+    states_BKD, before_B = states(model, tokens_BT, mask_BT)
     hidden_ND = states_BKD[row_N, column_N - before_B[row_N]]
     logp_N, entropy_N = head_logp(model, hidden_ND, tokens_BT[at], temperature, backend)
     empty_BT = torch.zeros(mask_BT.shape, device=mask_BT.device)
@@ -243,29 +243,31 @@ class StateReader:
 
     @torch.no_grad()
     def __call__(self, rollout, address_BT):
-        """-> novelty_BT, score of every response prefix, 0 elsewhere; logp_BT, the reference
+        """-> novelty_BT, score of every prefix that is counted, 0 elsewhere; logp_BT, the reference
         log-probs, 0 without kl; and the visits to learn, hidden_ND and address_N.
         """
         novelty_BT, logp_BT = torch.zeros_like(rollout.logp_BT), torch.zeros_like(rollout.logp_BT)
-        share = self.limit / max(float(rollout.mask_BT.sum()), 1.0)
+        share = self.limit / max(float(rollout.visited_BT.sum()), 1.0)
         hiddens, addresses = [], []
         for rows in micro_batches(rollout.end_B, self.budget):
             part = rollout.rows(rows)
-            row_N, column_N = part.mask_BT.nonzero(as_tuple=True)
-            at = rows[row_N], column_N
             if rollout.states_BRD is None:
                 states_BKD, before_B = states(self.model, part.tokens_BT, part.mask_BT)
-                state_N = column_N - before_B[row_N]
-                hidden_ND = states_BKD[row_N, state_N + 1]
+            if self.kl:
+                row_N, column_N = part.mask_BT.nonzero(as_tuple=True)
+                before_ND = states_BKD[row_N, column_N - before_B[row_N]]
+                ids_N = part.tokens_BT[row_N, column_N]
+                logp_N, _ = head_logp(self.model, before_ND, ids_N, self.temperature, self.backend)
+                logp_BT[rows[row_N], column_N] = logp_N
+            row_N, column_N = part.visited_BT.nonzero(as_tuple=True)
+            if rollout.states_BRD is None:
+                hidden_ND = states_BKD[row_N, column_N - before_B[row_N] + 1]
             else:
                 start_N = part.mask_BT.argmax(1)[row_N]
                 hidden_ND = rollout.states_BRD[rows[row_N], column_N - start_N]
+            at = rows[row_N], column_N
             if self.score is not None:
                 novelty_BT[at] = self.score(hidden_ND)
-            if self.kl:
-                before_ND, ids_N = states_BKD[row_N, state_N], part.tokens_BT[row_N, column_N]
-                logp_N, _ = head_logp(self.model, before_ND, ids_N, self.temperature, self.backend)
-                logp_BT[at] = logp_N
             address_N = address_BT[at]
             keep_N = uniform(address("learn", address_N)) < share
             hiddens.append(hidden_ND[keep_N])
@@ -284,8 +286,9 @@ def enable_gradient_checkpointing(model):
     """Keep only what enters each layer, and compute the layer again on the way back. The numbers
     stay the same.
     """
-    for layer in model.base_model.layers:
-        layer.forward = partial(_checkpointed, layer.forward)
+    for layer in model.modules():
+        if isinstance(layer, GradientCheckpointingLayer):  # its layers, whatever they are called
+            layer.forward = partial(_checkpointed, layer.forward)
 
 
 def _checkpointed(forward, *arguments, **options):

@@ -32,7 +32,7 @@ class SampleOptions:
     progress: Callable | None = None
     """Called with the number of rows that have ended since its last call."""
     stream: Callable | None = None
-    """Called with (row, token id) as each token is drawn; not with states."""
+    """Called with (row, token id) as each token is drawn."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Rollout:
     logp_BT: torch.Tensor
     """float32: log p(token t | before) under the sampling distribution, 0 where mask is 0."""
     states_BRD: torch.Tensor | None = None
-    """If asked for, the hidden state after token r of each response, 0 beyond its end."""
+    """If asked for, the hidden state after token r of each response, 0 from its last token on."""
 
     @property
     def length_B(self):
@@ -59,6 +59,14 @@ class Rollout:
         """One past the last response token: the width a row needs, prompt included."""
         column_T = torch.arange(1, self.mask_BT.shape[1] + 1, device=self.mask_BT.device)
         return (self.mask_BT * column_T).amax(1).long()
+
+    @property
+    def visited_BT(self):
+        """bool: tokens whose state is counted. The state after a response's last token is terminal:
+        nothing follows it.
+        """
+        more_BT = torch.nn.functional.pad(self.mask_BT[:, 1:], (0, 1))
+        return (self.mask_BT > 0) & (more_BT > 0)
 
     def responses(self):
         """Token ids of each response as lists, pads and prompt left out."""

@@ -77,8 +77,9 @@ def tiny_policy(task, seed=0):
     model, tokenizer = tiny(task.words, seed=seed)
     rng = random.Random(seed)
     shown = [task.demonstration(rng) for _ in range(16 * BATCH)]  # the first of those it will learn
-    numbers = STEPS, BATCH, LR, seed, len(task.train), model.config.to_json_string()
-    key = repr((*numbers, tokenizer.get_vocab(), shown))
+    numbers = STEPS, BATCH, LR, seed, torch.get_num_threads()
+    made_of = len(task.train), model.config.to_json_string(), tokenizer.get_vocab(), shown
+    key = repr((*numbers, *made_of))
     digest = hashlib.sha256(key.encode()).hexdigest()[:12]
     folder = tasks.cache_folder() / f"warmstart-{type(task).__name__}-{digest}"
     if not folder.exists():

@@ -30,9 +30,7 @@ from nanomerci.runtime.config import UserError
 
 
 def writable(folder, what, remedy):
-    """Refuse a folder in which (or in the nearest parent there is) no file can be made. Leaves
-    nothing behind.
-    """
+    """Refuse a folder in which, or in whose nearest parent, no file can be made."""
     try:
         place = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
         with tempfile.TemporaryFile(dir=place):
@@ -45,14 +43,12 @@ def claim(run):
     """A new run never overwrites what is there, unless that died before its first step."""
     writable(run, "--out", "choose another")
     if complete(run):
-        raise UserError(
-            f"--out {run}: already holds a run; go on with --resume {run}, or choose another --out"
-        )
+        remedy = f"go on with --resume {run}, or choose another --out"
+        raise UserError(f"--out {run}: already holds a run; {remedy}")
     begun = run / "metrics.jsonl"
     if (run / "config.yaml").exists() and begun.exists() and begun.read_text().count("\n") > 1:
-        raise UserError(
-            f"--out {run}: holds a run without a checkpoint; remove it, or choose another --out"
-        )
+        remedy = "remove it, or choose another --out"
+        raise UserError(f"--out {run}: holds a run without a checkpoint; {remedy}")
     ranks.barrier()  # all have looked, now one may write
 
 
@@ -62,10 +58,9 @@ def complete(run):
 
 
 def newest(run):
-    found = complete(run)
-    if not found:
-        raise UserError(f"{run}: no checkpoint found in this folder")
-    return found[-1]
+    if found := complete(run):
+        return found[-1]
+    raise UserError(f"{run}: no checkpoint found in this folder")
 
 
 def save(run, step, models, parts, keep):
@@ -80,10 +75,7 @@ def save(run, step, models, parts, keep):
     if final.exists():
         return
     sharded = ranks.is_sharded(models.policy)
-    shared = {
-        name: {} if sharded and name == "optimizer" else part.state_dict()
-        for name, part in parts.items()
-    }
+    shared = {name: part.state_dict() for name, part in unsharded(parts, sharded).items()}
     own = {name: state.pop("own") for name, state in shared.items() if "own" in state}
     with on_all_ranks(final, scratch):
         if ranks.rank == 0:
@@ -112,14 +104,18 @@ def save(run, step, models, parts, keep):
     ranks.barrier()
 
 
+def unsharded(parts, sharded):
+    """The parts whose state is in state.pt; a sharded run has its optimiser's in the shards."""
+    return {name: part for name, part in parts.items() if name != "optimizer" or not sharded}
+
+
 @contextmanager
 def on_all_ranks(final, scratch):
     """A block of a checkpoint's writing: where one rank cannot, all stop."""
     problem = []
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        # what a full disk provokes in the three libraries that write here
+    except (OSError, RuntimeError, SafetensorError) as error:  # what a full disk may provoke here
         if ranks.lost(error):
             raise
         problem = [reason(error)]
@@ -129,17 +125,12 @@ def on_all_ranks(final, scratch):
     if ranks.rank == 0:
         shutil.rmtree(scratch, ignore_errors=True)
     run = final.parent.parent
-    before, free = complete(run), shutil.disk_usage(run).free
-    if before:
-        remedy = (
-            f"The checkpoint before it, {before[-1].name}, is whole: make room, then go on with "
-            f"--resume {run}"
-        )
-    else:
-        remedy = "There is none before it: make room and start again"
-    raise UserError(
-        f"{final}: could not be written ({problem[0]}; {free / 1e9:.1f} GB free). {remedy}"
-    )
+    free = f"{shutil.disk_usage(run).free / 1e9:.1f} GB free"
+    remedy = "There is none before it: make room and start again"
+    if before := complete(run):
+        whole = f"The checkpoint before it, {before[-1].name}, is whole"
+        remedy = f"{whole}: make room, then go on with --resume {run}"
+    raise UserError(f"{final}: could not be written ({problem[0]}; {free}). {remedy}")
 
 
 def forget(run, keep):
@@ -164,26 +155,19 @@ def restore(run, device, models, parts):
         return torch.load(folder / name, map_location=device, weights_only=True)
 
     with reading(folder):
-        names = [name for name in files(folder) if name.startswith("rank_")]
+        names, share = [name for name in files(folder) if name.startswith("rank_")], slice(None)
         if len(names) == ranks.world:
-            own, share = [read(names[ranks.rank])], slice(None)
+            names = [names[ranks.rank]]
         else:
-            own, share = [read(name) for name in names], slice(ranks.rank, None, ranks.world)
-        shared = read("state.pt")
-        if "bonus" not in shared:
-            raise UserError(
-                f"{folder}: was written before version 0.2 and cannot be continued; use its model/ "
-                f"as --model {folder / 'model'}"
-            )
-    sharded = (folder / "shards").exists()  # resumed on however few ranks
-    if sharded:
-        with reading(folder):
+            share = slice(ranks.rank, None, ranks.world)
+        own, shared = list(map(read, names)), read("state.pt")
+        sharded = (folder / "shards").exists()  # resumed on however few ranks
+        if sharded:
             ranks.load_shards(folder / "shards", models.policy, parts["optimizer"])
-        ranks.refresh(models.actor)
-    for name, part in parts.items():
-        if not (sharded and name == "optimizer"):
-            mine = {"own": join([o[name] for o in own], share)} if name in own[0] else {}
-            part.load_state_dict(shared[name] | mine)
+    ranks.refresh(models.actor)
+    for name, part in unsharded(parts, sharded).items():
+        mine = {"own": join([o[name] for o in own], share)} if name in own[0] else {}
+        part.load_state_dict(shared[name] | mine)
     return shared["step"]
 
 
@@ -208,20 +192,14 @@ def verify(run):
         with reading(folder):
             sums = json.loads((folder / "checksums.json").read_text())
             mine = sorted(sums)[ranks.rank :: ranks.world]
-            wrong = [
-                name
-                for name in mine
-                if not (folder / name).exists() or checksum(folder / name) != sums[name]
-            ]
+            wrong = [name for name in mine if checksum(folder / name) != sums[name]]
         if wrong := ranks.gather(wrong):
             raise UserError(corrupt(folder, f"{wrong[0]} is not what was written"))
 
 
 @contextmanager
 def reading(folder):
-    """Whatever reading a checkpoint raises becomes one line that names it and offers the one
-    before.
-    """
+    """Whatever reading a checkpoint raises is one line that names it and offers the one before."""
     try:
         yield
     except UserError:
@@ -232,11 +210,10 @@ def reading(folder):
 
 def corrupt(folder, why):
     before = [found.name for found in complete(folder.parent.parent) if found.name < folder.name]
-    return f"{folder}: the checkpoint is corrupt ({why}); " + (
-        f"delete that folder to go on from {before[-1]}"
-        if before
-        else "there is none before it: start the run again"
-    )
+    remedy = "there is none before it: start the run again"
+    if before:
+        remedy = f"delete that folder to go on from {before[-1]}"
+    return f"{folder}: the checkpoint is corrupt ({why}); {remedy}"
 
 
 def reason(error):
@@ -246,15 +223,14 @@ def reason(error):
 
 
 def files(folder):
-    return sorted(
-        str(path.relative_to(folder))
-        for path in folder.rglob("*")
-        if path.is_file() and path.name != "checksums.json"
-    )
+    found = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    return sorted(str(path) for path in found if path.name != "checksums.json")
 
 
 def checksum(path):
-    """[size, CRC-32]"""
+    """[size, CRC-32], or None if it is not there."""
+    if not path.exists():
+        return None
     size = crc = 0
     with open(path, "rb") as file:
         while block := file.read(1 << 22):
@@ -270,9 +246,7 @@ def sync(path):
 
 
 def truncate(path, step):
-    """Drop the lines a killed run wrote after the checkpoint it resumes from (and a half-written
-    last line).
-    """
+    """Drop the lines a killed run wrote after the checkpoint it resumes from, and a half line."""
     if path.exists():
         kept = []
         for line in path.read_text().splitlines():

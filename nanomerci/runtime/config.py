@@ -1,5 +1,5 @@
 """Options and commands. Options are sections of frozen dataclasses; a recipe overrides their
-defaults, the command line both. Nothing here imports torch.
+defaults, the command line both: two ways to write {option: value}. Nothing here imports torch.
 
     python train.py [RECIPE] [--option value ...]
 
@@ -8,7 +8,6 @@ silent, (ours).
 """
 
 import ast
-import dataclasses
 import difflib
 import errno
 import os
@@ -17,13 +16,13 @@ import sys
 import textwrap
 from collections import ChainMap
 from collections.abc import Callable
-from contextlib import redirect_stderr, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.util import find_spec
-from io import StringIO
+from itertools import starmap
 from math import inf
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, get_args, get_origin
+from typing import Annotated, Literal, NamedTuple, get_args, get_type_hints
 
 PACKAGE = Path(__file__).parent.parent
 RECIPES = PACKAGE / "recipes"
@@ -84,6 +83,8 @@ class Data:
     """FILE.py:FUNCTION(prompt, response, record of the data) -> reward, 0 to 1; 1 is correct."""
     prompt_template: str = ""
     """Prompt in which {question} is replaced; default: the task's own wording."""
+    strict_data: bool = False
+    """Stop at the first bad record; default: bad records are left out, counted and named."""
     sql_match: Literal["bird", "spider"] = "bird"
     """Results agree: bird = same set of rows; spider = same counts too, columns in any order."""
     partial_credit: bool = False
@@ -279,6 +280,11 @@ class Config(Run, Evaluation, Counter, Exploration, Loss, Step, Data, Task):
     """All options, flat. Bases in reverse, so that the fields stand in the order above."""
 
 
+TYPES = get_type_hints(Config)  # without the allowed values
+ABOUT = """python train.py [RECIPE] [--option value ...], RECIPE: one of --list, or a YAML file.
+Defaults below are those of the recipe, or of toy_sql."""
+
+
 # ---- what is wrong with them
 def check(c):
     """Everything that can be known to be wrong before any work is done. -> c"""
@@ -309,9 +315,9 @@ def check_ranges(options):
     """Every field of a dataclass against the range in its type."""
     for f in fields(options):
         value = getattr(options, f.name)
-        for rule in unwrap(f.type)[1]:
-            if not rule.test(value):
-                raise UserError(f"{dashed(f.name)} {value}: expected {rule.words}")
+        for allowed in getattr(f.type, "__metadata__", ()):
+            if not allowed.test(value):
+                raise UserError(f"{dashed(f.name)} {value}: expected {allowed.words}")
 
 
 def dashed(name):
@@ -323,27 +329,23 @@ def closest(word, words):
     return f"; did you mean {found[0]}?" if found else "."
 
 
-# ---- from words and YAML to options
-def unwrap(annotation):
-    """Annotated[int, rule] -> int, [rule]; int -> int, []"""
-    rules = [x for x in getattr(annotation, "__metadata__", ()) if isinstance(x, Allowed)]
-    return (get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation), rules
+# ---- from words and YAML to {option: value}
+def choices(kind):
+    return ("True", "False") if kind is bool else get_args(kind)
 
 
-def typed(where, annotation, value):
+def typed(where, kind, value):
     """A word, or a value of YAML, as the option's type."""
-    kind, text = unwrap(annotation)[0], str(value)
-    choices = get_args(kind) or ("True", "False")
-    if kind in (str, list, Path) and isinstance(value, str):
-        return value
-    if kind is bool and text in choices:
-        return text == "True"
-    if get_origin(kind) is Literal and text in choices:
-        return text
+    text = str(value)
+    if kind in (str, Path) and isinstance(value, str):
+        return kind(value)
+    if text in choices(kind):
+        return text == "True" if kind is bool else text
     if kind in (int, float):
         with suppress(ValueError):
             return kind(text)
-    expected = {int: "a whole number", float: "a number", str: "text"}.get(kind, "|".join(choices))
+    expected = {int: "a whole number", float: "a number", str: "text", Path: "text"}
+    expected = expected.get(kind) or "|".join(choices(kind))
     raise UserError(f"{where} {text:.40}: expected {expected}")
 
 
@@ -351,60 +353,66 @@ def option_name(word):
     return word.lstrip("-").partition("=")[0].replace("-", "_")
 
 
-def command_line(cls, argv, prog, about, default=None, also=()):
-    """tyro's command line of a dataclass, each base of it a group of options. -> an instance, and
-    the words for the dataclasses in `also`. A yes-no option without a value means True; a mistake
-    is one line.
-    """
-    import tyro
-
-    types = {f.name: f.type for options in (cls, *also) for f in fields(options)}
-    sections = cls.__bases__[::-1] if len(cls.__bases__) > 1 else [cls]
-    nested = dataclasses.make_dataclass("Options", [(s.__name__.lower(), s) for s in sections])
-    how = {"default": nested(*(part(default, s) for s in sections))} if default else {}
-    words = []
-    for word, after in zip(argv, [*argv[1:], ""], strict=False):
-        bare = unwrap(types.get(option_name(word)))[0] is bool and after not in ("True", "False")
-        words.append(f"{word}=True" if bare and word.startswith("--") and "=" not in word else word)
-    conf, how["prog"], how["description"] = tyro.conf, prog, about
-    how["config"] = conf.FlagConversionOff, conf.OmitArgPrefixes, conf.UseAppendAction
-    try:
-        with redirect_stderr(StringIO()):  # tyro explains mistakes in boxes
-            parsed, rest = tyro.cli(
-                nested, args=words, use_underscores=True, return_unknown_args=True, **how
-            )
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        explain(words, types, prog)
-    if rest and not also:
-        explain(words, types, prog)
-    return cls(**ChainMap(*map(vars, vars(parsed).values()))), rest
-
-
-def part(c, section):
-    """The options of one section of a Config."""
-    return section(**{f.name: getattr(c, f.name) for f in fields(section)})
-
-
-def explain(words, types, prog):
-    """What is wrong with words that tyro refused: raises UserError."""
-    for word, after in zip(words, [*words[1:], "--"], strict=False):
-        option, equals, value = word.partition("=")
-        if not is_option(option):
-            continue
-        if option_name(option) not in types:
-            near = closest(option, [dashed(name) for name in types])
-            raise UserError(f"unknown option {option}{near} See --help")
-        if not equals and after.startswith("--"):
-            raise UserError(f"{option}: expected a value; see --help")
-        completed = value == "True" and not is_option(after)
-        typed(option, types[option_name(option)], value if equals and not completed else after)
-    raise UserError(f"{' '.join([prog, *words])}: too many or too few arguments; see --help")
-
-
 def is_option(word):
     return re.match("--?[a-zA-Z]|--$", word)
+
+
+def command_line(defaults, argv, prog, about, also=(), places=()):
+    """The words of a command -> {option: value} for the dataclass that defaults is of, and the
+    words for the dataclasses in `also`. Words that belong to no option are the values of `places`,
+    in order; a yes-no option without a value means True.
+    """
+    if {"-h", "--help"} & set(argv):
+        show_help(defaults, " ".join([prog, *map(str.upper, places)]), about)
+    ours = get_type_hints(type(defaults))
+    types = ChainMap(ours, *map(get_type_hints, also))
+    found, places, words = {}, list(places), list(argv)
+    while words:
+        word = words.pop(0)
+        option, equals, value = word.partition("=")
+        name, after = option_name(option), words[0] if words else "--"
+        if not is_option(word):
+            if not places:
+                whole = " ".join([prog, *argv])
+                raise UserError(f"{whole}: too many or too few arguments; see --help")
+            name, value = places.pop(0), word
+        elif name not in types:
+            near = closest(option, map(dashed, types))
+            raise UserError(f"unknown option {option}{near} See --help")
+        elif not equals:
+            place_next = places and after not in ("True", "False")
+            bare = types[name] is bool and (is_option(after) or place_next)
+            if after.startswith("--") and not bare:
+                raise UserError(f"{option}: expected a value; see --help")
+            value = "True" if bare else words.pop(0)
+        if types[name] is list:
+            found.setdefault(name, []).append(value)
+        else:
+            found[name] = typed(option, types[name], value)
+    theirs = [name for name in found if name not in ours]
+    return found, [f"--{name}={found.pop(name)}" for name in theirs]
+
+
+def show_help(defaults, usage, about):
+    """Print every option in its section, with the docstring below it and its default."""
+    cls, types = type(defaults), get_type_hints(type(defaults))
+    source = Path(sys.modules[cls.__module__].__file__).read_text()
+    meanings = dict(re.findall(r'^    (\w+): .*\n    """(.*)"""$', source, re.M))
+    print(f"usage: {usage} [--option value ...]\n\n{about.strip()}")
+    for section in cls.__bases__[::-1] if len(cls.__bases__) > 1 else [cls]:
+        print(f"\n{section.__name__.lower()} options: {section.__doc__}")
+        for f in fields(section):
+            kind, value = types[f.name], getattr(defaults, f.name)
+            values = ",".join(choices(kind))
+            values = f"{{{values}}}" if values else kind.__name__.upper()
+            default = f"(default: {value or repr(value)})"
+            print(entry(f"{dashed(f.name)} {values}", f"{meanings[f.name]} {default}"))
+    sys.exit(0)
+
+
+def entry(names, what):
+    text = f"  {names:23} {what}"
+    return textwrap.fill(text, 100, subsequent_indent=" " * 26, break_on_hyphens=False)
 
 
 def read(path):
@@ -417,11 +425,10 @@ def read(path):
         raise UserError(f"{path}: cannot be read as YAML ({str(error).splitlines()[0]})") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected a mapping, option: value")
-    types = {f.name: f.type for f in fields(Config)}
     for key in values:
-        if key not in types:
-            raise UserError(f"{path}: unknown option {key}{closest(str(key), types)}")
-    return {key: typed(f"{path}: {key}:", types[key], value) for key, value in values.items()}
+        if key not in TYPES:
+            raise UserError(f"{path}: unknown option {key}{closest(str(key), TYPES)}")
+    return {key: typed(f"{path}: {key}:", TYPES[key], value) for key, value in values.items()}
 
 
 def write(c, path):
@@ -433,6 +440,7 @@ def write(c, path):
     os.replace(scratch, path)
 
 
+# ---- recipe and command line -> Config
 def recipes():
     return sorted(p.stem for p in RECIPES.glob("*.yaml"))
 
@@ -442,50 +450,47 @@ def named(argv):
     return argv[0] if argv and not argv[0].startswith("-") else None
 
 
-def recipe_for(argv):
+def recipe_for(c):
     """The recipe where none is named: the task's own, or the one for any pretrained model."""
-    if {"-h", "--help"} & set(argv):
-        return "toy_sql"
-    c = options(argv, Config())
     return c.task if c.task in recipes() and not c.reward else "math"
 
 
-def options(argv, defaults):
-    about = (
-        f"python train.py [RECIPE] [--option value ...], RECIPE: {', '.join(recipes())}, or a YAML "
-        "file; --list says what each is for. Defaults below are those of the recipe, or of toy_sql."
-    )
-    return command_line(Config, argv, "train.py", about, defaults)[0]
+def recipe_path(recipe):
+    path = Path(recipe) if recipe.endswith((".yaml", ".yml")) else RECIPES / f"{recipe}.yaml"
+    if not path.exists():
+        near, all_of_them = closest(recipe, recipes()), ", ".join(recipes())
+        raise UserError(f"unknown recipe {recipe}{near} Recipes: {all_of_them}, or a YAML file")
+    return path
 
 
 def parse(argv):
     """Command line -> Config. `--help` and `--list` print and end with 0; whatever is wrong raises
     UserError.
     """
-    if "--list" in argv:
+    recipe, words = named(argv), argv[1:] if named(argv) else argv
+    if "--list" in words:
         print(listing())
         sys.exit(0)
-    words = list(argv)
-    recipe = words.pop(0) if named(argv) else recipe_for(argv)
-    path = Path(recipe) if recipe.endswith((".yaml", ".yml")) else RECIPES / f"{recipe}.yaml"
-    if not path.exists():
-        near, all_of_them = closest(recipe, recipes()), ", ".join(recipes())
-        raise UserError(f"unknown recipe {recipe}{near} Recipes: {all_of_them}, or a YAML file")
-    c = resolved(options(words, Config(**read(path))), path.stem)
-    given = {option_name(word) for word in words if word.startswith("--")}
+    if any(word.startswith("--tyro") for word in words):  # the shell's completion
+        import tyro
+
+        how = {"use_underscores": True, "config": [tyro.conf.FlagConversionOff]}
+        tyro.cli(Config, args=words, prog="train.py", **how)
+    defaults = Config(**read(recipe_path(recipe or "toy_sql")))
+    given, _ = command_line(defaults, words, "train.py", ABOUT)
+    path = recipe_path(recipe or recipe_for(Config(**given)))
+    c = resolved(Config(**read(path) | given), path.stem)
     restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # by torchrun --max-restarts
     if c.resume == "auto" or not c.resume and restarts != "0":
         begun = any(Path(c.out).glob("checkpoints/step_*"))
         c = continued(c, given) if begun else replace(c, resume="")
     elif c.resume:
-        if changed := sorted(given - {"resume", "steps"}):
+        if changed := sorted(given.keys() - {"resume", "steps"}):
             raise UserError(
                 f"--resume cannot be combined with --{changed[0]}; only --steps may change. To "
                 f"change other options, start a new run with --model {c.resume}"
             )
-        saved = run_options(c.resume)
-        steps = c.steps if "steps" in given else saved["steps"]
-        c = Config(**saved | {"resume": c.resume, "out": c.resume, "steps": steps})
+        c = Config(**run_options(c.resume) | given | {"out": c.resume})
     return check(c)
 
 
@@ -497,7 +502,7 @@ def run_options(run):
         raise UserError(f"no run found at '{run}' ({expected})")
     try:
         saved = read(path)
-        if missing := [f.name for f in fields(Config) if f.name not in saved]:
+        if missing := [name for name in TYPES if name not in saved]:
             raise UserError(f"{path}: lacks {', '.join(missing[:3])}")
     except UserError as error:
         remedy = f"a run of another version cannot be resumed; start a new one with --model {run}"
@@ -509,10 +514,9 @@ def differing(c, saved):
     """Names of the options in which c is not the run whose options are saved. What c leaves open,
     train.py has chosen for the run.
     """
-    open_ = {"clip_high": -1, "max_gen_rounds": 0, "dtype": "auto"}
-    names = set(saved) - {"out", "resume"}
-    names -= {name for name, value in open_.items() if getattr(c, name) == value}
-    return [name for name in asdict(c) if name in names and getattr(c, name) != saved[name]]
+    open_ = {("clip_high", -1), ("max_gen_rounds", 0), ("dtype", "auto")}
+    changed = dict(asdict(c).items() - saved.items() - open_).keys() & saved.keys()
+    return [name for name in TYPES if name in changed - {"out", "resume"}]
 
 
 def continued(c, given):
@@ -541,7 +545,7 @@ def early(argv):
     """Before torch is loaded: --help, --list, and what is wrong with the words. -> Config"""
     c = run_command(parse, argv)
     if not named(argv) and not c.resume:
-        announce(f"no recipe given: defaults of {recipe_for(argv)} (see --list)")
+        announce(f"no recipe given: defaults of {recipe_for(c)} (see --list)")
     loading()
     return c
 
@@ -592,19 +596,15 @@ def run_command(main, *arguments):
 # ---- --list
 def listing():
     """Recipes, tasks, bonuses and objectives, as their files say; none of them is imported."""
-    first = {name: (RECIPES / f"{name}.yaml").read_text().split("\n")[0] for name in recipes()}
+    firsts = [(name, (RECIPES / f"{name}.yaml").read_text().split("\n")[0]) for name in recipes()]
     groups = {
-        "Recipes (python train.py RECIPE)": [(r, line.lstrip("# ")) for r, line in first.items()],
+        "Recipes (python train.py RECIPE)": [(name, line.lstrip("# ")) for name, line in firsts],
         "Tasks (--task)": described("tasks"),
         "Bonuses (--bonus; FILE.py:NAME loads your own)": described("bonuses"),
         "Objectives (--algo)": objectives(),
     }
-    lines = []
-    for title, entries in groups.items():
-        lines += ["", f"{title}:"]
-        for names, what in entries:
-            lines.append(textwrap.fill(f"  {names:24}{what}", 100, subsequent_indent=" " * 26))
-    return "\n".join(lines[1:])
+    blocks = ["\n".join([f"{title}:", *starmap(entry, groups[title])]) for title in groups]
+    return "\n\n".join(blocks)
 
 
 def described(folder):
@@ -618,11 +618,6 @@ def described(folder):
 
 def objectives():
     """The rows of objectives.py, "name": Objective(..., about="what it is")."""
-    path = PACKAGE / "objectives.py"
-    for node in ast.walk(ast.parse(path.read_text() if path.exists() else "")):
-        for key, row in (
-            zip(node.keys, node.values, strict=False) if isinstance(node, ast.Dict) else ()
-        ):
-            if isinstance(key, ast.Constant):
-                words = {word.arg: word.value for word in getattr(row, "keywords", ())}
-                yield key.value, getattr(words.get("about"), "value", "")
+    text = (PACKAGE / "objectives.py").read_text()
+    for name, row in re.findall(r'^    "(\w+)": (.*?\)),$', text, re.M | re.S):
+        yield name, "".join(re.findall(r'about="(.*)"', row))

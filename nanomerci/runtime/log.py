@@ -4,7 +4,6 @@ report.
 """
 
 import json
-import os
 import signal
 import sys
 import time
@@ -14,19 +13,13 @@ from secrets import token_hex
 
 from tqdm import tqdm
 
-from nanomerci.runtime import ranks
-from nanomerci.runtime.checkpoint import newest, truncate
-from nanomerci.runtime.config import UserError
-from nanomerci.runtime.config import write as write_config
+from nanomerci.runtime import config, ranks
+from nanomerci.runtime.checkpoint import newest, sync, truncate
 
 FILES = ("metrics.jsonl", "samples.jsonl", "evals.jsonl", "calibration.jsonl")
-WATCHED = {  # what the progress bar shows
-    "reward": "reward/mean",
-    "mixed": "groups/mixed",
-    "entropy": "entropy",
-    "1/n": "cfn/invn",
-    "bonus": "merci/share",
-}
+# what the progress bar shows
+WATCHED = {"reward": "reward/mean", "mixed": "groups/mixed", "entropy": "entropy"}
+WATCHED |= {"1/n": "cfn/invn", "bonus": "merci/share"}
 
 
 def log0(*words):
@@ -36,15 +29,8 @@ def log0(*words):
 
 
 def progress_bar(total, description, unit, initial=0):
-    return tqdm(
-        total=total,
-        initial=initial,
-        desc=description,
-        unit=unit,
-        disable=ranks.rank > 0 or None,
-        dynamic_ncols=True,
-        leave=False,
-    )
+    how = {"disable": ranks.rank > 0 or None, "dynamic_ncols": True, "leave": False}
+    return tqdm(total=total, initial=initial, desc=description, unit=unit, **how)
 
 
 class Log:
@@ -60,7 +46,7 @@ class Log:
             self.folder.mkdir(parents=True, exist_ok=True)
             for name in FILES:
                 truncate(self.folder / name, done)
-            write_config(c, self.folder / "config.yaml")
+            config.write(c, self.folder / "config.yaml")
             if c.logger != "none":
                 self.sinks.append(LOGGERS[c.logger](c, self.folder, done))
 
@@ -82,8 +68,10 @@ class Log:
             log0(f"step {m['step']}: held-out " + ", ".join(headline(m)))
         if self.bar is not None and m["step"]:
             self.bar.set_postfix({short: f"{m[name]:.3f}" for short, name in WATCHED.items()})
-            for key, warning in alarms(m, self.c).items():
-                self.warn_once(key, warning)
+            found = alarms(m, self.c)
+            for key in [key for key in found if key not in self.warned]:
+                log0("warning:", found[key])
+            self.warned |= found.keys()
         if ranks.rank == 0:
             for sink in self.sinks:
                 sink(m)
@@ -95,16 +83,11 @@ class Log:
         lines = (self.folder / "metrics.jsonl").read_text().splitlines()
         evals = [m for m in map(json.loads, lines) if "eval/problems" in m]
         first, last = evals[0], evals[-1]
-        print(
-            f"\n{last['eval/problems']} held-out problems      before            after step "
-            f"{last['step']}"
-        )
+        head = f"{last['eval/problems']} held-out problems      before            after step "
+        print(f"\n{head}{last['step']}")
         for name in [name for name in first if f"{name}_ci" in first]:
-            cells = [
-                f"{m[name]:.3f} [{m[name + '_ci'][0]:.3f}, {m[name + '_ci'][1]:.3f}]"
-                for m in (first, last)
-            ]
-            print(f"  {name.removeprefix('eval/'):14s} {cells[0]:>22s}   {cells[1]:>22s}")
+            before, after = interval(first, name), interval(last, name)
+            print(f"  {name.removeprefix('eval/'):14s} {before:>22s}   {after:>22s}")
         report = f"report: {self.folder / 'report.html'}   " if self.c.report else ""
         print(f"{report}model: {newest(self.folder) / 'model'}")
 
@@ -118,13 +101,7 @@ class Log:
         if ranks.rank == 0:
             for name in FILES:
                 if (self.folder / name).exists():
-                    with open(self.folder / name) as file:
-                        os.fsync(file.fileno())
-
-    def warn_once(self, key, warning):
-        if key not in self.warned:
-            self.warned.add(key)
-            log0("warning:", warning)
+                    sync(self.folder / name)
 
 
 def headline(m):
@@ -135,43 +112,42 @@ def headline(m):
     return [f"{name} {m[f'eval/{name}']:.3f}" for name in names]
 
 
+def interval(m, name):
+    low, high = m[f"{name}_ci"]
+    return f"{m[name]:.3f} [{low:.3f}, {high:.3f}]"
+
+
+WARNINGS = {
+    "zero": "all rewards are 0, so every advantage is 0 and nothing is learned (a bonus cannot "
+    "help here). Use easier prompts, a larger --group or a stronger --model",
+    "dead": "{dead:.0%} of the groups have zero reward variance and contribute no gradient "
+    "({m[groups/all_right]:.0%} are all correct). Use prompts of another difficulty, or a larger "
+    "--group",
+    "gap": "sampler and trainer disagree on log-probs by {m[sampler/logp_gap]:.2f} on average, so "
+    "the data is off-policy. Try --dtype float32",
+    "text": "responses repeat themselves ({m[text/repetition]:.0%} of their four-token sequences) "
+    "or are no clean text ({m[text/gibberish]:.0%} of them). Try a lower --lr or --gamma, or "
+    "--kl_coef 0.01",
+    "few": "only {m[groups/used]} of {c.prompts} groups carried signal after {c.max_gen_rounds} "
+    "rounds of sampling, so the batch is smaller. Use prompts of another difficulty",
+    "error": "the grader itself failed on {m[outcome/error]:.1%} of the responses (counted as "
+    "incorrect)",
+}
+
+
 def alarms(m, c):
     """What the numbers mean when nothing can be learned from them. -> {key: warning}."""
-    found, at = {}, f"step {m['step']}:"
-    if m["reward/mean"] == 0:
-        found["zero"] = (
-            f"{at} all rewards are 0, so every advantage is 0 and nothing is learned (a bonus "
-            "cannot help here). Use easier prompts, a larger --group or a stronger --model"
-        )
-    elif m["groups/mixed"] < 0.1:
-        found["dead"] = (
-            f"{at} {1 - m['groups/mixed']:.0%} of the groups have zero reward variance and "
-            f"contribute no gradient ({m['groups/all_right']:.0%} are all correct). Use prompts of "
-            "another difficulty, or a larger --group"
-        )
-    if m["sampler/logp_gap"] > 0.1:
-        found["gap"] = (
-            f"{at} sampler and trainer disagree on log-probs by {m['sampler/logp_gap']:.2f} on "
-            "average, so the data is off-policy. Try --dtype float32"
-        )
-    if m["text/repetition"] > 0.5 or m["text/gibberish"] > 0.2:
-        found["text"] = (
-            f"{at} responses repeat themselves ({m['text/repetition']:.0%} of their four-token "
-            f"sequences) or are no clean text ({m['text/gibberish']:.0%} of them). Try a lower "
-            "--lr or --gamma, or --kl_coef 0.01"
-        )
-    if c.max_gen_rounds > 1 and m["groups/used"] < c.prompts:
-        found["few"] = (
-            f"{at} only {m['groups/used']} of {c.prompts} groups carried signal after "
-            f"{c.max_gen_rounds} rounds of sampling, so the batch is smaller. Use prompts of "
-            "another difficulty"
-        )
-    if m["outcome/error"] > 0:
-        found["error"] = (
-            f"{at} the grader itself failed on {m['outcome/error']:.1%} of the responses (counted "
-            "as incorrect)"
-        )
-    return found
+    zero, dead = m["reward/mean"] == 0, 1 - m["groups/mixed"]
+    true = {
+        "zero": zero,
+        "dead": not zero and m["groups/mixed"] < 0.1,
+        "gap": m["sampler/logp_gap"] > 0.1,
+        "text": m["text/repetition"] > 0.5 or m["text/gibberish"] > 0.2,
+        "few": c.max_gen_rounds > 1 and m["groups/used"] < c.prompts,
+        "error": m["outcome/error"] > 0,
+    }
+    words = {key: text.format(m=m, c=c, dead=dead) for key, text in WARNINGS.items() if true[key]}
+    return {key: f"step {m['step']}: {text}" for key, text in words.items()}
 
 
 # ---- --logger: made of (config, run folder, last step done), called with every step's metrics
@@ -205,21 +181,14 @@ def weights_and_biases(c, folder, done):
     known = folder / "wandb_id"
     if not known.exists():
         known.write_text(token_hex(4))
+    where = {"project": "nanomerci", "name": folder.name, "dir": folder, "id": known.read_text()}
+    how = {"resume": "allow", "config": asdict(c), "settings": wandb.Settings(console="off")}
     try:
-        run = wandb.init(
-            project="nanomerci",
-            name=folder.name,
-            dir=folder,
-            id=known.read_text(),
-            resume="allow",
-            config=asdict(c),
-            settings=wandb.Settings(console="off"),
-        )
+        run = wandb.init(**where, **how)
     except wandb.Error as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"--logger wandb: {reason}; log in with `wandb login`, or set WANDB_MODE=offline"
-        ) from None
+        remedy = "log in with `wandb login`, or set WANDB_MODE=offline"
+        raise config.UserError(f"--logger wandb: {reason}; {remedy}") from None
     return lambda m: run.log(numbers(m), step=m["step"], commit=True)
 
 

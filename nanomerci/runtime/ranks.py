@@ -17,6 +17,8 @@ from types import MethodType
 
 import torch
 import torch.distributed as td
+from torch.distributed import checkpoint, fsdp
+from torch.distributed.checkpoint import state_dict as slices
 
 from nanomerci.runtime.config import UserError
 
@@ -28,15 +30,14 @@ def start(device, rank_timeout=1800.0):
 
     rank_timeout: seconds a rank waits for the others before it takes them for dead.
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device not in ("cpu", "cuda"):
+    if device not in ("auto", "cpu", "cuda"):
         raise UserError(f"--device {device}: expected cpu, cuda or auto")
+    usable = torch.cuda.is_available()
+    if device == "cuda" and not usable:
+        raise UserError("--device cuda: torch finds no GPU on this machine; try --device cpu")
+    if device == "auto":
+        device = "cuda" if usable else "cpu"
     if device == "cuda":
-        if not torch.cuda.is_available():
-            raise UserError(
-                "--device cuda: this machine has no GPU that torch can use; try --device cpu"
-            )
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
         torch.cuda.set_device(device)
     if world > 1:
@@ -78,21 +79,16 @@ def max_over_ranks(n):
 
 
 def barrier():
-    if world > 1:
-        max_over_ranks(0)
+    max_over_ranks(0)
 
 
 def lost(error):
-    """Whether it is what gloo, NCCL or the store raise when a peer is gone, or silent for longer
-    than --rank_timeout.
-    """
+    """Whether gloo, NCCL or the store raise it when a peer is gone, or silent for too long."""
     return isinstance(error, td.DistError) or "gloo" in str(error)
 
 
 def reported(main):
-    """Decorates a main(): that other ranks are gone is said in one line, wherever it was
-    noticed.
-    """
+    """Decorates a main(): that other ranks are gone is one line, wherever it was noticed."""
 
     @wraps(main)
     def call(*arguments):
@@ -101,10 +97,10 @@ def reported(main):
         except RuntimeError as error:
             if world == 1 or not lost(error):
                 raise
+            why = str(error).strip().splitlines()[0][:150]
             raise UserError(
-                f"rank {rank}: lost connection to the other ranks "
-                f"({str(error).strip().splitlines()[0][:150]}); the run is as it "
-                "was last saved: go on with --resume, or let torchrun --max-restarts do it"
+                f"rank {rank}: lost connection to the other ranks ({why}); the run is as it was "
+                "last saved: go on with --resume, or let torchrun --max-restarts do it"
             ) from error
 
     return call
@@ -118,10 +114,8 @@ def any_rank(flag):
 def local_slice(prompts):
     """This rank's share of a round's prompts, as a slice: every world-th one."""
     if prompts % world:
-        raise UserError(
-            f"--prompts {prompts}: must be a multiple of the {world} ranks; try "
-            f"{world * -(-prompts // world)}"
-        )
+        near = world * -(-prompts // world)
+        raise UserError(f"--prompts {prompts}: must be a multiple of the {world} ranks; try {near}")
     return slice(rank, None, world)
 
 
@@ -135,16 +129,13 @@ def global_order(number_P):
     stream of problems -> int64.
     """
     order = sorted(gather(number_P.tolist()))
-    return torch.tensor(
-        [bisect(order, n) - 1 for n in number_P.tolist()], dtype=torch.int64, device=number_P.device
-    )
+    place_P = [bisect(order, n) - 1 for n in number_P.tolist()]
+    return torch.tensor(place_P, dtype=torch.int64, device=number_P.device)
 
 
-def mini_batch(number_P, count):
-    """Which of `count` equal mini-batches each group belongs to: the same whichever ranks hold
-    them.
-    """
-    return global_order(number_P) * count // max(1, int(sum_(torch.tensor(len(number_P)))))
+def mini_batch(number_P, parts):
+    """Which of `parts` equal mini-batches each group belongs to, whichever rank holds it."""
+    return global_order(number_P) * parts // max(1, count(number_P))
 
 
 def gather(items):
@@ -177,27 +168,17 @@ def shard(model, how, dtype):
     """
     if how == "none" or world == 1:
         return model, model
-    from torch.distributed.fsdp import (
-        FSDPModule,
-        MixedPrecisionPolicy,
-        fully_shard,
-        register_fsdp_forward_method,
-    )
-
     actor = cast(copy.deepcopy(model), dtype).requires_grad_(False)
-    policy = MixedPrecisionPolicy(
+    policy = fsdp.MixedPrecisionPolicy(
         param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
     for module in (*model.base_model.layers, model):  # the last holds embedding, norm and head
-        fully_shard(module, mp_policy=policy)
-    for module in model.modules():
-        if isinstance(
-            module, FSDPModule
-        ):  # gradients are summed, not averaged: loss weights are 1 over all ranks
-            module.set_gradient_divide_factor(1.0)
-            module.set_force_sum_reduction_for_comms(True)
+        fsdp.fully_shard(module, mp_policy=policy)
+        # gradients are summed, not averaged: loss weights are 1 over all ranks
+        module.set_gradient_divide_factor(1.0)
+        module.set_force_sum_reduction_for_comms(True)
     model.call = MethodType(lambda self, function, *arguments: function(self, *arguments), model)
-    register_fsdp_forward_method(model, "call")
+    fsdp.register_fsdp_forward_method(model, "call")
     actor.shards = list(model.parameters())
     actor.base_model.register_forward_pre_hook(lambda *_: _fresh(actor))
     refresh(actor)
@@ -221,16 +202,14 @@ def call(model, function, *arguments):
     """function(model, *arguments), with the weights of a sharded model gathered around it, as they
     are around its forward.
     """
-    return (
-        model.call(function, *arguments) if hasattr(model, "call") else function(model, *arguments)
-    )
+    if is_sharded(model):
+        return model.call(function, *arguments)
+    return function(model, *arguments)
 
 
 @torch.no_grad()
 def refresh(actor):
-    """Fill the whole copy from the slices of all ranks, in place, and stamp it with their
-    version.
-    """
+    """Fill the whole copy from the slices of all ranks, and stamp it with their version."""
     if hasattr(actor, "shards"):
         for whole, part in zip(actor.parameters(), actor.shards, strict=True):
             whole.copy_(part.to(whole.dtype).full_tensor())
@@ -243,20 +222,16 @@ def _version(parameters):
 
 def _fresh(actor):
     if actor.stamp != _version(actor.shards):
-        raise RuntimeError(
-            "the copy to sample from is older than the policy: dist.refresh() it after every update"
-        )
+        remedy = "ranks.refresh() it after every update"
+        raise RuntimeError(f"the copy to sample from is older than the policy: {remedy}")
 
 
 def pad_micro_batches(model, batches):
     """This rank's micro-batches; of a sharded model, then None until every rank has had as many, as
     all compute together.
     """
-    return (
-        batches + [None] * (max_over_ranks(len(batches)) - len(batches))
-        if is_sharded(model)
-        else batches
-    )
+    missing = max_over_ranks(len(batches)) - len(batches) if is_sharded(model) else 0
+    return batches + [None] * missing
 
 
 def step(optimizer, max_norm, where):
@@ -264,14 +239,12 @@ def step(optimizer, max_norm, where):
     before a non-finite update.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+    sharded, grads = hasattr(parameters[0], "to_local"), []
     for p in parameters:
-        p.grad = (
-            torch.zeros_like(p) if p.grad is None else p.grad
-        )  # a rank whose share taught nothing still takes part
-    sharded = hasattr(parameters[0], "to_local")
-    grads = [
-        p.grad.to_local() if sharded else sum_(p.grad) for p in parameters
-    ]  # FSDP has summed them in the backward pass
+        if p.grad is None:  # a rank whose share taught nothing still takes part
+            p.grad = torch.zeros_like(p)
+        # FSDP has summed them in the backward pass
+        grads.append(p.grad.to_local() if sharded else sum_(p.grad))
     norm = torch.nn.utils.get_total_norm(grads)
     if sharded:
         norm = sum_(norm.square()).sqrt()
@@ -287,57 +260,36 @@ def step(optimizer, max_norm, where):
     return norm.item()
 
 
-# ---- checkpoints of a sharded run: weights and moments, each rank its slice; any number of ranks
-# reads them back
+# ---- checkpoints of a sharded run: each rank its slice; any number of ranks reads them back
 
 
 def save_shards(folder, model, optimizer):
-    from torch.distributed import checkpoint
-
-    _plainly(
-        checkpoint.save,
-        _slices(model, optimizer if optimizer.state else None),
-        checkpoint_id=str(folder),
-        no_dist=world == 1,
-    )
+    _plainly(checkpoint.save, _slices(model, optimizer, bool(optimizer.state)), folder)
 
 
 def load_shards(folder, model, optimizer):
-    from torch.distributed import checkpoint
-    from torch.distributed.checkpoint.state_dict import (
-        set_model_state_dict,
-        set_optimizer_state_dict,
-    )
-
     saved = checkpoint.FileSystemReader(str(folder)).read_metadata().state_dict_metadata
-    slices = _slices(
-        model, optimizer if "optimizer" in {name.split(".")[0] for name in saved} else None
-    )
-    _plainly(checkpoint.load, slices, checkpoint_id=str(folder), no_dist=world == 1)
-    set_model_state_dict(model, slices["policy"])
-    if "optimizer" in slices:
-        set_optimizer_state_dict(model, optimizer, slices["optimizer"])
+    mine = _slices(model, optimizer, any(name.startswith("optimizer.") for name in saved))
+    _plainly(checkpoint.load, mine, folder)
+    slices.set_model_state_dict(model, mine["policy"])
+    if "optimizer" in mine:
+        slices.set_optimizer_state_dict(model, optimizer, mine["optimizer"])
 
 
-def _slices(model, optimizer):
-    """optimizer: None before its first step; asked for moments that it does not have, torch would
-    make it step.
+def _slices(model, optimizer, moments):
+    """moments: False before the first step; asked for what it does not have, torch would make the
+    optimiser step.
     """
-    from torch.distributed.checkpoint.state_dict import (
-        get_model_state_dict,
-        get_optimizer_state_dict,
-    )
-
-    moments = {"optimizer": get_optimizer_state_dict(model, optimizer)} if optimizer else {}
-    return {"policy": get_model_state_dict(model)} | moments
+    mine = {"policy": slices.get_model_state_dict(model)}
+    if moments:
+        mine["optimizer"] = slices.get_optimizer_state_dict(model, optimizer)
+    return mine
 
 
-def _plainly(function, *arguments, **options):
+def _plainly(function, mine, folder):
     """torch.distributed.checkpoint wraps the ranks' errors in a BaseException of its own."""
-    from torch.distributed.checkpoint.api import CheckpointException
-
     try:
-        function(*arguments, **options)
-    except CheckpointException as error:
+        function(mine, checkpoint_id=str(folder), no_dist=world == 1)
+    except checkpoint.CheckpointException as error:
         where, (first, _) = min(error.failures.items())
         raise RuntimeError(f"rank {where}: {first}") from error

@@ -31,15 +31,15 @@ def answer(text):
 
 
 def grade(gold, text):
-    """Correct if the last integer of the response is the gold one. More than 18 digits are
+    """Correct if the last integer of the response is the gold one; one of more than 18 digits is
     incorrect unread.
     """
     last = answer(text)
     if last is None:
         return Grade(0.0, "unparsable")
-    return (
-        Grade(1.0, "right") if len(last) <= 18 and int(last) == int(gold) else Grade(0.0, "wrong")
-    )
+    if len(last) <= 18 and int(last) == int(gold):
+        return Grade(1.0, "right")
+    return Grade(0.0, "wrong")
 
 
 class Arithmetic(Task):
@@ -47,23 +47,18 @@ class Arithmetic(Task):
         rng, held_out, self.train = random.Random(5), {}, []
         while len(held_out) < TEST or len(self.train) < TRAIN:
             sign = rng.choice("++-*")
-            a, b = (
-                rng.randrange(10 ** (digits - 1), 10**digits)
-                for digits in rng.choices((1, 2, 3), (0.6, 0.35, 0.05), k=2)
-            )
+            sizes = rng.choices((1, 2, 3), (0.6, 0.35, 0.05), k=2)
+            a, b = (rng.randrange(10 ** (digits - 1), 10**digits) for digits in sizes)
             if sign == "*":
                 a, b = a % 9 + 1, b % 100
             gold = {"+": a + b, "-": a - b, "*": a * b}[sign]
             question = ASK[sign].format(a, b)
-            problem = Problem(
-                f"arithmetic/{a}{sign}{b}", f"{question} Answer with just the number.", str(gold)
-            )
+            prompt = f"{question} Answer with just the number."
+            problem = Problem(f"arithmetic/{a}{sign}{b}", prompt, str(gold))
             if zlib.crc32(question.encode()) % 5 == 0:
                 held_out[question] = problem  # each once
-            else:
-                self.train.append(
-                    problem
-                )  # as often as it is drawn: there are few questions of one digit
+            else:  # as often as it is drawn: there are few questions of one digit
+                self.train.append(problem)
         self.test, self.train = list(held_out.values())[:TEST], self.train[:TRAIN]
 
     def job(self, problem, text):

@@ -1,50 +1,76 @@
-"""Mathematics with a final answer: prompts, data sets, extraction, noise. Which answers are the
-same: tasks/answers.py.
+"""math: mathematics with a final answer; needs --train_data.
+
+Prompts, data sets, extraction, noise. Which answers are the same: graders/math_answers.py.
 """
 
-import csv
+import contextlib
 import json
 import re
+import sys
+import zlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 from nanomerci.runtime.config import UserError
-from nanomerci.tasks import Task, folder_of, needed
+from nanomerci.tasks import Task, data, folder_of, needed
 from nanomerci.tasks.graders.math_answers import TooLarge, same
 from nanomerci.tasks.graders.pool import Grade
 
 # ---- the answer in a response
 
 ANSWER_LINE = re.compile(r"(?:answer[ \t]*(?:is)?[ \t*]*:|####)[ \t*]*([^\n]+)", re.IGNORECASE)
+BOX = re.compile(
+    r"(?P<box>\\(?:boxed|fbox)\s*(?:\{|(?P<bare>[^\s{}$\\][^\s{}$]*)))|\\.|[{}]", re.DOTALL
+)
+APPROXIMATE = re.compile(r"(?:\\approx|≈)[\s$]*\\boxed\s*\{|\\boxed\s*\{\s*(?:\\approx|≈)")
+GAP = 60  # characters between two boxes of one list, at most
+_GAP = r"(?:[\s$]|\\[()\[\]]|\\q?quad)*"
+LISTED = re.compile(
+    _GAP + r"(?:[,;]|,?\s*(?:and|or)|\\text\s*\{[,\s]*(?:and|or)\s*\})" + _GAP
+    + r"(?:[A-Za-z](?:_\{?\w+\}?)?\s*=\s*)?"
+)  # fmt: skip
 
 
-def boxed(text):
-    """(start, end, content) of the last \\boxed{...} that is closed and stands in no other, or
-    None. One pass: a response of ten thousand open braces must not cost their square.
+def boxes(text):
+    """(start, end, content's start, content's end) of every \\boxed{...} that is closed and stands
+    in no other; \\boxed 7 counts. One pass: a response of ten thousand open braces must not cost
+    their square.
     """
-    opened, closed = [], {}
-    for token in re.finditer(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", text, re.DOTALL):
-        if token[0].endswith("{") and token[0] != "\\{":
-            opened.append(token.end())
+    opened, found = [], []
+    for token in BOX.finditer(text):
+        if token["bare"]:
+            found.append((*token.span(), *token.span("bare")))
+        elif token[0][-1] == "{" and token[0] != "\\{":
+            opened.append(token)
         elif token[0] == "}" and opened:
-            closed[opened.pop()] = token.start()
-    last = None
-    for token in re.finditer(r"\\(?:boxed|fbox)\s*\{", text):
-        if token.end() in closed and (last is None or token.start() >= last[1]):
-            last = token.start(), closed[token.end()] + 1, text[token.end() : closed[token.end()]]
-    return last
+            start = opened.pop()
+            if start["box"]:
+                while found and found[-1][0] > start.start():
+                    found.pop()
+                found.append((start.start(), token.end(), start.end(), token.start()))
+    return found
 
 
 def answer(text):
-    """The final answer: the last \\boxed{}, else the last "Answer: ..." or "#### ..." line, else
+    """The final answer: the last \\boxed{} that is not empty (all, if several form one list; the
+    exact one, if an approximation follows), else the last "Answer: ..." or "#### ..." line, else
     None.
     """
-    if box := boxed(text):
-        found = re.sub(r"\\(?:boxed|fbox)\s*(?=\{)", "", box[2])
-    else:
-        found = next(iter(ANSWER_LINE.findall(text)[-1:]), "").strip("* ")
-    return found.strip() or None
+    found = [box for box in boxes(text) if text[box[2] : box[3]].strip()]
+    if not found:
+        line = next(iter(ANSWER_LINE.findall(text)[-1:]), "")
+        return line.strip("* ").rstrip("*. ") or None
+    if len(found) > 1:
+        start = max(found[-2][1], found[-1][0] - GAP)
+        if APPROXIMATE.search(text, start, found[-1][2] + GAP):
+            found.pop()
+    parts = [found.pop()]
+    while found and parts[-1][0] - found[-1][1] < GAP:
+        if not LISTED.fullmatch(text, found[-1][1], parts[-1][0]):
+            break
+        parts.append(found.pop())
+    contents = [re.sub(r"\\(?:boxed|fbox)\s*(?=\{)", "", text[a:b]) for *_, a, b in parts[::-1]]
+    return ", ".join(map(str.strip, contents))
 
 
 def grade(gold, text, tolerance=0.0):
@@ -72,11 +98,8 @@ def noise(text):
     spans = repeated(text) + [
         (a, b + 3) for a, b in zip(fences[::2], [*fences[1::2], len(text)], strict=False)
     ]
-    if box := boxed(text):
-        end = (
-            re.compile(r"[^\w\n]*").match(text, box[1]).end()
-        )  # the closing $ and full stop belong to the answer
-        spans.append((end, len(text)))
+    if found := boxes(text):  # the closing $ and full stop belong to the answer
+        spans.append((re.compile(r"[^\w\n]*").match(text, found[-1][1]).end(), len(text)))
     spans += [
         odd.span() for odd in re.finditer("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffd\ue000-\uf8ff]+", text)
     ]
@@ -129,7 +152,6 @@ SOURCES = {
     "gpqa": Source("Idavidrein/gpqa", "train", "gpqa_diamond", k=16),
     "mmlu_pro": Source("TIGER-Lab/MMLU-Pro", "test", k=1),
 }
-QUESTIONS = ("problem", "question", "Question", "prompt")
 ANSWERS = ("reward_model", "final_answer", "answer", "Correct Answer", "solution")
 BOXED = "\nPlease reason step by step, and put your final answer within \\boxed{}."
 LETTER = "\nPlease reason step by step, and put the letter of the right choice within \\boxed{}."
@@ -149,175 +171,85 @@ class Problem:
 
 
 def read_problems(
-    name, folder=None, question=None, answer=None, split=None, config=None, limit=None
+    name,
+    folder=None,
+    question=None,
+    answer=None,
+    split=None,
+    limit=None,
+    strict=False,
+    template="",
 ):
     """Problems of a data set, in its order, each question once (DAPO-Math-17k repeats every
     question 100 times).
 
     name: one of SOURCES, a hub id OWNER/NAME, or a local .json, .jsonl, .csv or .parquet file or a
     folder of them. folder: where to look for FOLDER/NAME or FOLDER/NAME.* first, for machines
-    without network. question, answer: column names, if they are not among QUESTIONS and ANSWERS.
-    limit: at most so many. The layouts of DAPO-Math-17k (chat messages, reward_model), MATH
-    (\\boxed in the solution), GSM8K (#### at the end), OlympiadBench (list of answers), MMLU-Pro
-    (options) and GPQA (incorrect answers) are recognised. ValueError: one line.
+    without network. question, answer: column names, if they are not recognised.
+    limit: at most so many. strict: the first bad record is an error; else bad records are left out
+    and counted, in a line to stderr. template: a prompt in place of ours, with {question} in it.
+    The layouts of DAPO-Math-17k (chat messages, reward_model),
+    MATH (\\boxed in the solution), GSM8K (#### at the end), OlympiadBench (list of answers),
+    MMLU-Pro (options) and GPQA (incorrect answers) are recognised. ValueError: one line.
     """
-    source = SOURCES.get(name, Source(name, split or "train", config))
-    problems, seen = [], set()
-    for i, record in enumerate(
-        _records(name, source, folder, split or source.split, config or source.config)
-    ):
-        text, gold, choices = _fields(record, question, answer, f"{name}, record {i}")
+    source = SOURCES.get(name, Source("", "train"))
+    records = data.records(name, folder, split or source.split, source.hub, source.config)
+    problems, seen, bad = [], set(), []
+    for i, record in enumerate(records):
+        try:
+            text, gold, choices = _fields(record, question, answer, f"{name}, record {i}")
+        except ValueError as error:
+            if strict:
+                raise
+            bad.append(error)
+            continue
         if text not in seen:
             seen.add(text)
-            problems.append(
-                Problem(
-                    f"{name}/{i}",
-                    text.strip() + (LETTER if choices else BOXED),
-                    gold,
-                    source.tolerance,
-                )
-            )
+            prompt = text.strip() + (LETTER if choices else BOXED)
+            if template:
+                prompt = template.replace("{question}", text.strip())
+            problems.append(Problem(f"{name}/{i}", prompt, gold, source.tolerance))
         if limit and len(problems) == limit:
             break
     if not problems:
-        raise ValueError(f"{name}: has no records")
+        raise [*bad, ValueError(f"{name}: has no records")][0]
+    if bad:
+        print(f"{name}: {len(bad)} bad records left out; the first: {bad[0]}", file=sys.stderr)
     return problems
-
-
-def _records(name, source, folder, split, config):
-    """Dictionaries, one a record, from a local place if there is one, else from the hub."""
-    places = [Path(name)] if name not in SOURCES else []
-    places += [Path(folder) / stem for stem in (name, source.hub.split("/")[-1])] if folder else []
-    for place in places:
-        files = (
-            [place]
-            if place.is_file()
-            else sorted(f for f in place.rglob("*") if f.suffix in READERS)
-        )
-        files = files or [
-            f for suffix in READERS if (f := place.with_name(place.name + suffix)).exists()
-        ]
-        if files:
-            of_split = [
-                f for f in files if split in str(f.relative_to(place.parent))
-            ]  # train.jsonl, or MATH/train/...
-            for file in of_split or files:
-                yield from _read(file)
-            return
-    if folder or "/" not in source.hub or Path(name).suffix in READERS:
-        raise ValueError(
-            f"{folder or name}: no {name} there; wanted a .json, .jsonl, .csv or .parquet "
-            "file, a folder of them, "
-            f"a hub id OWNER/NAME, or one of {', '.join(SOURCES)}"
-        )
-    import datasets
-
-    try:
-        table = datasets.load_dataset(source.hub, config, split=split)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(
-            f"{source.hub}: cannot be loaded ({str(error).splitlines()[0][:150]}); without "
-            "network, give a folder "
-            "that holds it"
-        ) from error
-    yield from _rows(table)
-
-
-def _rows(table):
-    for batch in table.iter(10_000):
-        yield from (
-            dict(zip(batch, row, strict=False)) for row in zip(*batch.values(), strict=False)
-        )
-
-
-def _read_json(path):
-    text = path.read_text()
-    try:
-        found = json.loads(text)  # a list, or one record (MATH has a file a problem)
-        return found if isinstance(found, list) else [found]
-    except ValueError:
-        return _read_lines(path)
-
-
-def _read_lines(path):
-    records = []
-    for i, line in enumerate(path.read_text().splitlines(), 1):
-        try:
-            records += [json.loads(line)] if line.strip() else []
-        except ValueError as error:
-            raise ValueError(f"{path}, line {i}: is not JSON ({error})") from None
-    return records
-
-
-def _read_csv(path):
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def _read_parquet(path):
-    import datasets
-
-    return _rows(datasets.load_dataset("parquet", data_files=str(path), split="train"))
-
-
-READERS = {".json": _read_json, ".jsonl": _read_lines, ".csv": _read_csv, ".parquet": _read_parquet}
-
-
-def _read(path):
-    if path.suffix not in READERS:
-        raise ValueError(f"{path}: a {path.suffix or 'nameless'} file; wanted {', '.join(READERS)}")
-    return READERS[path.suffix](path)
 
 
 def _fields(record, question, answer_, where):
     """Question, gold answer, and whether it is a choice of letters."""
-    if not isinstance(record, dict):
-        raise ValueError(f"{where}: {str(record)[:40]!r} is not a record with columns")
-    text = _column(record, question, QUESTIONS, "question", where)
-    if isinstance(text, list):  # chat messages
-        text = text[-1]["content"]
-    text, gold = DAPO_WRAPPER.sub("", str(text)), _column(record, answer_, ANSWERS, "answer", where)
+    data.check(record, where)
+    text = DAPO_WRAPPER.sub("", data.question(record, question, where))
+    gold = data.column(record, answer_, ANSWERS, "answer", where)
     choices = list(record.get("options") or ())
-    if (
-        "Incorrect Answer 1" in record
-    ):  # GPQA: put the choices in an order that depends on the text alone
+    if "Incorrect Answer 1" in record:  # GPQA: an order that depends on the text alone
         choices = sorted(
             [gold, *(record[f"Incorrect Answer {i}"] for i in (1, 2, 3))],
-            key=lambda c: hash_of(text + c),
+            key=lambda c: zlib.crc32((text + c).encode()),
         )
         gold = "ABCD"[choices.index(gold)]
-    if choices:
-        text += "\n" + "\n".join(
-            f"{letter}. {str(choice).strip()}"
-            for letter, choice in zip("ABCDEFGHIJ", choices, strict=False)
-        )
+    lines = (
+        f"{letter}. {str(one).strip()}" for letter, one in zip("ABCDEFGHIJ", choices, strict=False)
+    )
+    return "\n".join([text, *lines]), _gold(gold, where), bool(choices)
+
+
+def _gold(gold, where):
+    """The final answer, from a value, a list, a solution, or JSON of one of them."""
     if isinstance(gold, dict):
         gold = gold.get("ground_truth")
+    if isinstance(gold, str) and gold.startswith('["'):  # a list as text; [1, 2] is an interval
+        with contextlib.suppress(ValueError):
+            gold = json.loads(gold)
     if isinstance(gold, list):
         gold = ", ".join(str(one).strip("$ ") for one in gold)
-    gold = str(gold)
-    if "####" in gold or "\\boxed" in gold:
-        gold = answer(gold) or ""
-    if not gold.strip():
+    if isinstance(gold, str) and ("####" in gold or "\\boxed" in gold):
+        gold = answer(gold)
+    if data.missing(gold):
         raise ValueError(f"{where}: has no final answer; wanted a value, \\boxed{{}} or ####")
-    return text, gold.strip(), bool(choices)
-
-
-def hash_of(text):
-    import zlib
-
-    return zlib.crc32(text.encode())
-
-
-def _column(record, given, known, what, where):
-    name = given or next((name for name in known if record.get(name) is not None), None)
-    if record.get(name) is None:
-        raise ValueError(
-            f"{where}: no column {given or ' or '.join(known)}; it has "
-            f"{', '.join(map(str, record))}; "
-            f"name the {what} column"
-        )
-    return record[name]
+    return str(gold).strip()
 
 
 class Math(Task):
@@ -338,6 +270,6 @@ def load(c):
     columns = [name.strip() or None for name in c.columns.split(",")] if c.columns else [None, None]
     if len(columns) != 2:
         raise UserError(f"--columns {c.columns}: expected two names, QUESTION,ANSWER")
-    train = needed(c)
-    test = read_problems(c.test_data, folder_of(c, c.test_data)) if c.test_data else []
-    return Math(read_problems(train, folder_of(c, train), *columns), test)
+    train, how = needed(c), {"template": c.prompt_template, "strict": c.strict_data}
+    test = c.test_data and read_problems(c.test_data, folder_of(c, c.test_data), **how)
+    return Math(read_problems(train, folder_of(c, train), *columns, **how), test or ())

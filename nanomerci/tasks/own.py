@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from nanomerci.runtime.plugins import load_name
-from nanomerci.tasks import Task, data, needed
+from nanomerci.tasks import Task, data, folder_of, needed
 from nanomerci.tasks.graders.pool import Grade
 
 
@@ -51,9 +51,14 @@ def load(c):
 
 
 def problems(c, name):
-    column = c.columns.partition(",")[0].strip() or None
+    """Every record must ask something: what else it holds is the reward's affair."""
+    column, template = (
+        c.columns.partition(",")[0].strip() or None,
+        c.prompt_template or "{question}",
+    )
     found = []
-    for i, record in enumerate(data.records(c, name) if name else ()):
-        question = data.question(record, column, f"{name}, record {i}")
-        found.append(Problem(f"{name}/{i}", data.prompt(c, question), record))
+    for i, record in enumerate(data.records(name, folder_of(c, name)) if name else ()):
+        where = f"{name}, record {i}"
+        question = data.question(data.check(record, where), column, where).strip()
+        found.append(Problem(f"{name}/{i}", template.replace("{question}", question), record))
     return found

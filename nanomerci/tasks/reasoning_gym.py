@@ -20,19 +20,8 @@ from nanomerci.tasks.graders.worker import load as load_library
 
 FORMAT = "\n\nThink step by step, then give the final answer between <answer> and </answer>."
 CALLS = frozenset("sin cos tan asin acos atan sinh cosh tanh exp log ln sqrt pi E Abs abs".split())
-HARMLESS = (
-    ast.Expression,
-    ast.BinOp,
-    ast.UnaryOp,
-    ast.operator,
-    ast.unaryop,
-    ast.Constant,
-    ast.List,
-    ast.Tuple,
-    ast.Name,
-    ast.expr_context,
-    ast.Call,
-)
+HARMLESS = (ast.Expression, ast.BinOp, ast.UnaryOp, ast.operator, ast.unaryop, ast.Constant)
+HARMLESS += (ast.List, ast.Tuple, ast.expr_context)
 
 
 @dataclass(frozen=True)
@@ -49,42 +38,29 @@ def _dataset(name, seed, size):
 
 
 def read_problems(name, size=1000, seed=0):
-    """`size` problems of one reasoning-gym task, a function of the seed. ValueError with one
-    line.
-    """
+    """`size` problems of one reasoning-gym task, a function of the seed. ValueError of one line."""
     try:
-        import reasoning_gym
+        from reasoning_gym.factory import DATASETS
     except ImportError:
         raise ValueError(
             f"reasoning_gym:{name} needs the package reasoning-gym; pip install reasoning-gym"
         ) from None
-    from reasoning_gym.factory import DATASETS
-
     if name not in DATASETS:
-        raise ValueError(
-            f"reasoning_gym:{name}: no such task; {reasoning_gym.__name__} has "
-            f"{', '.join(sorted(DATASETS))}"
-        )
+        known = ", ".join(sorted(DATASETS))
+        raise ValueError(f"reasoning_gym:{name}: no such task; reasoning_gym has {known}")
     state = random.getstate()  # a few generators draw from the global one
-    data = _dataset(name, seed, size)
-    problems = [
-        Problem(
-            f"{name}/{seed}/{i}",
-            entry["question"] + FORMAT,
-            str(entry["answer"]),
-            (name, seed, size, i),
-        )
-        for i, entry in enumerate(data[j] for j in range(size))
-    ]
+    data, problems = _dataset(name, seed, size), []
+    for i in range(size):
+        entry, place = data[i], (name, seed, size, i)
+        prompt, gold = entry["question"] + FORMAT, str(entry["answer"])
+        problems.append(Problem(f"{name}/{seed}/{i}", prompt, gold, place))
     random.setstate(state)
     return problems
 
 
 def answer(text):
-    """Between the last <answer> and its </answer>, else as in mathematics; None if there is
-    none.
-    """
-    head, tag, rest = text.rpartition("<answer>")
+    """Between the last <answer> and its </answer>, else as in mathematics; or None."""
+    _, tag, rest = text.rpartition("<answer>")
     return rest.partition("</answer>")[0].strip() or None if tag else math.answer(text)
 
 
@@ -102,31 +78,30 @@ def grade(place, text):
 
 @lru_cache(256)
 def _evaluates(kind):
-    return bool(
-        re.search(r"\b(eval|exec|parse_expr|sympify)\(", inspect.getsource(inspect.getmodule(kind)))
-    )
+    source = inspect.getsource(inspect.getmodule(kind))
+    return re.search(r"\b(eval|exec|parse_expr|sympify)\(", source) is not None
 
 
 def harmless(text):
     """Can this reach `eval`? Literals, arithmetic, names, calls of CALLS. What is no expression
     must not look like a call.
     """
+    if len(text) > 2000:
+        return False
     try:
-        nodes = (
-            list(ast.walk(ast.parse(text.strip(), mode="eval"))) if len(text) <= 2000 else [None]
-        )
+        nodes = list(ast.walk(ast.parse(text.strip(), mode="eval")))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return not re.search(r"[\w\])]\s*\(|\.\s*[^\W\d]|__|lambda|import", text)
-    return all(
-        isinstance(node, HARMLESS)
-        and (not isinstance(node, ast.Name) or len(node.id) <= 2 or node.id in CALLS)
-        and (
-            not isinstance(node, ast.Call)
-            or isinstance(node.func, ast.Name)
-            and node.func.id in CALLS
-        )
-        for node in nodes
-    )
+    for node in nodes:
+        if isinstance(node, ast.Name):
+            fits = len(node.id) <= 2 or node.id in CALLS
+        elif isinstance(node, ast.Call):
+            fits = isinstance(node.func, ast.Name) and node.func.id in CALLS
+        else:
+            fits = isinstance(node, HARMLESS)
+        if not fits:
+            return False
+    return True
 
 
 class ReasoningGym(Task):

@@ -444,7 +444,7 @@ class SQL(Task):
 def load(c):
     """--train_data, --test_data: Spider or BIRD folders. -> SQL."""
     train, test = needed(c), c.test_data or c.train_data
-    how = {"seconds": c.query_seconds, "cache": cache_folder()}
+    how = {"seconds": c.query_seconds, "strict": c.strict_data, "cache": cache_folder()}
     train, test = (
         read_problems(Path(folder_of(c, name) or ".") / name, split, **how)
         for name, split in ((train, "train"), (test, "dev"))

@@ -19,11 +19,9 @@ from dataclasses import dataclass
 
 from nanomerci.tasks import Task, math
 
-RARE, WRONG, HARD = (
-    0.05,
-    0.4,
-    1 / 3,
-)  # share of the rare way, of demonstrations with a wrong digit, of hard questions
+RARE = 0.05  # share of demonstrations that carry
+WRONG = 0.4  # share of demonstrations with a wrong digit
+HARD = 1 / 3  # share of hard questions
 DIGITS, TRAIN, TEST = 3, 4000, 400
 PLAN = {False: "columns", True: "carry"}
 
@@ -51,50 +49,35 @@ def work(a, b, more, carry, slip=None):
         columns.append(f"{x} + {y} + {over} = {tens} {units} ;")
         digits.append(units)
         over = tens if carry else 0
-    digits = [tens, *reversed(digits)] if tens else digits[::-1]
-    digits = " ".join(map(str, digits))
-    return f"plan {PLAN[carry]} {' '.join(columns)} so \\boxed{{ {digits} }}", int(
-        digits.replace(" ", "")
-    )
+    digits = " ".join(map(str, [tens, *reversed(digits)] if tens else digits[::-1]))
+    text = f"plan {PLAN[carry]} {' '.join(columns)} so \\boxed{{ {digits} }}"
+    return text, int(digits.replace(" ", ""))
 
 
 class ToyMath(Task):
-    """The task: problems, grader; and what only a built-in task has: its vocabulary and its
-    demonstrations.
-    """
+    """Problems and grader; and what only a task for the tiny model has: words, demonstrations."""
 
     words = [*"0123456789", *"what is + = ? ; so } plan columns carry".split(), "\\boxed{"]
 
     def __init__(self):
         rng, kept = random.Random(13), {True: {}, False: {}}
-        wanted = {
-            True: round((TRAIN + TEST) * HARD),
-            False: TRAIN + TEST - round((TRAIN + TEST) * HARD),
-        }
+        hard_ones = round((TRAIN + TEST) * HARD)
+        wanted = {True: hard_ones, False: TRAIN + TEST - hard_ones}
         while any(len(kept[hard]) < wanted[hard] for hard in kept):
             a, b = (rng.randrange(10 ** (DIGITS - 1), 10**DIGITS) for _ in range(2))
             more = rng.randrange(2)
-            hard = work(a, b, more, carry=False)[1] != a + b + more
+            total = a + b + more
+            hard = work(a, b, more, carry=False)[1] != total
             if len(kept[hard]) < wanted[hard]:
                 spaced = " + ".join([" ".join(str(a)), " ".join(str(b))] + ["1"] * more)
-                problem = Problem(
-                    f"toy_math/{a}+{b}+{more}",
-                    f"what is {spaced} ?",
-                    str(a + b + more),
-                    a,
-                    b,
-                    more,
-                    hard,
-                )
-                kept[hard][problem.id] = problem
+                name, asked = f"toy_math/{a}+{b}+{more}", f"what is {spaced} ?"
+                kept[hard][name] = Problem(name, asked, str(total), a, b, more, hard)
         problems = [problem for some in kept.values() for problem in some.values()]
         problems = rng.sample(problems, len(problems))
         self.test, self.train = problems[:TEST], problems[TEST:]
 
     def demonstration(self, rng):
-        """One demonstration of the warm start: (prompt, response). Mostly the common way, and often
-        a wrong digit.
-        """
+        """(prompt, response) for the SFT warm start: mostly the common way, often a wrong digit."""
         problem = rng.choice(self.train)
         slip = rng.randrange(DIGITS) if rng.random() < WRONG else None
         text, _ = work(problem.a, problem.b, problem.more, rng.random() < RARE, slip)
@@ -110,9 +93,7 @@ class ToyMath(Task):
         return math.noise(text)
 
     def rare(self, problem, text):
-        """Whether a response carries, whatever it calls its plan (the experiments count it). Only
-        hard questions ask for it.
-        """
+        """Whether a response carries, whatever it calls its plan (the experiments count it)."""
         return re.search(r"= 1 \d ; \d \+ \d \+ 1 ", text) is not None
 
 

@@ -19,7 +19,7 @@ import re
 import sqlite3
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import combinations, product
+from itertools import chain, combinations, product
 from pathlib import Path
 
 from nanomerci.runtime.config import UserError
@@ -41,30 +41,28 @@ CONDITIONS = [
     ("on floor {}", "dept in ( select unit from office where floor = {} )", ["1", "2", "3"]),
     ("paid over {}", "pay > {}", ["3", "4", "5", "6", "7"]),
 ]
-# question, (plan, SQL) of the common idiom, (plan, SQL) of the rare one; C stands for the
-# conditions
+# question, (plan, SQL after SELECT) of the common and of the rare idiom; C stands for conditions
 FAMILIES = [
-    ("who earns most", ("sort", "select name from emp where C order by pay desc limit 1"),
-     ("top", "select name from emp where C and pay = ( select max( pay ) from emp where C )")),
-    ("who is oldest", ("sort", "select name from emp where C order by age desc limit 1"),
-     ("top", "select name from emp where C and age = ( select max( age ) from emp where C )")),
-    ("who is youngest", ("sort", "select name from emp where C order by age limit 1"),
-     ("top", "select name from emp where C and age = ( select min( age ) from emp where C )")),
-    ("who has a long task", ("join", "select name from emp join task on name = who where C and "
-                                     "hours > 5"),
-     ("link", "select name from emp where C and name in ( select who from task where hours > 5 )")),
-    ("who has a short task", ("join", "select name from emp join task on name = who where C "
-                                      "and hours < 5"),
-     ("link", "select name from emp where C and name in ( select who from task where hours < 5 )")),
-    ("where live people", ("list", "select city from emp where C"), ("set", "select distinct "
-                                                                            "city from emp "
-                                                                            "where C")),
-    ("which units have people", ("list", "select dept from emp where C"),
-     ("set", "select distinct dept from emp where C")),
-    ("how many cities have people", ("count", "select count( city ) from emp where C"),
-     ("different", "select count(distinct city ) from emp where C")),
-    ("how many units have people", ("count", "select count( dept ) from emp where C"),
-     ("different", "select count(distinct dept ) from emp where C")),
+    ("who earns most", ("sort", "name from emp where C order by pay desc limit 1"),
+     ("top", "name from emp where C and pay = ( select max( pay ) from emp where C )")),
+    ("who is oldest", ("sort", "name from emp where C order by age desc limit 1"),
+     ("top", "name from emp where C and age = ( select max( age ) from emp where C )")),
+    ("who is youngest", ("sort", "name from emp where C order by age limit 1"),
+     ("top", "name from emp where C and age = ( select min( age ) from emp where C )")),
+    ("who has a long task",
+     ("join", "name from emp join task on name = who where C and hours > 5"),
+     ("link", "name from emp where C and name in ( select who from task where hours > 5 )")),
+    ("who has a short task",
+     ("join", "name from emp join task on name = who where C and hours < 5"),
+     ("link", "name from emp where C and name in ( select who from task where hours < 5 )")),
+    ("where live people", ("list", "city from emp where C"),
+     ("set", "distinct city from emp where C")),
+    ("which units have people", ("list", "dept from emp where C"),
+     ("set", "distinct dept from emp where C")),
+    ("how many cities have people", ("count", "count( city ) from emp where C"),
+     ("different", "count(distinct city ) from emp where C")),
+    ("how many units have people", ("count", "count( dept ) from emp where C"),
+     ("different", "count(distinct dept ) from emp where C")),
 ]  # fmt: skip
 
 
@@ -81,9 +79,8 @@ class Problem:
 def render(family, slots, rare):
     """-> plan word, SQL of this family's common or rare idiom with these conditions."""
     plan, text = FAMILIES[family][2 if rare else 1]
-    return plan, re.sub(
-        r"\bC\b", " and ".join(CONDITIONS[c][1].format(value) for c, value in slots), text
-    )
+    conditions = " and ".join(CONDITIONS[c][1].format(value) for c, value in slots)
+    return plan, "select " + re.sub(r"\bC\b", conditions, text)
 
 
 def answer(problem, rare, slots=None):
@@ -91,38 +88,24 @@ def answer(problem, rare, slots=None):
     return f"plan {plan} ```sql {query} ```"
 
 
+TABLES = """create table emp (name text, dept text, city text, age int, pay int);
+create table task (who text, hours int);
+create table office (unit text, floor int);"""
+
+
 def company():
     """The company as an SQL script, the same every time."""
-    rng = random.Random(7)
-    names = [f"p{i:02d}" for i in range(48)]
-
-    def draw_person():
-        return (
-            rng.choice(DEPTS),
-            rng.choice(CITIES),
-            rng.randrange(21, 59, 3),
-            rng.randrange(2, 10),
-        )
-
-    people = [
-        "insert into emp values ('{}', {}, {}, {}, {});".format(name, *draw_person())
-        for name in names
-    ]
-    work = [
-        f"insert into task values ('{rng.choice(names)}', {rng.randrange(1, 10)});"
-        for _ in range(60)
-    ]
-    offices = [f"insert into office values ({dept}, {1 + i % 3});" for i, dept in enumerate(DEPTS)]
-    return "\n".join(
-        [
-            "create table emp (name text, dept text, city text, age int, pay int);",
-            "create table task (who text, hours int);",
-            "create table office (unit text, floor int);",
-            *people,
-            *work,
-            *offices,
-        ]
-    )
+    rng, names, lines = random.Random(7), [f"p{i:02d}" for i in range(48)], [TABLES]
+    for name in names:
+        dept, city = rng.choice(DEPTS), rng.choice(CITIES)
+        age, pay = rng.randrange(21, 59, 3), rng.randrange(2, 10)
+        lines.append(f"insert into emp values ('{name}', {dept}, {city}, {age}, {pay});")
+    for _ in range(60):
+        who, hours = rng.choice(names), rng.randrange(1, 10)
+        lines.append(f"insert into task values ('{who}', {hours});")
+    for i, dept in enumerate(DEPTS):
+        lines.append(f"insert into office values ({dept}, {1 + i % 3});")
+    return "\n".join(lines)
 
 
 def build_database(folder):
@@ -141,18 +124,14 @@ def build_database(folder):
 
 
 class ToySQL(Task):
-    """The task: problems, prompts, graders; and what only a built-in task has: its vocabulary and
-    its demonstrations.
-    """
+    """Problems and grader; and what only a task for the tiny model has: words, demonstrations."""
 
     def __init__(self, cache):
         self.database = str(build_database(cache))
 
     @cached_property
     def problems(self):
-        """All questions in a fixed random order, thinned so that a third of each family's are
-        hard.
-        """
+        """All questions in a fixed random order, a third of each family's hard."""
         rng, kept = random.Random(11), []
         db = sqlite3.connect(f"file:{self.database}?mode=ro", uri=True)
 
@@ -161,29 +140,20 @@ class ToySQL(Task):
 
         for family, (question, common, _) in enumerate(FAMILIES):
             by_luck = {True: [], False: []}
-            sizes = (
-                (2, 3) if common[0] in ("list", "count") else (1, 2)
-            )  # wide questions of these would all be hard
+            # wide questions of these would all be hard
+            sizes = (2, 3) if common[0] in ("list", "count") else (1, 2)
             for pair in (p for size in sizes for p in combinations(range(len(CONDITIONS)), size)):
                 if common[0] == "sort" and 4 in pair:
                     continue  # the rare idiom says its conditions twice: keep it short
                 for values in product(*(CONDITIONS[c][2] for c in pair)):
-                    slots = tuple(zip(pair, values, strict=False))
+                    slots = tuple(zip(pair, values, strict=True))
                     gold, fragile = (render(family, slots, rare)[1] for rare in (True, False))
                     wanted = rows(gold)
                     if wanted and wanted != ["(0,)"]:
-                        words = " ".join(CONDITIONS[c][0].format(v) for c, v in slots)
-                        hard = rows(fragile) != wanted
-                        by_luck[hard].append(
-                            Problem(
-                                f"toy_sql/{question} {words}",
-                                f"{question} {words} ?",
-                                gold,
-                                family,
-                                slots,
-                                hard,
-                            )
-                        )
+                        asked = [question, *(CONDITIONS[c][0].format(v) for c, v in slots)]
+                        text, hard = " ".join(asked), rows(fragile) != wanted
+                        names = f"toy_sql/{text}", f"{text} ?"
+                        by_luck[hard].append(Problem(*names, gold, family, slots, hard))
             hard, easy = (rng.sample(by_luck[k], len(by_luck[k])) for k in (True, False))
             size = min(len(hard) / HARD, len(easy) / (1 - HARD), 240)
             kept += hard[: round(size * HARD)] + easy[: round(size * (1 - HARD))]
@@ -201,14 +171,12 @@ class ToySQL(Task):
     @property
     def words(self):
         """The vocabulary: every word of a prompt or a response."""
-        text = [p.prompt for p in self.problems] + [
-            answer(p, rare) for p in self.problems for rare in (True, False)
-        ]
-        return sorted({word for line in text for word in line.split()})
+        texts = ((p.prompt, answer(p, True), answer(p, False)) for p in self.problems)
+        return sorted({*" ".join(chain.from_iterable(texts)).split()})
 
     def demonstration(self, rng):
-        """One demonstration of the warm start: (prompt, response). Mostly the common idiom, and
-        often one wrong condition.
+        """(prompt, response) for the SFT warm start: mostly the common idiom, often one wrong
+        condition.
         """
         problem = rng.choice(self.train)
         slots = list(problem.slots)

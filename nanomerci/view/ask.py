@@ -7,10 +7,9 @@ Nothing heavy is imported before the command line is known to be right: loading 
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
-
-from tyro.conf import Positional, arg
 
 from nanomerci.runtime import config
 from nanomerci.runtime.config import UserError
@@ -24,8 +23,7 @@ Sample from a model: print its responses, or colour their tokens by how novel th
   python sample.py MODEL --eval math500 -k 16 --temperature 0.6 --top_p 0.95"""
 
 
-# (for int | None and list[str] tyro would import typeguard, which takes as long as all the rest)
-Own = Annotated[int, config.Allowed("1 or more", lambda x: x >= 1 or x == -1)]
+Own = Annotated[int, config.Allowed("1 or more", lambda x: x is None or x >= 1)]
 
 
 # ---- the options
@@ -33,12 +31,12 @@ Own = Annotated[int, config.Allowed("1 or more", lambda x: x >= 1 or x == -1)]
 class What:
     """What to sample from"""
 
-    model: Annotated[Positional[str], arg(metavar="MODEL_OR_RUN")]
+    model: str = ""
     """Hugging Face folder or hub id, or a run folder: its newest model."""
-    prompt: Annotated[Positional[str], arg(metavar="PROMPT")] = ""
+    prompt: str = ""
     """The prompt; without it: --file, a pipe, or a run's first held-out problem."""
-    n: Annotated[Own, arg(aliases=["-n"])] = -1
-    """Responses per prompt; -1 = 1, or 4 for a picture."""
+    n: Own = None
+    """Responses per prompt; without it 1, or 4 for a picture."""
     file: str = ""
     """File of prompts, one per line."""
     raw: bool = False
@@ -49,8 +47,8 @@ class What:
 class How:
     """How to sample"""
 
-    max_new_tokens: Own = -1
-    """Maximum response length in tokens; -1 = the run's, or 256."""
+    max_new_tokens: Own = None
+    """Maximum response length in tokens; without it the run's, or 256."""
     temperature: config.Weight = 1.0
     """Sampling temperature; 0 = greedy."""
     top_p: config.Share = 1.0
@@ -83,10 +81,10 @@ class Test:
 
     eval: str = ""
     """Task, aime24, math500 ... (tasks/math.py), file of problems, or Spider or BIRD folder."""
-    k: Annotated[Own, arg(aliases=["-k"])] = -1
-    """Responses per problem; -1 = the paper's number for the set, else 16."""
-    limit: Own = -1
-    """Only this many problems, the first; -1 = all."""
+    k: Own = None
+    """Responses per problem; without it the paper's number for the set, else 16."""
+    limit: Own = None
+    """Only this many problems, the first; without it all."""
     data_folder: str = ""
     """Folder that holds the sets as files, for machines without network."""
     out: str = ""
@@ -106,25 +104,25 @@ def parse():
 
 
 def arguments(argv):
-    """-> Request, in which what was not given is None."""
+    """-> Request"""
     if "" in argv:
         raise UserError("prompt '': is empty; expected some text")
-    a, _ = config.command_line(Request, argv, "sample.py", USAGE)
+    places = "model", "prompt"
+    given, _ = config.command_line(Request(), argv, "sample.py", USAGE, places=places)
+    a = Request(**given)
+    if not a.model:
+        raise UserError("sample.py: too many or too few arguments; see --help")
     config.check_ranges(a)
     for file in map(Path, a.heatmap):
         if file.suffix != ".html":
-            raise UserError(
-                f"--heatmap {file}: expected a name that ends in .html; for a picture take a "
-                "screenshot of that page"
-            )
+            remedy = "for a picture take a screenshot of that page"
+            raise UserError(f"--heatmap {file}: expected a name that ends in .html; {remedy}")
         if not file.absolute().parent.is_dir():
             raise UserError(f"--heatmap {file}: there is no folder {file.parent}")
     if a.prompt and a.file:
         raise UserError(f"--file {a.file}: a prompt is given too; expected one of the two")
-    n = 4 if a.heatmap or a.color else 1
-    a = replace(a, prompt=a.prompt or None, n=n if a.n == -1 else a.n)
-    open_ = [name for name in ("max_new_tokens", "k", "limit") if getattr(a, name) == -1]
-    return replace(a, **dict.fromkeys(open_))
+    pictures = a.heatmap or a.color
+    return replace(a, n=a.n or (4 if pictures else 1))
 
 
 # ---- what is asked for
@@ -164,9 +162,8 @@ def answer(a, sampler_class, check):
     prompts, run = read_prompts(a), Run.of(a.model)
     task = tasks.load(run.options) if run else None
     if not prompts and not task:
-        raise UserError(
-            'no prompt: give one in quotes ("What is 27 + 85?"), --file FILE, or pipe lines in'
-        )
+        ways = 'give one in quotes ("What is 27 + 85?"), --file FILE, or pipe lines in'
+        raise UserError(f"no prompt: {ways}")
     prompts = prompts or [task.test[0].prompt]
     if a.gold and len(prompts) > 1:
         raise UserError(f"--gold {a.gold}: is the answer to one prompt, got {len(prompts)} prompts")
@@ -175,13 +172,11 @@ def answer(a, sampler_class, check):
     if not sampler.tokenizer.chat_template and not a.raw:
         log0(
             f"{a.model} is a base model (no chat template): it continues the prompt as it stands, "
-            "so word it as a text whose next words are the answer; --raw does the same without "
-            "this line"
+            "so word it as a text whose next words are the answer; --raw does without this line"
         )
     ids = tokenize(a, sampler, prompts)
     with Pool(deadline=10.0) as pool:
-        marker = Marker(a, task, pool)
-        groups = list(respond(a, sampler, prompts, ids, run, marker))
+        groups = list(respond(a, sampler, prompts, ids, run, partial(mark, a, task, pool)))
     for file in a.heatmap:
         heatmap.draw(file, f"Novelty of tokens: {Path(a.model).name}", groups, heatmap.options(run))
         log0(f"heat map: {file}")
@@ -189,14 +184,13 @@ def answer(a, sampler_class, check):
 
 def read_prompts(a):
     """The prompt given, the lines of --file or of a pipe; [] if there is none."""
-    if a.prompt is not None:
+    if a.prompt:
         return [a.prompt]
+    text = ""
     try:
         if a.file:
             text = Path(a.file).read_text()
-        elif sys.stdin is None or sys.stdin.isatty():
-            text = ""
-        else:
+        elif sys.stdin and not sys.stdin.isatty():
             text = sys.stdin.read()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{a.file or 'standard input'}: cannot be read ({error})") from None
@@ -207,47 +201,37 @@ def tokenize(a, sampler, prompts):
     """-> token ids of each prompt, which must fit into the model's context."""
     from nanomerci.loop.model import context, encode
 
-    found = []
+    found, tokenizer, limit = [], sampler.tokenizer, context(sampler.model)
     for prompt in prompts:
-        tokenizer = sampler.tokenizer
         tokens = tokenizer(prompt)["input_ids"] if a.raw else encode(tokenizer, prompt)
         if not tokens or not prompt.strip():
             raise UserError(f"prompt {prompt!r}: is empty; expected some text")
-        if len(tokens) + sampler.max_new_tokens > context(sampler.model):
+        if len(tokens) + sampler.max_new_tokens > limit:
             raise UserError(
                 f"--max_new_tokens {sampler.max_new_tokens}: with a prompt of {len(tokens)} tokens "
-                f"that exceeds the model's context of {context(sampler.model)}"
+                f"that exceeds the model's context of {limit}"
             )
         found.append(tokens)
     return found
 
 
-class Marker:
-    """Grades responses where the correct answer is known: a problem of the task, or --gold."""
+def mark(a, task, pool, prompt, texts):
+    """-> a Grade per response if the correct answer is known, from the task or --gold, else None;
+    its spans of noise.
+    """
+    from nanomerci.tasks import math
 
-    def __init__(self, a, task, pool):
-        self.gold, self.task, self.pool = a.gold, task, pool
-        problems = (*task.train, *task.test) if task else ()
-        self.problems = {problem.prompt: problem for problem in problems}
-
-    def __call__(self, prompt, texts):
-        """-> a Grade or None per response; its spans of noise."""
-        from nanomerci.tasks import math
-
-        problem = self.problems.get(prompt)
-        jobs = []
-        if self.gold:
-            jobs = [(math.grade, self.gold, text) for text in texts]
-        elif problem:
-            jobs = [self.task.job(problem, text) for text in texts]
-        if problem:
-            noise = [self.task.noise(problem, text) for text in texts]
-        else:
-            noise = [math.noise(text) for text in texts]
-        return self.pool.grade(jobs) or [None] * len(texts), noise
+    known = (*task.train, *task.test) if task else ()
+    problem, jobs = next((p for p in known if p.prompt == prompt), None), []
+    noise = [task.noise(problem, text) if problem else math.noise(text) for text in texts]
+    if a.gold:
+        jobs = [(math.grade, a.gold, text) for text in texts]
+    elif problem:
+        jobs = [task.job(problem, text) for text in texts]
+    return pool.grade(jobs) or [None] * len(texts), noise
 
 
-def respond(a, sampler, prompts, ids, run, marker):
+def respond(a, sampler, prompts, ids, run, grading):
     """Sample and print, 64 responses at once. -> what the heat map shows of each prompt."""
     import torch
 
@@ -255,15 +239,14 @@ def respond(a, sampler, prompts, ids, run, marker):
     from nanomerci.runtime.log import progress_bar
     from nanomerci.view import heatmap
 
-    typewriter = None
-    if len(prompts) == a.n == 1 and not a.color:
-        typewriter = Typewriter(sampler.tokenizer)
+    alone = len(prompts) == a.n == 1 and not a.color
+    typewriter = Typewriter(sampler.tokenizer) if alone else None
     together = max(1, 64 // a.n)
     for first in range(0, len(prompts), together):
         part = range(first, min(first + together, len(prompts)))
         row_B = torch.arange(first * a.n, (part[-1] + 1) * a.n)
         bar = nullcontext()
-        if not typewriter:
+        if not alone:
             bar = progress_bar(len(row_B), "sample", "response")
         with bar as progress:
             told = progress and progress.update
@@ -273,7 +256,7 @@ def respond(a, sampler, prompts, ids, run, marker):
             rows = torch.arange(a.n, device=sampler.model.device) + (i - first) * a.n
             mine = rollout.rows(rows)
             texts = sampler.tokenizer.batch_decode(mine.responses(), skip_special_tokens=True)
-            grades, noise = marker(prompts[i], texts)
+            grades, noise = grading(prompts[i], texts)
             shown = None
             if a.heatmap or a.color:
                 counter = heatmap.counter_for(a, sampler, run, ids[i])
@@ -281,8 +264,7 @@ def respond(a, sampler, prompts, ids, run, marker):
             if len(prompts) > 1:
                 print(f"\n=== {heatmap.visible(prompts[i])}")
             if typewriter:
-                typewriter.end(texts[0])
-                print(f"--- {grades[0].outcome}\n" if grades[0] else "", end="")
+                typewriter.end(texts[0], grades[0])
             else:
                 show(a, texts, grades, shown)
             if shown:
@@ -320,9 +302,7 @@ class Typewriter:
         self.typed += text
         print(self.visible(text), end="", flush=True)
 
-    def end(self, text):
-        """The response is whole: what of it still waits, a character cut in two perhaps,
-        follows.
-        """
+    def end(self, text, grade):
+        """The response is whole: what still waits of it, half a character perhaps, follows."""
         self.type(text[len(self.typed) :])
-        print()
+        print(f"\n--- {grade.outcome}" if grade else "")

@@ -4,6 +4,7 @@ written down; the same command goes on after a kill.
 
 import json
 import os
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from nanomerci.runtime.checkpoint import newest
 from nanomerci.runtime.config import UserError, read
 from nanomerci.runtime.log import log0, progress_bar
 from nanomerci.tasks.graders.pool import Pool
+from nanomerci.view.report import eval_names
 
 TOGETHER = 1024  # responses asked for at once, on a rank; a kill loses at most these
 
@@ -26,19 +28,18 @@ class Records:
     """
 
     def __init__(self, path, settings, together):
-        self.path = Path(path)
-        lines = self.read()
-        before = lines[0].get("settings") if lines and isinstance(lines[0], dict) else None
-        changed = [name for name in settings if (before or {}).get(name) != settings[name]]
-        if changed and lines:
-            was = "something else"
-            if before:
-                name = changed[0]
-                was = f"{name} {before.get(name)}, now {settings[name]}"
+        self.path, lines = Path(path), []
+        text = self.path.read_text() if self.path.exists() else ""
+        with suppress(ValueError):  # the line that a kill cut short
+            for line in text.splitlines():
+                lines.append(json.loads(line))
+        first = lines[0] if lines and isinstance(lines[0], dict) else {}
+        before = first.get("settings", {})
+        for name in [name for name in settings if text and before.get(name) != settings[name]]:
+            was = f"{name} {before.get(name)}, now {settings[name]}" if before else "something else"
             raise UserError(f"--out {path}: holds another evaluation ({was}); name another file")
-        done = [line for line in lines[1:] if "id" in line]
-        whole = len(done) // together * together  # whole rounds: the rest is cut as it would be
-        self.done = done[:whole]
+        self.done = [line for line in lines[1:] if "id" in line]
+        del self.done[len(self.done) // together * together :]  # whole rounds: the rest again
         ranks.barrier()
         if ranks.rank == 0:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,16 +47,6 @@ class Records:
             kept = [{"settings": settings}, *self.done]
             scratch.write_text("".join(json.dumps(line) + "\n" for line in kept))
             os.replace(scratch, self.path)
-
-    def read(self):
-        lines = []
-        if self.path.exists():
-            for line in self.path.read_text().splitlines():
-                try:
-                    lines.append(json.loads(line))
-                except ValueError:  # the line that a kill cut short
-                    break
-        return lines
 
     def add(self, lines):
         """On the disk before the next round begins."""
@@ -74,16 +65,10 @@ def command(a, sampler):
     problems, K, run = task.test[: a.limit], a.k or k, (folder / "checkpoints").is_dir()
     place = newest(folder) / "model" if run else folder
     sampler = replace(sampler, max_new_tokens=max_length(a, sampler, problems, run))
-    settings = {
-        "eval": a.eval,
-        "model": str(place),
-        "k": K,
-        "temperature": a.temperature,
-        "top_p": a.top_p,
-        "max_new_tokens": sampler.max_new_tokens,
-        "seed": a.seed,
-        "problems": len(problems),
-    }
+    settings = {"eval": a.eval, "model": str(place), "k": K}
+    settings |= {"temperature": a.temperature, "top_p": a.top_p}
+    length = sampler.max_new_tokens
+    settings |= {"max_new_tokens": length, "seed": a.seed, "problems": len(problems)}
     origin = place.parent.name if run else folder.name
     name = f"eval-{origin}-{Path(a.eval).name.replace(':', '-')}-k{K}.jsonl"
     together = max(1, TOGETHER // K) * ranks.world
@@ -98,9 +83,8 @@ def command(a, sampler):
         options = SampleOptions(slots=512, progress=progress.update)
         for first in range(done, len(problems), together):
             part = problems[first : first + together]
-            _, records = evaluate(
-                sampler, task, part, pool, K=K, run_seed=a.seed, first=first, options=options
-            )
+            how = {"K": K, "run_seed": a.seed, "first": first, "options": options}
+            _, records = evaluate(sampler, task, part, pool, **how)
             pairs = zip(records, part, strict=True)
             file.add([{**record, "prompt": problem.prompt} for record, problem in pairs])
     metrics = summarise(file.done)
@@ -113,11 +97,10 @@ def command(a, sampler):
 def max_length(a, sampler, problems, run):
     """Tokens per response: those asked for, the run's, or what the model's context leaves."""
     longest = max(len(encode(sampler.tokenizer, p.prompt)) for p in problems)
-    limit, most = a.max_new_tokens, context(sampler.model)
-    if not limit and run:
+    most = context(sampler.model)
+    limit = a.max_new_tokens or min(2048, most - longest)
+    if run and not a.max_new_tokens:
         limit = read(Path(a.model) / "config.yaml")["max_new_tokens"]
-    elif not limit:
-        limit = min(2048, most - longest)
     if limit < 1 or longest + limit > most:
         raise UserError(
             f"--max_new_tokens {limit}: with the longest prompt ({longest} tokens) that exceeds "
@@ -129,7 +112,7 @@ def max_length(a, sampler, problems, run):
 def table(metrics):
     solved, problems = metrics["eval/solved"], metrics["eval/problems"]
     lines = [f"{solved} of {problems} problems solved at least once"]
-    for name in [name for name in metrics if f"{name}_ci" in metrics]:
+    for name in eval_names(metrics):
         low, high = metrics[f"{name}_ci"]
         short = name.removeprefix("eval/")
         lines.append(f"  {short:12s} {metrics[name]:.3f}   [{low:.3f}, {high:.3f}]")

@@ -15,6 +15,7 @@ Axes: n responses per prompt, B = n rows, T token positions, N tokens, D hidden 
 import math
 import re
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,17 +46,12 @@ HIDDEN = re.compile(
 
 
 def count_now(sampler, ids, samples, *, run_seed=0, progress=None):
-    """A counter for a model that has none, fitted to `samples` of its own responses to the prompt
+    """A counter for a model that has none, fitted to so many of its own responses to the prompt
     `ids`. -> CoinFlipNet.
     """
-    model = sampler.model
-    rollout = sampler(
-        [ids],
-        samples,
-        temperature=sampler.temperature or 1.0,
-        seed=seed("count now", run_seed),
-        options=SampleOptions(progress=progress),
-    )
+    model, options = sampler.model, SampleOptions(progress=progress)
+    how = {"temperature": sampler.temperature or 1.0, "seed": seed("count now", run_seed)}
+    rollout = sampler([ids], samples, options=options, **how)
     row_B1 = torch.arange(samples, device=model.device)[:, None]
     column_T = torch.arange(rollout.tokens_BT.shape[1], device=model.device)
     address_BT = address("count now", row_B1, column_T)
@@ -90,13 +86,12 @@ def counter_for(a, sampler, run, ids):
 
 
 def rounded(values, digits):
-    return [float(f"{x:.{digits}g}") for x in values]
+    return [float(f"{x:.{digits}g}") for x in values.tolist()]
 
 
 @torch.no_grad()
-def examine(sampler, rollout, counter, noise_B):
-    """Everything the pictures show of the responses to one prompt, as plain data: a dict per
-    response, with a value per token.
+def group(sampler, rollout, prompt, counter, grades, noise_B):
+    """The responses to one prompt as plain data: a dict per response, with a value per token.
 
     noise_B: character spans per response that the third filter drops. 1/n is kept to 9 digits, so
     that the page computes with the very float32 numbers Python has; log-prob and entropy are those
@@ -108,25 +103,19 @@ def examine(sampler, rollout, counter, noise_B):
     temperature = sampler.temperature or 1.0
     logp_BT, entropy_BT = token_logp(sampler.model, tokens_BT, mask_BT, temperature)
     noise_BT = noise_mask(tokenizer, rollout, noise_B)
-    out = []
-    for row, ids in enumerate(rollout.responses()):
-        at = mask_BT[row] > 0
-        shown = {
-            "tokens": token_texts(tokenizer, ids),
-            "invn": rounded(invn_BT[row, at].tolist(), 9),
-            "logp": rounded(logp_BT[row, at].tolist(), 4),
-            "entropy": rounded(entropy_BT[row, at].tolist(), 4),
-            "noise": noise_BT[row, at].tolist(),
+    samples = []
+    for row, grade in enumerate(grades):
+        at = row, mask_BT[row] > 0
+        sample = {
+            "tokens": token_texts(tokenizer, tokens_BT[at].tolist()),
+            "invn": rounded(invn_BT[at], 9),
+            "logp": rounded(logp_BT[at], 4),
+            "entropy": rounded(entropy_BT[at], 4),
+            "noise": noise_BT[at].tolist(),
+            "outcome": grade and grade.outcome,
+            "reward": grade and grade.reward,
         }
-        out.append(shown)
-    return out
-
-
-def group(sampler, rollout, prompt, counter, grades, noise_B):
-    """The responses to one prompt -> what draw() wants of them."""
-    samples = examine(sampler, rollout, counter, noise_B)
-    for sample, grade in zip(samples, grades, strict=True):
-        sample |= {"outcome": grade and grade.outcome, "reward": grade and grade.reward}
+        samples.append(sample)
     return {"prompt": prompt, "note": counter.note, "samples": samples}
 
 
@@ -137,9 +126,7 @@ def options(run):
 
 
 def draw(path, title, groups, start):
-    """Write groups [{prompt, note, samples: [{tokens, invn, ..., outcome, reward}]}] as an HTML
-    page. start: options().
-    """
+    """Write what group() said of some prompts as an HTML page. start: options()."""
     data = {"title": title, "options": start, "groups": groups}
     report.write(Path(path), report.page("heat", title, data))
 
@@ -149,11 +136,9 @@ def scale(groups):
     """Positions 0..1 of 1/n on a logarithmic scale from the 2nd to the 98th percentile of all
     tokens. -> (low, high, place).
     """
-    values = []
-    for g in groups:
-        for sample in g["samples"]:
-            values += [x for x in sample["invn"] if x > 0]
-    values = sorted(values) or [1.0]
+    samples = chain.from_iterable(g["samples"] for g in groups)
+    invn = chain.from_iterable(sample["invn"] for sample in samples)
+    values = sorted(x for x in invn if x > 0) or [1.0]
     low, high = (values[round(q * (len(values) - 1))] for q in (0.02, 0.98))
 
     def place(x):

@@ -14,7 +14,12 @@ import os
 import re
 import shlex
 import time
+from contextlib import contextmanager, suppress
+from io import BytesIO
+from itertools import chain
 from pathlib import Path
+
+import numpy as np
 
 from nanomerci.runtime import config
 
@@ -22,15 +27,13 @@ PAGE = Path(__file__).parent / "page"
 STEPS = 500  # shown at most: steps per curve,
 ANSWER = 4000  # characters per response,
 SAMPLES = 2_500_000  # bytes of samples in all
-BLUE, ORANGE = "#0072b2", "#d55e00"  # told apart also by colour-blind readers (Okabe and Ito)
-CURVES = {  # file: (title, {metric: (label, colour)})
-    "reward.png": ("mean reward of the step's samples", {"reward/mean": ("reward", BLUE)}),
-    "entropy.png": ("entropy of the policy, nats per token", {"entropy": ("entropy", BLUE)}),
-    "length.png": ("response length, tokens", {"length/mean": ("mean length", BLUE)}),
-    "bonus.png": (
-        "1/n of visited states, and the bonus B of a response",
-        {"cfn/invn": ("mean 1/n", BLUE), "merci/bonus": ("mean B", ORANGE)},
-    ),
+COLOURS = BLUE, ORANGE = "#0072b2", "#d55e00"  # for colour-blind readers too (Okabe and Ito)
+BONUS = {"cfn/invn": "mean 1/n", "merci/bonus": "mean B"}
+CURVES = {  # file: (title, {metric: label})
+    "reward.png": ("mean reward of the step's samples", {"reward/mean": None}),
+    "entropy.png": ("entropy of the policy, nats per token", {"entropy": None}),
+    "length.png": ("response length, tokens", {"length/mean": None}),
+    "bonus.png": ("1/n of visited states, and the bonus B of a response", BONUS),
 }
 LOOK = {
     "axes.grid": True,
@@ -43,8 +46,7 @@ LOOK = {
 
 def report(run, pictures=True):
     """Write report.html and, with pictures, the curves into the run folder, from the files that the
-    log has written so far. Files are replaced whole, so a browser never sees half of one. A metric
-    that is not there yet is left out.
+    log has written so far; a metric that is not there yet is left out.
     """
     run = Path(run)
     rows = read_lines(run / "metrics.jsonl")
@@ -56,37 +58,27 @@ def report(run, pictures=True):
 
 
 def read_lines(path):
-    """A .jsonl file -> list of dicts. A file that is missing, or a line that is half written, is no
-    error.
-    """
+    """A .jsonl file -> list of dicts. A missing file or a line that is half written is no error."""
     rows = []
-    if path.exists():
-        with open(path, errors="replace") as file:
-            for line in file:
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError:
-                    continue
-                if isinstance(row, dict) and "step" in row:
-                    rows.append(row)
-    return rows
+    for line in path.read_text(errors="replace").split("\n") if path.exists() else ():
+        with suppress(json.JSONDecodeError):
+            rows.append(json.loads(line))
+    return [row for row in rows if isinstance(row, dict) and "step" in row]
 
 
 def write(path, content):
     """Text or bytes into a file, whole or not at all."""
     scratch = path.with_name(f".{path.name}.partial")
-    scratch.write_bytes(
-        content if isinstance(content, bytes) else content.encode("utf-8", "replace")
-    )
+    if isinstance(content, str):
+        content = content.encode("utf-8", "replace")
+    scratch.write_bytes(content)
     os.replace(scratch, path)
 
 
 # ---- the page
 def page(kind, title, data):
     """One HTML file: style, data, scripts; kind: report, heat or compare."""
-    scripts = ["merci.js", "common.js", "chart.js", f"{kind}.js"]
-    if kind == "heat":
-        scripts.remove("chart.js")
+    scripts = "merci.js", "common.js", *(["chart.js"] if kind != "heat" else []), f"{kind}.js"
     parts = {
         "style": (PAGE / "style.css").read_text(),
         "script": "\n".join((PAGE / name).read_text() for name in scripts),
@@ -98,9 +90,7 @@ def page(kind, title, data):
 
 
 def embed(data):
-    """Data -> JSON that may stand in a <script> block: no <, >, & in it, nothing but ASCII; NaN and
-    infinities are null.
-    """
+    """Data -> ASCII JSON without <, >, &, for a <script> block; NaN and infinities are null."""
     text = json.dumps(finite(data), allow_nan=False, separators=(",", ":"))
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
@@ -114,20 +104,15 @@ def finite(x):
 
 
 def evaluations(rows):
-    return [r for r in rows if any(k.startswith("eval/mean@") for k in r)]
-
-
-def is_curve(name, value):
-    return name != "step" and not name.startswith("eval/") and is_number(value)
+    return [r for r in rows if "eval/problems" in r]
 
 
 def describe(run, rows, options):
     """Everything the report shows, as plain data."""
     stepped = [r for r in rows if r["step"]]
     shown = thin(stepped, STEPS)
-    names = set()
-    for row in shown:
-        names |= {name for name, value in row.items() if is_curve(name, value)}
+    numbers = {name for name, value in chain(*map(dict.items, shown)) if is_number(value)}
+    names = sorted(name for name in numbers - {"step"} if not name.startswith("eval/"))
     evals = []
     for row in thin(evaluations(rows), STEPS):
         evals.append({k: digits(v) for k, v in row.items() if k == "step" or k.startswith("eval/")})
@@ -141,7 +126,7 @@ def describe(run, rows, options):
         "steps": options.get("steps"),
         "thinned": len(stepped) - len(shown),
         "step": [r["step"] for r in shown],
-        "series": {name: [digits(r.get(name)) for r in shown] for name in sorted(names)},
+        "series": {name: [digits(r.get(name)) for r in shown] for name in names},
         "evals": evals,
         "calibration": newest_calibration(run / "calibration.jsonl"),
         "samples": samples(read_lines(run / "samples.jsonl")),
@@ -169,24 +154,19 @@ def digits(value):
 
 def thin(rows, most):
     """At most so many rows, evenly spread, first and last among them."""
-    if len(rows) <= most:
-        return rows
     if most < 2:
         return rows[-1:]
-    return [rows[round(i * (len(rows) - 1) / (most - 1))] for i in range(most)]
+    last, gaps = len(rows) - 1, most - 1
+    return rows if last <= gaps else [rows[round(i * last / gaps)] for i in range(most)]
 
 
 def cut(text):
-    text = str(text)
-    if len(text) <= ANSWER:
-        return text
-    return f"{text[:ANSWER]}\n[... {len(text) - ANSWER} more characters in samples.jsonl]"
+    more = len(text) - ANSWER
+    return f"{text[:ANSWER]}\n[... {more} more characters in samples.jsonl]" if more > 0 else text
 
 
 def samples(records):
-    """Groups for the sample browser, within a budget of bytes: long answers are cut, then steps are
-    left out evenly.
-    """
+    """Groups for the sample browser, in so many bytes: long answers cut, steps left out evenly."""
     groups = []
     for record in records:
         answers = [cut(answer) for answer in record.get("answers", [])]
@@ -200,9 +180,7 @@ def samples(records):
 
 
 def commands(run, options):
-    """Commands that make the same run: from its config.yaml, and from the recipe that is nearest to
-    it.
-    """
+    """Commands that make the same run: from its config.yaml, and from the nearest recipe."""
     again = ["python", "train.py", str(run / "config.yaml"), "--out", f"{run}-again"]
     differing = {}
     for recipe in config.recipes():
@@ -210,103 +188,80 @@ def commands(run, options):
         base = dataclasses.asdict(c) | {name: options.get(name) for name in ("out", "resume")}
         differing[recipe] = {k: v for k, v in options.items() if base[k] != v}
     recipe = min(differing, key=lambda r: (len(differing[r]), r))
-    nearest = ["python", "train.py", recipe]
-    for name, value in differing[recipe].items():
-        nearest += [f"--{name}", str(value)]
-    return [shlex.join(again), shlex.join(nearest)]
+    flags = ((f"--{name}", str(value)) for name, value in differing[recipe].items())
+    return [shlex.join(again), shlex.join(["python", "train.py", recipe, *chain(*flags)])]
 
 
 # ---- the PNG files
-def curves(run, rows):
+@contextmanager
+def drawing(path, title, x_label):
+    """Axes to draw on; the picture is written if something was drawn."""
     from matplotlib import rc_context
-
-    with rc_context(LOOK):
-        for name, (title, metrics) in CURVES.items():
-            over_training(run / name, title, metrics, rows)
-        if evals := evaluations(rows):
-            over_evaluations(run / "eval.png", evals)
-            before_after(run / "pass_at_k.png", evals[0], evals[-1])
-
-
-def over_training(path, title, metrics, rows):
-    figure, axes = canvas(title, "step")
-    for metric, (label, colour) in metrics.items():
-        known = [r for r in rows if is_number(r.get(metric))]
-        look = {"color": colour, "label": label, "marker": "." if len(known) < 3 else ""}
-        if known:
-            axes.plot([r["step"] for r in known], [r[metric] for r in known], **look)
-    if not axes.lines:
-        return
-    if len(metrics) > 1:
-        axes.legend(frameon=False)
-    save(figure, path)
-
-
-def canvas(title, x_label):
     from matplotlib.figure import Figure  # not pyplot: no window, nothing global
 
-    figure = Figure(figsize=(5, 3))
-    axes = figure.add_axes(
-        (0.12, 0.15, 0.85, 0.74)
-    )  # placed by hand: a computed layout takes as long as all the rest
-    axes.set_title(title, fontsize=9, loc="left")
-    axes.set_xlabel(x_label)
-    return figure, axes
+    with rc_context(LOOK):
+        figure = Figure(figsize=(5, 3))
+        # placed by hand: a computed layout takes as long as all the rest
+        axes = figure.add_axes((0.12, 0.15, 0.85, 0.74))
+        axes.set_title(title, fontsize=9, loc="left")
+        axes.set_xlabel(x_label)
+        yield axes
+        if axes.get_legend_handles_labels()[1]:
+            axes.legend(frameon=False)
+        if axes.lines:
+            save(figure, path)
 
 
 def save(figure, path):
-    from io import BytesIO
-
     content = BytesIO()
     figure.savefig(content, format="png", dpi=110)
     write(path, content.getvalue())
 
 
-def pass_k(name):
-    """Of which k an evaluation metric is: mean@K is the unbiased estimate of pass@1; greedy has
-    none.
-    """
-    if name.startswith("eval/mean@"):
-        return 1
-    return int(name.split("@")[1]) if "@" in name else math.inf
+def curves(run, rows):
+    for name, (title, metrics) in CURVES.items():
+        with drawing(run / name, title, "step") as axes:
+            for (metric, label), colour in zip(metrics.items(), COLOURS, strict=False):
+                known = [r for r in rows if is_number(r.get(metric))]
+                values = [r["step"] for r in known], [r[metric] for r in known]
+                marker = "." if len(known) < 3 else ""
+                if known:
+                    axes.plot(*values, color=colour, label=label, marker=marker)
+    if evals := evaluations(rows):
+        over_evaluations(run / "eval.png", evals)
+        before_after(run / "pass_at_k.png", evals[0], evals[-1])
 
 
 def eval_names(row):
-    """Metrics with an interval: mean@K, then pass@k by k, then greedy."""
-    names = [k.removesuffix("_ci") for k in row if k.startswith("eval/") and k.endswith("_ci")]
-    return sorted(names, key=pass_k)
+    """Metrics with an interval: mean@K, which is the estimate of pass@1, pass@k by k, greedy."""
+    return [name for name in row if f"{name}_ci" in row]
 
 
 def over_evaluations(path, evals):
-    figure, axes = canvas("held-out problems, 95 % intervals", "step")
-    names = eval_names(evals[0])
-    largest_k = names[-2] if len(names) > 2 else names[-1]
-    for name, colour in ((names[0], BLUE), (largest_k, ORANGE)):
-        rows = [r for r in evals if f"{name}_ci" in r]
-        steps = [r["step"] for r in rows]
-        low, high = ([r[f"{name}_ci"][end] for r in rows] for end in (0, 1))
-        axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
-        look = {"color": colour, "marker": "o", "markersize": 3}
-        axes.plot(steps, [r[name] for r in rows], label=name.removeprefix("eval/"), **look)
-    axes.legend(frameon=False)
-    save(figure, path)
+    first, *others = (name for name in eval_names(evals[0]) if "@" in name)
+    with drawing(path, "held-out problems, 95 % intervals", "step") as axes:
+        for name, colour in zip((first, *others[-1:]), COLOURS, strict=False):
+            rows = [r for r in evals if f"{name}_ci" in r]
+            steps, values = [r["step"] for r in rows], [r[name] for r in rows]
+            low, high = np.array([r[f"{name}_ci"] for r in rows]).T
+            axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
+            label = name.removeprefix("eval/")
+            axes.plot(steps, values, label=label, color=colour, marker="o", markersize=3)
 
 
 def before_after(path, before, after):
     """pass@k over k of the first and the last evaluation."""
-    figure, axes = canvas("pass@k on held-out problems, 95 % intervals", "k")
-    for row, colour, shift in ((before, BLUE, 0.98), (after, ORANGE, 1.02)):
-        names = [n for n in eval_names(row) if "@" in n]
-        ks = [pass_k(n) for n in names]
-        below = [max(0, row[n] - row[f"{n}_ci"][0]) for n in names]
-        above = [max(0, row[f"{n}_ci"][1] - row[n]) for n in names]
-        look = {"color": colour, "marker": "o", "markersize": 3, "capsize": 2}
-        x, y = [k * shift for k in ks], [row[n] for n in names]
-        axes.errorbar(x, y, yerr=[below, above], label=f"step {row['step']}", **look)
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(ks, [str(k) for k in ks])
-    axes.legend(frameon=False)
-    save(figure, path)
+    with drawing(path, "pass@k on held-out problems, 95 % intervals", "k") as axes:
+        for row, colour, shift in ((before, BLUE, 0.98), (after, ORANGE, 1.02)):
+            names = [name for name in eval_names(row) if "@" in name]
+            ks = np.array([1, *(int(name.split("@")[1]) for name in names[1:])])
+            value = np.array([row[name] for name in names])
+            low, high = np.array([row[f"{name}_ci"] for name in names]).T
+            reach = np.clip([value - low, high - value], 0, None)
+            look = {"color": colour, "marker": "o", "markersize": 3, "capsize": 2}
+            axes.errorbar(ks * shift, value, yerr=reach, label=f"step {row['step']}", **look)
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(ks, list(map(str, ks)))
 
 
 class LiveReport:

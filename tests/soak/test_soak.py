@@ -4,6 +4,7 @@ Ten steps on 1, 2 and 4 ranks, whole or sharded; a run killed at fifty random mo
 itself, restarting, on two nodes; a disk that is really full.
 """
 
+import contextlib
 import os
 import random
 import shutil
@@ -18,11 +19,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import contextlib
-
 import ranks
 from ranks import command, end, farthest, groups, run, start
 from runs import metrics, weights
+
+from nanomerci.bonuses import BONUSES
 
 TESTS = Path(ranks.__file__).parent
 
@@ -58,9 +59,8 @@ def state(folder, step):
 # Ranks add the same numbers up in another order, so gradients differ by rounding: about 1e-9 where
 # their norm is 1. AdamW divides by
 # the gradient's own size, so where that is near 0 the rounding is a visible share of a step: of
-# 27,168 weights and four seeds, one
-# ended 0.7 % of a step apart at 2e-4, and one 1.6 % at 1e-4. At 2e-5 that is below 1e-6, and a
-# wrong gradient would be 20 times that.
+# 27,168 weights and four seeds, one ended 0.7 % of a step apart at 2e-4, and one 1.6 % at 1e-4. At
+# 2e-5 that is below 1e-6, and a wrong gradient would be 20 times that.
 LR = 2e-5
 
 
@@ -97,6 +97,28 @@ def test_ten_steps_on_any_number_of_ranks_are_the_same(algo, bonus, model, tmp_p
         print(f"    {name:7s} from one rank: weights {apart[0]:.1e}, metrics {apart[1]:.1e}")
         assert one[2] == other[2] and max(apart) < 1e-6
     assert algo == "grpo" or one[1][-1]["prompts"] > 40  # dynamic sampling did sample more
+
+
+@pytest.mark.parametrize("bonus", BONUSES)
+def test_every_bonus_is_the_same_on_two_ranks(bonus, model, tmp_path):
+    """With two prompts per step, so that in some a rank learns from no group. A counter's head
+    learns by AdamW too: its novelty differs by as much as tests/test_cfn.py allows for the order of
+    visits.
+    """
+    settings = {"model": model, "algo": "dapo", "bonus": bonus, "prompts": 2, "minibatches": 1}
+    found = []
+    for world in (1, 2):
+        learned = tmp_path / f"{world}.groups"
+        learned.mkdir()
+        folder = tmp_path / str(world)
+        _, status, said = run(world, folder, {"GROUPS": str(learned)}, lr=LR, **settings)
+        assert status == [0] * world, said
+        found.append((metrics(folder), groups(learned)))
+    (one, here), (two, there) = found
+    assert here == there and len(here) == 4 * 2
+    for a, b in zip(one[1:], two[1:], strict=True):
+        for name in ("reward/mean", "entropy", "cfn/invn", "merci/bonus"):
+            assert a[name] == pytest.approx(b[name], rel=1e-4), name
 
 
 @pytest.mark.parametrize("before, after", [(2, 1), (1, 2), (2, 4)])
@@ -173,9 +195,8 @@ def test_killed_at_random_moments_it_ends_as_if_nothing_had_been(
         for name in ("samples.jsonl", "evals.jsonl"):
             assert (folder / name).read_bytes() == (whole / name).read_bytes()
         mine, wanted = state(folder, 30), state(whole, 30)
-        assert mine.keys() == wanted.keys() and all(
-            torch.equal(mine[key], wanted[key]) for key in mine
-        )
+        assert mine.keys() == wanted.keys()
+        assert all(torch.equal(mine[key], wanted[key]) for key in mine)
     print(
         f"\n{world} ranks, {shard}: {len(moments)} kills in {runs} runs,",
         {m: moments.count(m) for m in sorted(set(moments))},
@@ -392,7 +413,8 @@ def test_the_memory_plan_is_near_the_measured_peak(recipe, tmp_path):
     train = [sys.executable, str(TESTS.parent / "train.py"), *words]
     plan = subprocess.run([*train, "--dry_run"], capture_output=True, text=True, check=True).stdout
     planned = float(next(line.split()[1] for line in plan.splitlines() if line.startswith("peak")))
-    meter = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, capture_output=True); "
+    meter = "import resource, subprocess, sys\n"
+    meter += "subprocess.run(sys.argv[1:], check=True, capture_output=True)\n"
     meter += "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9)"
     measured = float(
         subprocess.run(

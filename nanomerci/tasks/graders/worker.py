@@ -1,7 +1,7 @@
-"""The workers' side of grading: the zygote that forks workers, and the worker that runs graders.
+"""The workers' side of grading: the fork server, and the worker that runs graders.
 
 Here: start, limits, what a job's errors become.   Not here: who gets which job and when a worker is
-killed (grading.py).
+killed (pool.py).
 """
 
 import fcntl
@@ -19,8 +19,8 @@ import traceback
 from nanomerci.tasks.graders.pool import OUT_OF_MEMORY, OUTCOMES, Grade
 
 
-def zygote():
-    """The zygote's main: imports, forks and buries until the parent hangs up. Commands: load MODULE
+def fork_server():
+    """Its main: imports, forks and ends workers until the parent hangs up. Commands: load MODULE
     [FUNCTION], which is called then; fork NUMBER, with the new worker's socket; end NUMBER,
     answered by the exit status.
     """
@@ -52,13 +52,13 @@ def zygote():
 
 
 _say = None  # in a worker: sends one message to the parent
-_loaded = set()  # what the zygote has imported, or could not
+_loaded = set()  # what the fork server has imported, or could not
 
 
 def load(name, warm=None):
-    """Import a large library off the clock: no answer pays for it. A worker leaves over it; its
-    successor has it from the zygote, where warm(), a function of a module, has then filled the
-    library's caches with texts of ours.
+    """Import a large library off the clock: no response pays for it. A worker leaves over it; its
+    successor has it from the fork server, where warm(), a function of a module, has then filled
+    the library's caches with texts of ours.
     """
     if _say and name not in _loaded:
         _say("load", [name], *([[warm.__module__, warm.__name__]] if warm else []))
@@ -69,16 +69,13 @@ def load(name, warm=None):
 def work(connection, memory):
     """The worker's main: never returns before the parent hangs up."""
     global _say
-    for limit, value in (
-        (resource.RLIMIT_AS, memory),
-        (resource.RLIMIT_FSIZE, 0),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        resource.setrlimit(limit, (value, value))  # FSIZE 0: nothing here writes a byte to any file
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    for limit in (resource.RLIMIT_FSIZE, resource.RLIMIT_CORE):
+        resource.setrlimit(limit, (0, 0))  # nothing here writes a byte to any file
     jobs = connection.makefile("rb")
 
     def _say(*message):
-        return connection.sendall(json.dumps(message).encode() + b"\n")
+        connection.sendall(json.dumps(message).encode() + b"\n")
 
     _say("ready")
     while header := jobs.read(16):
@@ -96,10 +93,8 @@ def _run(function, arguments):
     try:
         grade = function(*arguments)
         if not isinstance(grade, Grade) or grade.outcome not in OUTCOMES:
-            raise TypeError(
-                f"{function.__qualname__} returned {grade!r:.80}, wanted a Grade with an "
-                f"outcome of {OUTCOMES}"
-            )
+            expected = f"expected a Grade with an outcome of {OUTCOMES}"
+            raise TypeError(f"{function.__qualname__} returned {grade!r:.80}, {expected}")
         return float(grade.reward), grade.outcome, None
     except MemoryError:
         os._exit(OUT_OF_MEMORY)  # what is left of the heap is not to be trusted: start anew
@@ -112,11 +107,8 @@ def _fail(text):
 
 
 def _die_with_parent(lifeline):
-    """SIGIO, whose default is to end the process, to the whole group when the parent's end of a
-    pipe closes, however it died.
-
-    (PR_SET_PDEATHSIG would also fire when the *thread* that started the zygote ends, and it may be
-    started from any.)
+    """SIGIO, which ends a process, to the whole group when the parent's end of a pipe closes,
+    however it died. (PR_SET_PDEATHSIG would also fire when only the *thread* ends that started us.)
     """
     signal.signal(signal.SIGIO, signal.SIG_DFL)
     fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
