@@ -163,9 +163,9 @@ def test_autocast_does_not_round_the_folded_network():
 
 def test_refusals(backend):
     net = CoinFlipNet(8, coins=129).to(backend[1])
-    with pytest.raises(ValueError, match=r"wanted \(N, 8\)"):
+    with pytest.raises(ValueError, match=r"expected \(N, 8\)"):
         cfn_score(torch.zeros(2, 9, device=backend[1]), net, backend[0])
-    with pytest.raises(TypeError, match="wanted float32, bfloat16 or float16"):
+    with pytest.raises(TypeError, match="expected float32, bfloat16 or float16"):
         cfn_score(torch.zeros(2, 8, device=backend[1]).double(), net, backend[0])
     with pytest.raises(ValueError, match="expected None, 'torch' or 'triton'"):
         cfn_score(torch.zeros(2, 8, device=backend[1]), net, "cpu")

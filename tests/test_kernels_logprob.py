@@ -380,9 +380,9 @@ def test_refusals():
             (hidden_ND, weight_VD, torch.tensor([0, 0, 0, 10])),
         ),
         (IndexError, r"got ids in -100..0", (hidden_ND, weight_VD, torch.tensor([0, 0, 0, -100]))),
-        (ValueError, r"wanted \(N, D\) and \(V, D\)", (hidden_ND, weight_VD.T, ids_N)),
-        (ValueError, r"wanted \(4,\) int64", (hidden_ND, weight_VD, ids_N[:3])),
-        (ValueError, r"wanted > 0", (hidden_ND, weight_VD, ids_N, 0.0)),
+        (ValueError, r"expected \(N, D\) and \(V, D\)", (hidden_ND, weight_VD.T, ids_N)),
+        (ValueError, r"expected \(4,\) int64", (hidden_ND, weight_VD, ids_N[:3])),
+        (ValueError, r"expected > 0", (hidden_ND, weight_VD, ids_N, 0.0)),
         (
             ValueError,
             r"without gradient",
@@ -396,7 +396,7 @@ def test_refusals():
         (TypeError, r"cast one", (hidden_ND, weight_VD.bfloat16(), ids_N)),
         (
             TypeError,
-            r"wanted float32, bfloat16 or float16",
+            r"expected float32, bfloat16 or float16",
             (hidden_ND.double(), weight_VD.double(), ids_N),
         ),
     ):

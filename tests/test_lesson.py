@@ -25,8 +25,8 @@ from nanomerci import grpo, merci
 
 if not importlib.util.find_spec("marimo"):
     pytest.skip("the lesson needs marimo: pip install -e '.[lesson]'", allow_module_level=True)
-# It is imported by the tests, not here: where marimo has been imported, transformers takes itself to
-# be in a notebook, and its Trainer, which other tests collect, wants IPython.
+# It is imported by the tests, not here: where marimo has been imported, transformers believes to be
+# in a notebook, and its Trainer, which other tests collect, asks for IPython.
 LESSON = ROOT / "docs" / "lesson.py"
 PICTURES = {"coins", "filters", "merge", "two_strategies", "expected_update", "phase"}
 # Advantages are float32, and grpo.advantage adds 1e-6 to a standard deviation of at least 0.35 in

@@ -21,7 +21,7 @@ from nanomerci.loop.collect import find_bonus
 from nanomerci.loop.metrics import length_correlation, per_response
 from nanomerci.loop.model import StateReader
 from nanomerci.loop.rollout import Rollout, noise_mask
-from nanomerci.runtime.config import Count, Counter, Exploration, Seed, UserError, unwrap
+from nanomerci.runtime.config import Count, Counter, Exploration, Seed, UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +45,10 @@ class MerciConfig(Counter, Exploration):
 
     def __post_init__(self):
         for f in fields(self):
-            value, (kind, rules) = getattr(self, f.name), unwrap(f.type)
-            words = [rule.words for rule in rules if not rule.test(value)]
-            if get_origin(kind) is Literal and value not in get_args(kind):
-                words = [" or ".join(get_args(kind))]
+            value, ranges = getattr(self, f.name), getattr(f.type, "__metadata__", ())
+            words = [allowed.words for allowed in ranges if not allowed.test(value)]
+            if get_origin(f.type) is Literal and value not in get_args(f.type):
+                words = [" or ".join(get_args(f.type))]
             if words:
                 raise UserError(f"MerciConfig({f.name}={value!r}): expected {words[0]}")
         if not merges_as_merci(find_bonus(self.bonus)):
