@@ -101,7 +101,7 @@ def run_module(name, *words, monkeypatch, capsys):
     """Its --help is printed; a comparison is parsed, arms and all."""
     module = importlib.import_module(name)
     if name == "nanomerci.lab.compare":
-        a, rest = module.arguments([word for word in words if word != "--model"])
+        a, rest = module.arguments(list(words))
         assert all(map(module.options, a.arms.split(","))) and rest
         return
     monkeypatch.setattr(sys, "argv", [name, *words, "--help"])
