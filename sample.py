@@ -341,7 +341,7 @@ def check(model, name):
     logp_BTV, bound = logits_BTV[:, :-1].log_softmax(-1), rounding(model, logits_BTV)
     theirs_BT = logp_BTV.gather(2, rollout.tokens_BT[:, 1:, None])[..., 0]
     for what, logp_BT in (
-        ("are not head(hidden): soft-capping, scaling or a bias", trained_BT),
+        ("are not head(hidden): soft caps, scaling, a bias, a mask of its own", trained_BT),
         ("change with our cache", rollout.logp_BT),
     ):
         gap = ((logp_BT[:, 1:] - theirs_BT) * rollout.mask_BT[:, 1:]).abs().max()

@@ -15,19 +15,23 @@ again, turns it into dx, and multiplies.
 Axes: N tokens, V vocabulary (v: a tile of it), D hidden width.
 """
 
+from functools import partial
+
 import torch
 
 from nanomerci.kernels import choose, triton
 
 TILE_BYTES = 88 * 2**20  # the fp32 logits alive at any time: one tile of this size ...
-TILE_COLUMNS = (
-    2048  # ... or of this width, if that is more: a narrower one spends its time adding to dhidden
-)
+TILE_COLUMNS = 2048  # ... or this wide, if that is more: a narrower one only adds to dhidden
 LOWEST = -1e30  # the maximum of nothing: finite, so that a tile of nothing but -inf makes no NaN
 
 
 # ---- One tile of logits, in plain torch
-# ----
+
+
+def place(local_N, width):
+    """Ids counted from the tile's first column -> whether the tile holds them, a column anyway."""
+    return (local_N >= 0) & (local_N < width), local_N.clamp(0, width - 1)[:, None]
 
 
 @torch.autocast("cuda", enabled=False)  # it would round the products of vecdot to bf16
@@ -39,20 +43,15 @@ def scan_torch(x_Nv, ids_N, first, inverse_t_N, state, last):
     first: the tile's first column in the vocabulary. state: None before the first tile. An id that
     no tile held: NaN, all.
     """
-    x_Nv, local_N = x_Nv.float(), ids_N - first
-    inside_N, column_N1 = (
-        (local_N >= 0) & (local_N < x_Nv.shape[1]),
-        local_N.clamp(0, x_Nv.shape[1] - 1)[:, None],
-    )
+    x_Nv = x_Nv.float()
+    inside_N, column_N1 = place(ids_N - first, x_Nv.shape[1])
     max_N = x_Nv.amax(1).clamp_(min=LOWEST)
-    d_Nv = (
-        (x_Nv - max_N[:, None]).mul_(inverse_t_N[:, None]).clamp_(min=LOWEST)
-    )  # not -inf: 0 * -inf below
+    # not -inf: 0 * -inf below
+    d_Nv = (x_Nv - max_N[:, None]).mul_(inverse_t_N[:, None]).clamp_(min=LOWEST)
     e_Nv = d_Nv.exp()
     s_N, u_N = e_Nv.sum(1), torch.linalg.vecdot(e_Nv, d_Nv)
-    target_N = x_Nv.gather(1, column_N1)[:, 0].where(
-        inside_N, torch.nan if state is None else state[3]
-    )
+    before = torch.nan if state is None else state[3]
+    target_N = x_Nv.gather(1, column_N1)[:, 0].where(inside_N, before)
     if state is not None:
         top_N = torch.maximum(state[0], max_N)
         old_N, new_N = (state[0] - top_N) * inverse_t_N, (max_N - top_N) * inverse_t_N
@@ -69,11 +68,8 @@ def gradient_torch(x_Nv, ids_N, first, rows, dtype, reuse=False):
     """One tile of logits -> the same tile of dx, in fp32 until it is rounded to dtype at the very
     end (the 1 - p as well).
     """
-    local_N, (inverse_t_N, max_N, log_s_N, entropy_N, dlogp_N, dentropy_N) = ids_N - first, rows
-    inside_N, column_N1 = (
-        (local_N >= 0) & (local_N < x_Nv.shape[1]),
-        local_N.clamp(0, x_Nv.shape[1] - 1)[:, None],
-    )
+    inverse_t_N, max_N, log_s_N, entropy_N, dlogp_N, dentropy_N = rows
+    inside_N, column_N1 = place(ids_N - first, x_Nv.shape[1])
     dlogp_N = dlogp_N * inverse_t_N
     d_Nv = (x_Nv.float() - max_N[:, None]).clamp_(min=LOWEST)
     logp_Nv = torch.addcmul(-log_s_N[:, None], d_Nv, inverse_t_N[:, None], out=d_Nv)
@@ -82,16 +78,13 @@ def gradient_torch(x_Nv, ids_N, first, rows, dtype, reuse=False):
         dx_Nv = p_Nv.mul_(-dlogp_N[:, None])
     else:
         scale_N = -dentropy_N * inverse_t_N
-        dx_Nv = p_Nv.mul_(
-            torch.addcmul(
-                (entropy_N * scale_N - dlogp_N)[:, None], logp_Nv, scale_N[:, None], out=logp_Nv
-            )
-        )
+        rest_N = entropy_N * scale_N - dlogp_N
+        factor_Nv = torch.addcmul(rest_N[:, None], logp_Nv, scale_N[:, None], out=logp_Nv)
+        dx_Nv = p_Nv.mul_(factor_Nv)
     return dx_Nv.scatter_add_(1, column_N1, dlogp_N.where(inside_N, 0.0)[:, None]).to(dtype)
 
 
 # ---- One tile of logits, in Triton
-# ----
 
 if triton is None:
     scan_kernel = gradient_kernel = None
@@ -120,10 +113,7 @@ else:
         over the lanes at the end.
         """
         n = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)  # 64 bits: N x V passes 2^31
-        live, n = (
-            n < N,
-            tl.minimum(n, N - 1),
-        )  # rows beyond the last compute it again, and store nothing
+        live, n = n < N, tl.minimum(n, N - 1)  # beyond the last: computed again, not stored
         inverse_t = tl.load(inverse_t + n)
         lane = tl.arange(0, B)[None, :]
         if FIRST:
@@ -184,30 +174,22 @@ else:
         live, n = n[:, None] < N, tl.minimum(n, N - 1)
         lane = tl.arange(0, B)[None, :]
         inverse_t, local = tl.load(inverse_t + n)[:, None], tl.load(ids + n)[:, None] - first
-        top, log_s, entropy = (
-            tl.load(max_ + n)[:, None],
-            tl.load(log_s + n)[:, None],
-            tl.load(entropy + n)[:, None],
-        )
-        dlogp, dentropy = (
-            tl.load(dlogp + n)[:, None] * inverse_t,
-            tl.load(dentropy + n)[:, None] * inverse_t,
-        )
+        top, log_s = tl.load(max_ + n)[:, None], tl.load(log_s + n)[:, None]
+        entropy = tl.load(entropy + n)[:, None]
+        dlogp = tl.load(dlogp + n)[:, None] * inverse_t
+        dentropy = tl.load(dentropy + n)[:, None] * inverse_t
+        row = x + n[:, None] * x_stride
         for v in range(0, width, B):
             inside = v + lane < width
-            logp = (
-                tl.load(x + n[:, None] * x_stride + (v + lane), inside, 0.0).to(tl.float32) - top
-            ) * inverse_t - log_s
+            tile = tl.load(row + (v + lane), inside, 0.0).to(tl.float32)
+            logp = (tile - top) * inverse_t - log_s
             p = tl.exp(logp)
             dx = dlogp * (tl.where(v + lane == local, 1.0, 0.0) - p)
             dx -= dentropy * p * tl.where(logp == float("-inf"), 0.0, logp + entropy)
             if OVERLAP:
                 tl.debug_barrier()
-            tl.store(
-                out + n[:, None] * out_stride + (v + lane),
-                dx.to(out.dtype.element_ty),
-                inside & live,
-            )
+            there = out + n[:, None] * out_stride + (v + lane)
+            tl.store(there, dx.to(out.dtype.element_ty), inside & live)
 
 
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
@@ -224,22 +206,10 @@ def launch_shape(width):
 def scan_triton(x_Nv, ids_N, first, inverse_t_N, state, last):
     (N, width), (R, B) = x_Nv.shape, launch_shape(x_Nv.shape[1])
     out = state or tuple(torch.empty_like(inverse_t_N) for _ in range(4))
+    options = {"R": R, "B": B, "FIRST": state is None, "LAST": last} | OPTIONS
     if N:
-        scan_kernel[-(-N // R),](
-            x_Nv,
-            x_Nv.stride(0),
-            ids_N,
-            first,
-            inverse_t_N,
-            *out,
-            N,
-            width,
-            R=R,
-            B=B,
-            FIRST=state is None,
-            LAST=last,
-            **OPTIONS,
-        )
+        tile = x_Nv, x_Nv.stride(0), ids_N, first
+        scan_kernel[-(-N // R),](*tile, inverse_t_N, *out, N, width, **options)
     return out
 
 
@@ -248,36 +218,21 @@ def gradient_triton(x_Nv, ids_N, first, rows, dtype, reuse=False):
     memory.
     """
     (N, width), (R, B) = x_Nv.shape, launch_shape(x_Nv.shape[1])
-    dx_Nv = (
-        x_Nv.view(dtype)[:, :width]
-        if reuse
-        else torch.empty(N, width, dtype=dtype, device=x_Nv.device)
-    )
+    if reuse:
+        dx_Nv = x_Nv.view(dtype)[:, :width]
+    else:
+        dx_Nv = torch.empty(N, width, dtype=dtype, device=x_Nv.device)
     *rows, dlogp_N, dentropy_N = rows
     dentropy_N = torch.zeros_like(dlogp_N) if dentropy_N is None else dentropy_N
+    rows += [dlogp_N.contiguous(), dentropy_N.contiguous()]
+    options = {"R": R, "B": B, "OVERLAP": reuse and dtype != x_Nv.dtype} | OPTIONS
     if N:
-        gradient_kernel[-(-N // R),](
-            x_Nv,
-            x_Nv.stride(0),
-            dx_Nv,
-            dx_Nv.stride(0),
-            ids_N,
-            first,
-            *rows,
-            dlogp_N.contiguous(),
-            dentropy_N.contiguous(),
-            N,
-            width,
-            R=R,
-            B=B,
-            OVERLAP=reuse and dtype != x_Nv.dtype,
-            **OPTIONS,
-        )
+        tiles = x_Nv, x_Nv.stride(0), dx_Nv, dx_Nv.stride(0)
+        gradient_kernel[-(-N // R),](*tiles, ids_N, first, *rows, N, width, **options)
     return dx_Nv
 
 
 # ---- Tiles
-# ----
 
 
 def tile_width(N, V):
@@ -293,17 +248,15 @@ def matmul_(out, a, b, accumulate=False):
     """out (+)= a @ b: summed in fp32 whatever the inputs are, and rounded once, to out's dtype.
     Autocast leaves it alone.
     """
+    multiply = torch.mm
+    if accumulate:
+        multiply = partial(torch.addmm, out)
     if a.dtype == out.dtype:
-        return torch.addmm(out, a, b, out=out) if accumulate else torch.mm(a, b, out=out)
+        return multiply(a, b, out=out)
     if out.device.type != "cuda":  # torch on a CPU has no half @ half -> fp32
-        return (
-            torch.addmm(out, a.float(), b.float(), out=out)
-            if accumulate
-            else torch.mm(a.float(), b.float(), out=out)
-        )
-    if accumulate:  # an fp32 addend to half products: torch 2.10 and later
-        return torch.addmm(out, a, b, out_dtype=torch.float32, out=out)
-    return torch.mm(a, b, out_dtype=torch.float32, out=out)
+        return multiply(a.float(), b.float(), out=out)
+    # with an fp32 addend to half products: torch 2.10 and later
+    return multiply(a, b, out_dtype=torch.float32, out=out)
 
 
 class _Linear(torch.autograd.Function):
@@ -322,16 +275,9 @@ class _Linear(torch.autograd.Function):
             x_Nv = matmul_(buffer[: N * len(w_vD)].view(N, len(w_vD)), hidden_ND, w_vD.T)
             state = scan(x_Nv, ids_N, v, inverse_t_N, state, v + width >= V)
         max_N, log_s_N, entropy_N, logp_N = state
-        ctx.save_for_backward(
-            hidden_ND,
-            weight_VD,
-            ids_N,
-            inverse_t_N,
-            max_N,
-            log_s_N,
-            entropy_N,
-            x_Nv if width == V else None,
-        )  # where all logits are one tile, keep it
+        kept_Nv = x_Nv if width == V else None  # where all logits are one tile
+        rows = inverse_t_N, max_N, log_s_N, entropy_N
+        ctx.save_for_backward(hidden_ND, weight_VD, ids_N, *rows, kept_Nv)
         ctx.gradient = gradient
         ctx.set_materialize_grads(False)
         return logp_N, entropy_N
@@ -342,10 +288,11 @@ class _Linear(torch.autograd.Function):
         hidden_ND, weight_VD, ids_N, *rows, kept_Nv = ctx.saved_tensors
         N, V = len(hidden_ND), len(weight_VD)
         rows += [torch.zeros_like(rows[0]) if dlogp_N is None else dlogp_N, dentropy_N]
-        dhidden_ND = (
-            torch.empty_like(hidden_ND, dtype=torch.float32) if ctx.needs_input_grad[0] else None
-        )
-        dweight_VD = torch.empty_like(weight_VD) if ctx.needs_input_grad[1] else None
+        dhidden_ND, dweight_VD = None, None
+        if ctx.needs_input_grad[0]:
+            dhidden_ND = torch.empty_like(hidden_ND, dtype=torch.float32)
+        if ctx.needs_input_grad[1]:
+            dweight_VD = torch.empty_like(weight_VD)
         width = tile_width(N, V)
         buffer = hidden_ND.new_empty(N * width, dtype=torch.float32) if kept_Nv is None else None
         for v in range(0, V, width):
@@ -357,14 +304,9 @@ class _Linear(torch.autograd.Function):
                 matmul_(dweight_VD[v : v + width], dx_Nv.T, hidden_ND)
             if dhidden_ND is not None:
                 matmul_(dhidden_ND, dx_Nv, w_vD, accumulate=v > 0)
-        return (
-            None if dhidden_ND is None else dhidden_ND.to(hidden_ND.dtype),
-            dweight_VD,
-            None,
-            None,
-            None,
-            None,
-        )
+        if dhidden_ND is not None:
+            dhidden_ND = dhidden_ND.to(hidden_ND.dtype)
+        return dhidden_ND, dweight_VD, None, None, None, None
 
 
 class _Logits(torch.autograd.Function):
@@ -374,15 +316,13 @@ class _Logits(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, logits_NV, ids_N, inverse_t_N, scan, gradient, block):
+        cut = [a.split(block) for a in (logits_NV, ids_N, inverse_t_N)]
         parts = [
             scan(x_nV, ids_n, 0, inverse_t_n, None, True)
-            for x_nV, ids_n, inverse_t_n in zip(
-                *(a.split(block) for a in (logits_NV, ids_N, inverse_t_N)), strict=False
-            )
+            for x_nV, ids_n, inverse_t_n in zip(*cut, strict=True)
         ]
-        max_N, log_s_N, entropy_N, logp_N = (
-            parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=False))
-        )
+        state = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
+        max_N, log_s_N, entropy_N, logp_N = state
         ctx.save_for_backward(logits_NV, ids_N, inverse_t_N, max_N, log_s_N, entropy_N)
         ctx.gradient, ctx.block = gradient, block
         ctx.set_materialize_grads(False)
@@ -393,26 +333,18 @@ class _Logits(torch.autograd.Function):
     def backward(ctx, dlogp_N, dentropy_N):
         logits_NV, ids_N, *rows = ctx.saved_tensors
         rows += [torch.zeros_like(rows[0]) if dlogp_N is None else dlogp_N, dentropy_N]
+        dtype, width = logits_NV.dtype, logits_NV.shape[1]
         if len(logits_NV) <= ctx.block:
-            return (
-                ctx.gradient(logits_NV, ids_N, 0, rows, logits_NV.dtype),
-                None,
-                None,
-                None,
-                None,
-                None,
-            )
-        dx_NV = torch.empty(logits_NV.shape, dtype=logits_NV.dtype, device=logits_NV.device)
+            return ctx.gradient(logits_NV, ids_N, 0, rows, dtype), None, None, None, None, None
+        dx_NV = torch.empty(len(logits_NV), width, dtype=dtype, device=logits_NV.device)
         for i in range(0, len(logits_NV), ctx.block):
             n = slice(i, i + ctx.block)
-            dx_NV[n] = ctx.gradient(
-                logits_NV[n], ids_N[n], 0, [r if r is None else r[n] for r in rows], logits_NV.dtype
-            )
+            mine = [r if r is None else r[n] for r in rows]
+            dx_NV[n] = ctx.gradient(logits_NV[n], ids_N[n], 0, mine, dtype)
         return dx_NV, None, None, None, None, None
 
 
 # ---- What others call
-# ----
 
 
 def linear_logprob_entropy(hidden_ND, weight_VD, ids_N, temperature=1.0, backend=None):
