@@ -10,6 +10,7 @@ import signal
 import pytest
 import torch
 from conftest import ROOT
+from once import WORDS
 from runs import TIMES, metrics, same_weights, weights
 
 from nanomerci import train
@@ -24,12 +25,26 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(run):
         assert (one / name).read_bytes() == (two / name).read_bytes()
 
 
+def test_the_same_seed_gives_the_same_run_on_two_threads(run, small_model):
+    """Large enough for the threads to share work: a run of other sums would show."""
+    wide = small_model(WORDS, width=256, layers=2, heads=4)
+    options = {"model": wide, "threads": 2, "prompts": 32, "group": 16, "minibatches": 1}
+    try:
+        runs = [run(name, **options, steps=3, eval_every=0) for name in ("one", "two", "three")]
+    finally:
+        torch.set_num_threads(1)
+    for other in runs[1:]:
+        assert metrics(other) == metrics(runs[0])
+        assert same_weights(weights(other, 3), weights(runs[0], 3))
+
+
 def test_gamma_zero_is_plain_grpo_bit_for_bit(run):
     plain, control = run("plain", bonus="none"), run("control", gamma=0)
-    merci = run("merci", gamma=1.0, alpha=0.9)
+    policy, merci = run("policy", gamma=0, cfn_features="policy"), run("merci", gamma=1, alpha=0.9)
     own = (*TIMES, "merci/", "cfn/")
-    assert metrics(plain, own) == metrics(control, own)
-    assert same_weights(weights(plain, 4), weights(control, 4))
+    for none in (control, policy):
+        assert metrics(plain, own) == metrics(none, own)
+        assert same_weights(weights(plain, 4), weights(none, 4))
     assert not same_weights(weights(plain, 4), weights(merci, 4))
 
 
