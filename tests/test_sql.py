@@ -364,7 +364,7 @@ def test_schema_shows_keys_and_examples_within_its_budget():
 
 def test_what_a_user_gets_wrong_is_one_line(tmp_path, spider):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="wanted an unpacked Spider or BIRD folder"):
+    with pytest.raises(ValueError, match="expected an unpacked Spider or BIRD folder"):
         sql.read_problems(tmp_path / "empty")
     (spider / "dev.json").write_text('[{"question": "?", "query": "SELECT 1", "db_id": "gone"}]')
     with pytest.raises(ValueError, match="no such database"):

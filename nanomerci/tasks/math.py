@@ -248,7 +248,7 @@ def _gold(gold, where):
     if isinstance(gold, str) and ("####" in gold or "\\boxed" in gold):
         gold = answer(gold)
     if data.missing(gold):
-        raise ValueError(f"{where}: has no final answer; wanted a value, \\boxed{{}} or ####")
+        raise ValueError(f"{where}: has no final answer; expected a value, \\boxed{{}} or ####")
     return str(gold).strip()
 
 

@@ -348,8 +348,8 @@ def _question_files(root, split):
         if files:
             return files
     raise ValueError(
-        f"{root}: no {split}*.json with questions there or in a folder of it; wanted an unpacked "
-        "Spider or BIRD folder"
+        f"{root}: no {split}*.json with questions there or in a folder of it; expected an "
+        "unpacked Spider or BIRD folder"
     )
 
 
