@@ -65,8 +65,8 @@ class Rollout:
         """bool: tokens whose state is counted. The state after a response's last token is terminal:
         nothing follows it.
         """
-        more_BT = torch.nn.functional.pad(self.mask_BT[:, 1:], (0, 1))
-        return (self.mask_BT > 0) & (more_BT > 0)
+        column_T = torch.arange(1, self.mask_BT.shape[1] + 1, device=self.mask_BT.device)
+        return (self.mask_BT > 0) & (column_T < self.end_B[:, None])
 
     def responses(self):
         """Token ids of each response as lists, pads and prompt left out."""
