@@ -13,7 +13,7 @@ from contextlib import nullcontext
 import pytest
 from conftest import ROOT
 
-from nanomerci import sample, tasks
+from nanomerci import sample
 from nanomerci.loop.model import tiny
 from nanomerci.runtime.config import UserError
 from nanomerci.tasks.graders.pool import Pool
@@ -182,8 +182,8 @@ def test_sets_by_name_have_the_papers_k(tmp_path, monkeypatch):
     monkeypatch.setenv("NANOMERCI_CACHE", str(tmp_path))
     for name, k in (("aime24", 256), ("math500", 16), ("college_math", 8)):
         (tmp_path / f"{name}.jsonl").write_text('{"problem": "P?", "answer": "1"}\n')
-        task, samples = tasks.held_out(name, str(tmp_path))
+        task, samples = evaluation.held_out(name, str(tmp_path))
         assert samples == k and task.test[0].gold == "1"
     for name in ("toy_sql", "toy_sql_chatty", "toy_math", "arithmetic"):
-        task, samples = tasks.held_out(name)
+        task, samples = evaluation.held_out(name)
         assert len(task.test) == 400 and samples == 16

@@ -196,9 +196,8 @@ def test_the_numbers_are_those_of_the_counter_and_the_model(run):
         with torch.no_grad():
             hidden_TD = features(ids[None], output_hidden_states=True).hidden_states[-1][0]
             logits_TV = model(ids[None]).logits[0].log_softmax(-1)
-        assert s["invn"] == pytest.approx(
-            cfn.inverse_count(net(hidden_TD[columns])).tolist(), rel=1e-4
-        )
+        expected = cfn.inverse_count(net(hidden_TD[columns[:-1]])).tolist()
+        assert s["invn"] == pytest.approx([*expected, 0], rel=1e-4)  # the last state is terminal
         assert s["logp"] == pytest.approx(
             logits_TV[columns - 1].gather(1, ids[columns, None])[:, 0].tolist(), rel=2e-3, abs=1e-3
         )
@@ -224,10 +223,10 @@ def test_a_counter_made_now_knows_the_beaten_track(run):
     folder, asked = run / "checkpoints/step_000002/model", "who is oldest in 'ops' ?"
     sampler = sampler_of(folder, 4)
     net = heatmap.count_now(sampler, encode(sampler.tokenizer, asked), 32)
-    common = draw(sampler_of(folder, 1), asked, 32, seed=9)
+    common = draw(sampler_of(folder, 2), asked, 32, seed=9)
     strange = draw(sampler, "where live people from 'oslo' under 50 years ?", 32, seed=9)
     rolls = common, strange
-    means = [invn_of(sampler.model, net, roll)[roll.mask_BT > 0].mean() for roll in rolls]
+    means = [invn_of(sampler.model, net, roll)[roll.visited_BT].mean() for roll in rolls]
     assert means[0] < 0.5 * means[1]
 
 

@@ -511,7 +511,7 @@ def test_what_a_user_gets_wrong_is_one_line(tmp_path):
         ((str(tmp_path / "gone.jsonl"),), "expected a .json"),
         ((str(tmp_path / "a.jsonl"), None, "txet"), "no question in column txet"),
         ((str(tmp_path / "bad.jsonl"),), "line 1: is not JSON"),
-        (("math501",), "one of dapo_math_17k"),
+        (("math501",), "the name of a known set"),
         (("math500", tmp_path), "no math500 there"),
         ((str(tmp_path / "x.txt"),), "a .txt file"),
         ((str(tmp_path / "none.jsonl"),), "is empty"),

@@ -15,6 +15,12 @@ from runs import metrics, weights
 
 DAPO = {"algo": "dapo", "prompts": 2, "minibatches": 1, "micro_batch_tokens": 40}
 
+# Ranks add the same numbers up in another order. Sums of some 500 terms then differ by up to 500 x
+# 6e-8 = 3e-5 of themselves. AdamW divides by the gradient's size, so a step, at most lr = 1e-3,
+# changes by that share, and by more only where the gradient is itself no more than rounding: 1 % is
+# allowed, in 8 updates. A group that is counted twice, or not at all, moves weights by about lr.
+ROUNDING = 8 * 1e-3 * 0.01
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
@@ -39,8 +45,8 @@ def whole(model, tmp_path_factory):
 def test_two_ranks_are_one(whole, name):
     one, two = whole["one"], whole[name]
     assert groups(f"{one}.groups") == groups(f"{two}.groups")
-    assert farthest(metrics(one), metrics(two)) < 1e-6
-    assert farthest(weights(one, 4), weights(two, 4)) < 1e-6
+    assert farthest(metrics(one), metrics(two)) < ROUNDING
+    assert farthest(weights(one, 4), weights(two, 4)) < ROUNDING
     assert farthest(weights(one, 4), weights(one, 0)) > 1e-3
     assert (one / "evals.jsonl").read_bytes() == (two / "evals.jsonl").read_bytes()
     parts, remembered = [replay(two, rank) for rank in (0, 1)], replay(one, 0)
@@ -65,7 +71,7 @@ def test_resuming_on_another_number_of_ranks(whole, name, world, tmp_path):
         farthest(weights(folder, 4), weights(whole[name], 4)),
         farthest(metrics(folder), metrics(whole[name])),
     ]
-    assert max(apart) < 1e-6
+    assert max(apart) < ROUNDING
     if (name, world) == ("shards", 2):
         assert apart == [0, 0]
 

@@ -286,10 +286,12 @@ def test_padding_tools_and_truncated_responses(explorer):
     for b, (prompt, response) in enumerate(zip(PROMPTS, RESPONSES, strict=True)):
         hidden_1TD = made.features(torch.tensor([prompt + response])).last_hidden_state
         alone_T = made.bonus.score(hidden_1TD[0, len(prompt) :])
-        wanted_T = alone_T * (batch["completion_mask"] * batch["tool_mask"])[b, : len(response)]
+        visited_T = (batch["completion_mask"] * batch["tool_mask"])[b, : len(response)]
+        visited_T[visited_T.nonzero()[-1:, 0]] = 0  # the last state is terminal
+        wanted_T = alone_T * visited_T
         novelty_T = visits.novelty_BT[b].gather(0, at_BC[b])[: len(response)]
         torch.testing.assert_close(novelty_T, wanted_T)
-    tokens = sum(map(len, RESPONSES)) - 2 - len(RESPONSES[6])
+    tokens = sum(map(len, RESPONSES)) - 2 - len(RESPONSES[6]) - (len(RESPONSES) - 1)
     assert len(visits.address_N) == len(visits.hidden_ND) == tokens
 
     shaped_B, metrics = made.shape(batch, ROWS, G, 0)
@@ -327,7 +329,7 @@ def test_each_generation_batch_is_scored_and_counted_once(make):
     seen = []
 
     def counted(prompts, completions, completion_ids, **_):
-        seen.append(sum(map(len, completion_ids)))
+        seen.append(sum(len(ids) - 1 for ids in completion_ids))  # the last state is terminal
         return reward(prompts, completions)
 
     trainer = make(

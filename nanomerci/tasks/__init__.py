@@ -99,37 +99,6 @@ def folder_of(c, name):
     return None if not c.data_folder or Path(name).exists() else c.data_folder
 
 
-def held_out(name, data_folder="", limit=None):
-    """`sample.py --eval NAME` -> task whose .test are the problems to ask, and the paper's number
-    of responses per problem.
-
-    NAME: a task that needs no data, a set of tasks/math.py, a hub id, a file of problems, a Spider
-    or BIRD folder, reasoning_gym:NAME.
-    """
-    from nanomerci.runtime.config import Config
-    from nanomerci.tasks import math, sql
-
-    with_data = {"math", "sql"}
-    built_in = [task for task in names() if task not in with_data]
-    if name.partition(":")[0] in built_in:
-        return load(Config(task=name)), 16
-    place = Path(data_folder or ".") / name
-    known = (*built_in, *math.SOURCES)
-    try:
-        if any(place.glob("dev*")):
-            match = "spider" if (place / "database").is_dir() else "bird"
-            return sql.SQL(test=sql.read_problems(place, "dev"), match=match), 16
-        if name not in math.SOURCES and not place.exists() and "/" not in name:
-            raise ValueError(
-                f"unknown{closest(name, known)} Expected a path, or one of {', '.join(known)}"
-            )
-        folder = data_folder if data_folder and not Path(name).exists() else None
-        task = math.Math(test=math.read_problems(name, folder, limit=limit))
-        return task, getattr(math.SOURCES.get(name), "k", 16)
-    except (ValueError, OSError) as error:
-        raise UserError(f"--eval {name}: {str(error).splitlines()[0]}") from error
-
-
 def fit(task, length, limit, tests):
     """Leave out problems whose prompt is longer than `limit` tokens (0: none). -> tokens of the
     longest prompt that stays, and how many went. length(problem) -> tokens; of the held-out

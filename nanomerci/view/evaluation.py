@@ -14,8 +14,9 @@ from nanomerci.loop.model import context, encode
 from nanomerci.loop.rollout import SampleOptions
 from nanomerci.runtime import ranks
 from nanomerci.runtime.checkpoint import newest
-from nanomerci.runtime.config import UserError, read
+from nanomerci.runtime.config import Config, UserError, closest, read
 from nanomerci.runtime.log import log0, progress_bar
+from nanomerci.tasks import math, sql
 from nanomerci.tasks.graders.pool import Pool
 from nanomerci.view.report import eval_names
 
@@ -61,7 +62,7 @@ class Records:
 def command(a, sampler):
     """Evaluate and print the summary. a: the Request of view/ask.py; sampler: sample.Sampler."""
     folder = Path(a.model)
-    task, k = tasks.held_out(a.eval, a.data_folder, a.limit)
+    task, k = held_out(a.eval, a.data_folder, a.limit)
     problems, K, run = task.test[: a.limit], a.k or k, (folder / "checkpoints").is_dir()
     place = newest(folder) / "model" if run else folder
     sampler = replace(sampler, max_new_tokens=max_length(a, sampler, problems, run))
@@ -92,6 +93,34 @@ def command(a, sampler):
     if ranks.rank == 0:
         print(table(metrics))
     ranks.finish()
+
+
+def held_out(name, data_folder="", limit=None):
+    """`sample.py --eval NAME` -> task whose .test are the problems to ask, and the paper's number
+    of responses per problem.
+
+    NAME: a task that needs no data, a set of tasks/math.py, a hub id, a file of problems, a Spider
+    or BIRD folder, reasoning_gym:NAME.
+    """
+    with_data = {"math", "sql"}
+    built_in = [task for task in tasks.names() if task not in with_data]
+    if name.partition(":")[0] in built_in:
+        return tasks.load(Config(task=name)), 16
+    place = Path(data_folder or ".") / name
+    known = (*built_in, *math.SOURCES)
+    try:
+        if any(place.glob("dev*")):
+            match = "spider" if (place / "database").is_dir() else "bird"
+            return sql.SQL(test=sql.read_problems(place, "dev"), match=match), 16
+        if name not in math.SOURCES and not place.exists() and "/" not in name:
+            raise ValueError(
+                f"unknown{closest(name, known)} Expected a path, or one of {', '.join(known)}"
+            )
+        folder = data_folder if data_folder and not Path(name).exists() else None
+        task = math.Math(test=math.read_problems(name, folder, limit=limit))
+        return task, getattr(math.SOURCES.get(name), "k", 16)
+    except (ValueError, OSError) as error:
+        raise UserError(f"--eval {name}: {str(error).splitlines()[0]}") from error
 
 
 def max_length(a, sampler, problems, run):
