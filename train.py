@@ -9,11 +9,11 @@ exploration bonus.
     python train.py --resume runs/toy_sql-seed0      go on where a run was stopped or killed
     python train.py --help                           every option; --list: recipes, tasks, bonuses
 
-The loop in main() is the picture of the README: roll out, grade, compare within the group; score
-how novel the visited states are, add the exploration advantage; update the policy; count the
-states. The formulas are in the files it calls.
+The loop in main() is the picture of the README: roll out, grade, score how novel the visited states
+are; compare within the group, add the exploration advantage; update the policy; count the states.
+The formulas are in the files it calls; those at the top level belong to the package nanomerci too.
 
-Axes: P prompts, G responses per prompt, B = P*G rows, T token positions.
+Axes: P prompts, G responses per prompt, B = P*G rows, T token positions; b rows of a micro-batch.
 """
 
 import sys
@@ -303,7 +303,7 @@ def update(c, models, optimizer, bonus, batch, adv, first, step):
         weight_BT = objective.weigh(mask_BT, total, c.max_new_tokens)
         rows = (learning_B & batch_B).nonzero()[:, 0]
         if not ranks.any_rank(len(rows)):
-            continue  # on no rank
+            continue  # on no rank is there anything to learn from
         parts = micro_batches(rollout.end_B[rows], c.micro_batch_tokens)
         for part in ranks.pad_micro_batches(models.policy, parts):
             if part is None:  # nothing left here, but other ranks need our slice of the weights
