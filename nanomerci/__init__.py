@@ -26,7 +26,7 @@ from pathlib import Path
 
 # A thread that waits for another spins, by default for so long that next to a busy process
 # everything takes several times as long. To be set before torch is imported.
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+os.environ.setdefault("GOMP_SPINCOUNT", "50000")
 
 TOP_LEVEL = ("train", "sample", "cfn", "grpo", "dapo", "kernels")
 _root = Path(__file__).parent.parent
