@@ -45,7 +45,7 @@ SHAPE = {
     "bos_token_id": 2,
     "eos_token_id": 1,
     "pad_token_id": 0,
-    "initializer_range": 0.3,
+    "initializer_range": 0.2,
 }
 EXPERTS = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2}
 WINDOW = {"sliding_window": 16}

@@ -182,12 +182,13 @@ def rounding(model, logits_BTV):
     """How far log-probs may lie apart by rounding alone.
 
     Each of L layers rounds what flows through it a dozen times, by a relative error whose root mean
-    square is eps / 5; in fp32 the sums of D products weigh more, sqrt(D) roundings each. They add
-    up as independent errors do, sqrt(12 L) eps / 5, and move a logit by so much of a logit's
-    size, the standard deviation over the vocabulary. Of a hundred differences of two such numbers
-    none is beyond five deviations: 5 sqrt(2) sqrt(12) / 5 = 5.
+    square is eps / 5; in fp32 the sums of D products weigh more, sqrt(D) roundings each. Attention
+    multiplies the errors of queries and keys by its scores, of about 3: 2 * 3^2 roundings more.
+    They add up as independent errors do, sqrt(30 L) eps / 5, and move a logit by so much of a
+    logit's size, the standard deviation over the vocabulary. Of some hundred differences of two
+    such numbers none is beyond five deviations: 5 sqrt(2) sqrt(30) / 5 = 8.
     """
     config, eps = model.config, torch.finfo(torch.float32).eps
     eps = max(torch.finfo(model.dtype).eps, eps * config.hidden_size**0.5)
     size = float(logits_BTV.std(-1).max())
-    return 5 * config.num_hidden_layers**0.5 * eps * size
+    return 8 * config.num_hidden_layers**0.5 * eps * size
