@@ -367,7 +367,7 @@ def test_metrics_are_logged_by_the_names_of_the_glossary(make):
     trainer = make(max_steps=2)
     trainer.train()
     logged = {name for name in trainer.state.log_history[0] if re.match("merci/|cfn/", name)}
-    files = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    files = {ROOT / "README.md", *(ROOT / "docs").glob("*.md")} - {ROOT / "docs/trl.md"}
     documented = set(re.findall("`([a-z_/]+)`", "".join(map(Path.read_text, files))))
     assert len(logged) == 9 and logged <= documented
     share, gamma = zip(*(x[3:] for x in steps(trainer, "merci/share", "merci/gamma")), strict=True)
@@ -405,7 +405,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(make, small_model, tmp_path):
 def test_lora_without_its_adapter_is_the_frozen_copy(make, small_model):
     peft = pytest.importorskip("peft", reason="peft is optional and not installed")
     lora = peft.LoraConfig(target_modules=["q_proj", "v_proj"], r=4, task_type="CAUSAL_LM")
-    trainer = make(peft_config=lora, learning_rate=0.05)
+    trainer = make(peft_config=lora, learning_rate=0.05, gradient_checkpointing=True)
     assert trainer.merci.features is trainer.model.get_base_model().base_model  # no memory
     trainer.train()
     assert all(x[3] > 0 for x in steps(trainer, "merci/share")[1:])
