@@ -538,11 +538,23 @@ def test_out_of_memory_is_one_line(capsys):
         config.run_command(lambda: (_ for _ in ()).throw(RuntimeError("a bug")))
 
 
-def test_a_disk_that_fills_up_while_the_cache_is_written(tmp_path, monkeypatch):
-    class Task(Once):
-        words = WORDS
-        demonstration = staticmethod(lambda rng: ("a b", "c"))
+class Shown(Once):
+    words = WORDS
 
+    def demonstration(self, rng):
+        return "a b", "c"
+
+
+def test_a_warm_start_is_made_once(tmp_path, monkeypatch):
+    """Its key does not hold the vocabulary in the order of a dict, another each time."""
+    monkeypatch.setenv("NANOMERCI_CACHE", str(tmp_path))
+    monkeypatch.setattr(warmstart, "STEPS", 1)
+    for _ in range(3):
+        warmstart.tiny_policy(Shown())
+    assert len(list(tmp_path.glob("warmstart-*"))) == 1
+
+
+def test_a_disk_that_fills_up_while_the_cache_is_written(tmp_path, monkeypatch):
     monkeypatch.setenv("NANOMERCI_CACHE", str(tmp_path))
     monkeypatch.setattr(warmstart, "STEPS", 1)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -551,8 +563,8 @@ def test_a_disk_that_fills_up_while_the_cache_is_written(tmp_path, monkeypatch):
     )  # no file may grow beyond it: the nearest thing to a full disk
     try:
         with pytest.raises(UserError, match="the cache .* cannot be written .* make room"):
-            warmstart.tiny_policy(Task())
+            warmstart.tiny_policy(Shown())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not list(tmp_path.iterdir())  # nothing half-written is taken for the cache next time
-    assert warmstart.tiny_policy(Task())[0].config.hidden_size == 96
+    assert warmstart.tiny_policy(Shown())[0].config.hidden_size == 96
