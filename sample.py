@@ -139,14 +139,14 @@ class Draft:
         self.tokens_C, self.logp_C = self.tokens_BT.view(-1), self.logp_BT.view(-1)
         self.chance_C = chance_BT.view(-1)
 
-    def rollout(self, states):
+    def rollout(self):
         """What was written, up to the end of the longest response."""
         column_T = torch.arange(int(self.end_B.max()), device=self.end_B.device)
         ended_BT = column_T >= self.end_B[:, None]
         mask_BT = ((column_T >= self.start_B[:, None]) & ~ended_BT).float()
         tokens_BT = self.tokens_BT[:, : len(column_T)].masked_fill(ended_BT, 0)
         logp_BT = self.logp_BT[:, : len(column_T)].masked_fill(ended_BT, 0)
-        if not states:
+        if not self.columns:  # of states
             return Rollout(tokens_BT, mask_BT, logp_BT)
         states_BRD = self.states_CD.view(len(tokens_BT), self.columns, -1)[:, 1:]
         return Rollout(tokens_BT, mask_BT, logp_BT, states_BRD)
@@ -288,7 +288,7 @@ def _generate(model, cache, prompts, n, sampling, options, report):
             slots.leave(done_S, cache)
             ended += before - len(slots)
             report(ended)
-    return draft.rollout(options.states)
+    return draft.rollout()
 
 
 def prefill(model, cache, prompts, first, n):

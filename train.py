@@ -266,7 +266,8 @@ def compare(c, batch):
     if not objective.reads_outcomes:
         return objective.advantage(batch.reward_PG)
     number = {answer: i for i, answer in enumerate(dict.fromkeys(batch.answer_B))}
-    outcome_B = torch.tensor([number[answer] for answer in batch.answer_B])
+    outcomes = [number[answer] for answer in batch.answer_B]
+    outcome_B = torch.tensor(outcomes, device=batch.reward_PG.device)
     return objective.advantage(batch.reward_PG, outcome_B.view_as(batch.reward_PG))
 
 

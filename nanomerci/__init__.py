@@ -47,9 +47,9 @@ class _OneName(MetaPathFinder, Loader):
         return spec_from_loader(name, self)
 
     def create_module(self, spec):
-        self.real = import_module(f"nanomerci.{spec.name}")
-        self.spec = self.real.__spec__
-        return self.real
+        module = import_module(f"nanomerci.{spec.name}")
+        self.spec = module.__spec__
+        return module
 
     def get_code(self, name):  # python -m kernels.bench
         name = f"nanomerci.{name}"

@@ -69,33 +69,13 @@ def small_model(tmp_path_factory):
 def run(small_model, tmp_path, monkeypatch):
     """run(name, **options): train.py on the task of once.py -> the run's folder."""
     from once import WORDS, Once
+    from runs import SHORT_RUN
 
     from nanomerci import tasks, train
     from nanomerci.runtime import config
 
     monkeypatch.setattr(tasks, "load", lambda c: Once())
-    settings = {
-        "model": small_model(WORDS),
-        "steps": 4,
-        "prompts": 4,
-        "group": 4,
-        "minibatches": 2,
-        "lr": 3e-3,
-        "max_new_tokens": 8,
-        "run": 1,
-        "cfn_hidden": 16,
-        "eval_problems": 4,
-        "eval_k": 4,
-        "eval_every": 2,
-        "save_every": 2,
-        "keep_checkpoints": 9,
-        "threads": 1,
-        "dtype": "float32",
-        "lr_decay": False,
-        "gamma_decay": 60,
-        "alpha": 0.8,
-        "report": False,
-    }
+    settings = SHORT_RUN | {"model": small_model(WORDS), "lr": 3e-3, "lr_decay": False}
 
     def go(name, **options):
         if "resume" not in options:

@@ -13,31 +13,10 @@ from itertools import chain
 from pathlib import Path
 
 from once import WORDS
+from runs import SHORT_RUN
 
 TESTS = Path(__file__).parent
-SETTINGS = {
-    "steps": 4,
-    "prompts": 4,
-    "group": 4,
-    "minibatches": 2,
-    "lr": 1e-3,
-    "max_new_tokens": 8,
-    "run": 1,
-    "cfn_hidden": 16,
-    "eval_problems": 4,
-    "eval_k": 4,
-    "eval_every": 2,
-    "save_every": 2,
-    "keep_checkpoints": 9,
-    "threads": 1,
-    "graders": 1,
-    "gamma_decay": 60,
-    "alpha": 0.8,
-    "rank_timeout": 60,
-    "device": "cpu",
-    "dtype": "float32",
-    "report": False,
-}
+SETTINGS = SHORT_RUN | {"lr": 1e-3, "graders": 1, "rank_timeout": 60, "device": "cpu"}
 server = multiprocessing.get_context("forkserver")
 server.set_forkserver_preload(
     [

@@ -1,4 +1,4 @@
-"""What a run of train.py left in its folder."""
+"""Runs of train.py on the task of once.py: their options, and what they leave in their folder."""
 
 import json
 from pathlib import Path
@@ -6,6 +6,25 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+SHORT_RUN = {
+    "steps": 4,
+    "prompts": 4,
+    "group": 4,
+    "minibatches": 2,
+    "max_new_tokens": 8,
+    "run": 1,
+    "cfn_hidden": 16,
+    "eval_problems": 4,
+    "eval_k": 4,
+    "eval_every": 2,
+    "save_every": 2,
+    "keep_checkpoints": 9,
+    "threads": 1,
+    "dtype": "float32",
+    "gamma_decay": 60,
+    "alpha": 0.8,
+    "report": False,
+}
 TIMES = ("time/", "tokens_per_s")  # differ from run to run
 
 

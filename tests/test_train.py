@@ -13,7 +13,8 @@ from conftest import ROOT
 from once import WORDS
 from runs import TIMES, metrics, same_weights, weights
 
-from nanomerci import train
+from nanomerci import grpo, train
+from nanomerci.objectives import OBJECTIVES, Objective
 from nanomerci.runtime.config import UserError
 
 
@@ -46,6 +47,25 @@ def test_gamma_zero_is_plain_grpo_bit_for_bit(run):
         assert metrics(plain, own) == metrics(none, own)
         assert same_weights(weights(plain, 4), weights(none, 4))
     assert not same_weights(weights(plain, 4), weights(merci, 4))
+
+
+def test_an_objective_that_reads_outcomes_is_given_them(run, monkeypatch):
+    """Equal numbers for equal final answers, whatever the bonus counts: here answers are graded by
+    themselves, so equal answers have equal rewards, and there are several.
+    """
+    seen = []
+
+    def advantage(reward_PG, outcome_PG):
+        seen.append((reward_PG, outcome_PG))
+        return grpo.advantage(reward_PG)
+
+    monkeypatch.setitem(OBJECTIVES, "mine", Objective(advantage, reads_outcomes=True))
+    run("mine", algo="mine", bonus="none")
+    assert len(seen) == 4
+    for reward_PG, outcome_PG in seen:
+        assert outcome_PG.shape == reward_PG.shape and len(outcome_PG.unique()) > 1
+        for outcome in outcome_PG.unique():
+            assert len(reward_PG[outcome_PG == outcome].unique()) == 1
 
 
 @pytest.mark.parametrize("algo", ["grpo", "dapo", "dr_grpo"])

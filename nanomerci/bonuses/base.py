@@ -132,15 +132,19 @@ class Shaped(Bonus):
     |A|.
     """
 
+    @property
+    def rule(self):
+        """MERCI's merge, or the one that also acts where the advantage is 0."""
+        return merci.merge_dead if self.options.bonus_on_zero_variance else merci.merge
+
     def merge(self, batch, adv_PG, gamma, step):
         alpha, mask_BT = self.options.alpha, batch.rollout.mask_BT
-        rule = merci.merge_dead if self.options.bonus_on_zero_variance else merci.merge
         if self.options.credit == "response":
             extra_PG = merci.exploration_advantage(batch.bonus_PG)
-            return rule(adv_PG, extra_PG, gamma, alpha).flatten()
+            return self.rule(adv_PG, extra_PG, gamma, alpha).flatten()
         bonus_BT = merci.bonus_to_go(batch.novelty_BT, batch.kept_BT, mask_BT)
         extra_BT = merci.per_token_advantage(bonus_BT, mask_BT, batch.group)
-        return rule(adv_PG.view(-1, 1), extra_BT, gamma, alpha) * mask_BT
+        return self.rule(adv_PG.view(-1, 1), extra_BT, gamma, alpha) * mask_BT
 
 
 class StateCounter(Shaped):

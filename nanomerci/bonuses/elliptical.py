@@ -27,7 +27,7 @@ class Counter:
         parts = [self.net.normalise(part_ND).double() for part_ND in hidden_ND.split(cfn.ROWS)]
         return torch.cat([elliptical(x_ND, self.inverse_DD) for x_ND in parts])
 
-    def pretrain(self, hidden_ND, address_N, passes):
+    def pretrain(self, hidden_ND, address_N, epochs):
         """Fix the standardisation on these visits, then count them, once. -> their mean novelty
         before that.
         """

@@ -112,8 +112,7 @@ class Explorer:
         elif adv.dim() == 1:
             extra = extra[:, 0]
         adv = adv[:, None] if adv.dim() < extra.dim() else adv
-        rule = merci.merge_dead if o.bonus_on_zero_variance else merci.merge
-        shaped = rule(adv, extra, gamma, o.alpha)
+        shaped = self.bonus.rule(adv, extra, gamma, o.alpha)
         mask_BC = rollout.mask_BT.gather(1, at_BC)
         paid_B, shaped_B = (per_response(x, mask_BC).abs() for x in (shaped - adv, shaped))
         metrics = self.metrics(visits, passed_BT, (bonus_B, paid_B, shaped_B), group)
@@ -163,14 +162,10 @@ class Explorer:
 
     def filter(self, visits, rows, texts):
         """MERCI's three filters, one after the other. -> passed_BT, how many each token passed."""
-        o, rollout = self.options, visits.rollout
-        top_BT = merci.percentile(visits.novelty_BT, rollout.mask_BT, o.top)
-        run_BT = merci.coherent(top_BT, o.run)
-        kept_BT = run_BT
+        o, rollout, noise_BT = self.options, visits.rollout, None
         if o.noise_filter and o.noise:
             noise_BT = noise_mask(self.tokenizer, rollout, map(o.noise, rows, texts))
-            kept_BT = merci.suppress(run_BT, noise_BT)
-        return torch.stack([top_BT, run_BT, kept_BT]).sum(0)
+        return merci.filters_passed(visits.novelty_BT, rollout.mask_BT, o.top, o.run, noise_BT)
 
     def value(self, visits, kept_BT):
         """-> bonus_B. An answer is counted among those of its group, which may straddle ranks."""

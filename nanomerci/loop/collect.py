@@ -12,6 +12,7 @@ from nanomerci.address import address, seed
 from nanomerci.bonuses import BONUSES, Bonus, Visits
 from nanomerci.loop.model import autocast, encode
 from nanomerci.loop.rollout import Group, SampleOptions, noise_mask
+from nanomerci.objectives import OBJECTIVES
 from nanomerci.runtime import ranks
 from nanomerci.runtime.config import UserError, closest
 from nanomerci.runtime.plugins import load_name
@@ -94,7 +95,8 @@ class Collector:
         clock("sample")
         jobs = [task.job(p, text) for p, text in zip(problem_B, text_B, strict=True)]
         grades = self.pool.start(jobs)  # other processes grade, meanwhile
-        answer_B = [task.answer(text) if self.bonus.counts_answers else None for text in text_B]
+        needed = self.bonus.counts_answers or OBJECTIVES[c.algo].reads_outcomes
+        answer_B = [task.answer(text) if needed else None for text in text_B]
         visits, logp_ref_BT = self.score(rollout, visit_BT, problem_B, answer_B)
         passed_BT = self.filter(visits, problem_B, text_B)
         bonus_B = self.bonus.value(visits, visits.novelty_BT, passed_BT == 3)
@@ -105,19 +107,8 @@ class Collector:
             penalty_B = dapo.overlong_penalty(rollout.length_B, c.max_new_tokens, c.overlong_buffer)
             reward_B = reward_B + penalty_B
         clock("grade")
-        columns = (
-            rollout.tokens_BT,
-            rollout.mask_BT,
-            rollout.logp_BT,
-            visits.novelty_BT,
-            passed_BT,
-            logp_ref_BT,
-            reward_B,
-            bonus_B,
-            grade_B,
-            text_B,
-            answer_B,
-        )
+        tensors = rollout.tokens_BT, rollout.mask_BT, rollout.logp_BT, visits.novelty_BT
+        columns = *tensors, passed_BT, logp_ref_BT, reward_B, bonus_B, grade_B, text_B, answer_B
         groups = []
         for p, (number, problem) in enumerate(zip(number_P.tolist(), problem_P, strict=True)):
             rows = slice(p * c.group, (p + 1) * c.group)
@@ -158,14 +149,12 @@ class Collector:
 
     def filter(self, visits, problem_B, text_B):
         """MERCI's three filters, one after the other. -> passed_BT, how many each token passed."""
-        c, rollout = self.c, visits.rollout
-        top_BT = merci.percentile(visits.novelty_BT, rollout.mask_BT, c.top)
-        run_BT = merci.coherent(top_BT, c.run)
-        kept_BT = run_BT
+        c, rollout, noise_BT = self.c, visits.rollout, None
         if c.noise_filter:
             spans_B = map(self.task.noise, problem_B, text_B)
-            kept_BT = merci.suppress(run_BT, noise_mask(self.sampler.tokenizer, rollout, spans_B))
-        return torch.stack([top_BT, run_BT, kept_BT]).sum(0)
+            noise_BT = noise_mask(self.sampler.tokenizer, rollout, spans_B)
+        novelty_BT, mask_BT = visits.novelty_BT, rollout.mask_BT
+        return merci.filters_passed(novelty_BT, mask_BT, c.top, c.run, noise_BT)
 
     def visit_before_training(self):
         """Sample what the initial policy visits, for the bonus to learn."""

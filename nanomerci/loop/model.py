@@ -165,7 +165,7 @@ def states(model, tokens_BT, mask_BT):
     keyed_PT, prompt_B = keyed_BT.unique(dim=0, return_inverse=True)
     start_P, prompt_PT = keyed_PT[:, 0], keyed_PT[:, 1:]
     shared = prompt_PT.numel() + len(tokens_BT) * R
-    if shared > 0.75 * len(tokens_BT) * T or hasattr(model, "call"):
+    if shared > 0.75 * len(tokens_BT) * T or ranks.is_sharded(model):
         return hidden_states(model, tokens_BT[:, :T]), torch.ones_like(start_B)
 
     once = SharedPrefixCache()

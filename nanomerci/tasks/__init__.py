@@ -12,9 +12,8 @@ from pathlib import Path
 from nanomerci.runtime.config import UserError, closest
 from nanomerci.runtime.plugins import load_file
 
-HELD_OUT = (
-    500  # problems held back where no test set is named: a tenth of the data, at most so many
-)
+# problems held back where no test set is named: a tenth of the data, at most so many
+HELD_OUT = 500
 
 
 class Task:

@@ -52,10 +52,8 @@ def load(c):
 
 def problems(c, name):
     """Every record must ask something: what else it holds is the reward's affair."""
-    column, template = (
-        c.columns.partition(",")[0].strip() or None,
-        c.prompt_template or "{question}",
-    )
+    column = c.columns.partition(",")[0].strip() or None
+    template = c.prompt_template or "{question}"
     found = []
     for i, record in enumerate(data.records(name, folder_of(c, name)) if name else ()):
         where = f"{name}, record {i}"
