@@ -24,15 +24,13 @@ from pathlib import Path
 from nanomerci.runtime import config
 
 if __name__ == "__main__":
-    settings = config.early(
-        sys.argv[1:]
-    )  # --help and mistakes are answered before torch has loaded
+    settings = config.early(sys.argv[1:])  # --help and mistakes, before torch has loaded
 
 import torch
 
-from nanomerci import grpo, merci, tasks
+from nanomerci import bonuses, grpo, merci, objectives, tasks
 from nanomerci.loop import cost
-from nanomerci.loop.collect import Collector, find_bonus, needs_reference
+from nanomerci.loop.collect import Collector, needs_reference
 from nanomerci.loop.decode import bf16_arithmetic
 from nanomerci.loop.evaluate import evaluate
 from nanomerci.loop.metrics import sample_record, step_metrics
@@ -45,9 +43,8 @@ from nanomerci.loop.model import (
 )
 from nanomerci.loop.rollout import Batch, Rollout, SampleOptions, micro_batches
 from nanomerci.loop.warmstart import load_models
-from nanomerci.objectives import OBJECTIVES
 from nanomerci.runtime import checkpoint, ranks
-from nanomerci.runtime.config import UserError, closest
+from nanomerci.runtime.config import UserError
 from nanomerci.runtime.log import GracefulShutdown, Log, StepTimer, log0, progress_bar
 from nanomerci.sample import Sampler, check
 from nanomerci.tasks.graders.pool import Pool
@@ -117,13 +114,8 @@ def settle(c):
     """Names are checked here, where all are known, and what depends on them is filled in. ->
     Config.
     """
-    if c.algo not in OBJECTIVES:
-        raise UserError(
-            f"--algo {c.algo}: unknown{closest(c.algo, OBJECTIVES)} Choose from "
-            f"{', '.join(OBJECTIVES)}"
-        )
-    find_bonus(c.bonus)
-    objective = OBJECTIVES[c.algo]
+    objective = objectives.find(c.algo)
+    bonuses.find(c.bonus)
     if objective.max_gen_rounds == 1 and c.max_gen_rounds > 1:
         raise UserError(
             f"--max_gen_rounds {c.max_gen_rounds}: --algo {c.algo} does no dynamic sampling; "
@@ -187,7 +179,7 @@ class Run:
         self.optimizer = torch.optim.AdamW(
             models.policy.parameters(), lr=c.lr, betas=(0.9, c.beta2), weight_decay=c.weight_decay
         )
-        self.bonus = find_bonus(c.bonus)(c, models.policy.config.hidden_size, self.device, ranks)
+        self.bonus = bonuses.find(c.bonus)(c, models.policy.config.hidden_size, self.device, ranks)
         self.sampler = Sampler(models.actor, models.tokenizer, c.max_new_tokens, c.temperature)
         reader = None
         if self.bonus.counts_states or c.kl_coef:
@@ -262,13 +254,15 @@ class Run:
 
 def compare(c, batch):
     """The objective's advantage of each response over its group. -> adv_PG."""
-    objective = OBJECTIVES[c.algo]
+    objective = objectives.find(c.algo)
+    options = {name: getattr(c, name) for name in objective.options}
     if not objective.reads_outcomes:
-        return objective.advantage(batch.reward_PG)
+        return objective.advantage(batch.reward_PG, **options)
     number = {answer: i for i, answer in enumerate(dict.fromkeys(batch.answer_B))}
     outcomes = [number[answer] for answer in batch.answer_B]
     outcome_B = torch.tensor(outcomes, device=batch.reward_PG.device)
-    return objective.advantage(batch.reward_PG, outcome_B.view_as(batch.reward_PG))
+    outcome_PG = outcome_B.view_as(batch.reward_PG)
+    return objective.advantage(batch.reward_PG, outcome_PG, **options)
 
 
 def learning_rate(c, step):
@@ -289,7 +283,7 @@ def update(c, models, optimizer, bonus, batch, adv, first, step):
     """
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(c, step)
-    objective, rollout = OBJECTIVES[c.algo], batch.rollout
+    objective, rollout = objectives.find(c.algo), batch.rollout
     on_policy_B = (batch.number_P >= first).repeat_interleave(c.group)
     learning_B = torch.ones_like(on_policy_B) if c.kl_coef else (grpo.per_token(adv) != 0).any(1)
     logp = LogProbs(c, rollout, on_policy_B)

@@ -1,19 +1,24 @@
 """Objectives, one row each, picked by `--algo`: how rewards become advantages, and per-token losses
-one number. The formulas are in grpo.py and dapo.py.
+one number. The formulas are in grpo.py, dapo.py and nanomerci/advantages.py.
 
-A new objective is a function and a row. `advantage` takes reward_PG; with reads_outcomes also
-outcome_PG, equal numbers for equal final answers.
+A new objective is a function and a row, or an Objective in a file of yours: `--algo FILE.py:NAME`.
+`advantage` takes reward_PG; with reads_outcomes also outcome_PG, equal numbers for equal final
+answers; and as keywords the options that its row names.
 """
 
 from collections.abc import Callable
 from typing import NamedTuple
 
-from nanomerci import dapo, grpo
+from nanomerci import advantages, dapo, grpo
+from nanomerci.runtime.config import UserError, closest
+from nanomerci.runtime.plugins import load_name
 
 
 class Objective(NamedTuple):
     advantage: Callable = grpo.advantage
     """reward_PG -> adv_PG"""
+    options: tuple = ()
+    """Options of train.py that advantage takes."""
     reads_outcomes: bool = False
     surrogate: Callable = grpo.surrogate
     """logp_BT, logp_old_BT, adv, clip_low, clip_high -> loss_BT"""
@@ -52,4 +57,26 @@ OBJECTIVES = {
         constant_length=True,
         about="Dr.GRPO (2503.20783): GRPO without std and length normalisation",
     ),
+    "maxrl": Objective(advantages.over_mean, about="MaxRL (2602.02710): over the mean"),
+    "passk": Objective(
+        advantages.pass_at_k, ("pass_k",), about="Pass@k training (2508.10751): --pass_k"
+    ),
+    "ips": Objective(
+        advantages.over_frequency, (), True, about="IPS-GRPO (2601.21669): rewards per outcome"
+    ),
 }
+
+
+def find(name):
+    """--algo -> the Objective of that name, or FILE.py:NAME."""
+    if ".py:" in name:
+        objective = load_name(name, "algo")
+        if not isinstance(objective, Objective):
+            raise UserError(f"--algo {name}: is no nanomerci.objectives.Objective")
+        return objective
+    if name not in OBJECTIVES:
+        raise UserError(
+            f"--algo {name}: unknown{closest(name, OBJECTIVES)} Choose from "
+            f"{', '.join(OBJECTIVES)}, or FILE.py:NAME"
+        )
+    return OBJECTIVES[name]

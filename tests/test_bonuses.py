@@ -7,15 +7,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from nanomerci import cfn
+from nanomerci import cfn, grpo
 from nanomerci.address import address
 from nanomerci.bonuses import BONUSES, Visits, elliptical, rnd
+from nanomerci.bonuses.delight import delight
 from nanomerci.bonuses.entropy import entropy_advantage
+from nanomerci.bonuses.mistakes import among_incorrect
 from nanomerci.bonuses.rnd import error_conditioned
 from nanomerci.counts import AnswerCounts
-from nanomerci.loop.rollout import Rollout
+from nanomerci.loop.rollout import Batch, Rollout
 from nanomerci.runtime import ranks
 from nanomerci.runtime.config import Config
+from nanomerci.tasks.graders.pool import Grade
 
 COUNTERS = [cfn.Counter, rnd.Counter, elliptical.Counter]
 
@@ -179,6 +182,46 @@ def test_outcome_counts_by_hand_over_ranks_and_checkpoints():
     again.answers.gather = lambda keys: keys + keys  # another rank saw the same
     again.update([SimpleNamespace(problem_B=["p"], answer_B=["3"])], 2)
     assert outcome_values(again, ["p"], ["3"]).item() == pytest.approx(6**-0.5)
+
+
+def test_mistakes_are_compared_with_mistakes():
+    """Counts 3, 3, 3 and 1 among the incorrect: the rare one is sqrt(3) deviations above their
+    mean. What a correct response says makes no difference, and its advantage stays.
+    """
+    correct_PG = torch.tensor([[True, False, False, False, False], [True] * 5])
+    rare = 3**-0.5
+    for said in (0.1, 0.9):
+        bonus_PG = torch.tensor([[said, rare, rare, rare, 1.0], [said] * 5])
+        among_PG = among_incorrect(bonus_PG, correct_PG)
+        mean = (3 * rare + 1) / 4
+        want_PG = [[mean, rare, rare, rare, 1.0], [0.0] * 5]
+        torch.testing.assert_close(among_PG, torch.tensor(want_PG))
+    adv_PG = grpo.advantage(correct_PG.float())
+    batch = shaped_batch(bonus_PG, correct_PG)
+    merged_PG = make("mistakes").merge(batch, adv_PG, 0.5, 1).view(2, 5)
+    assert torch.equal(merged_PG[:, 0], adv_PG[:, 0]) and torch.equal(merged_PG[1], adv_PG[1])
+    assert torch.equal(merged_PG[0, 1:4], adv_PG[0, 1:4])
+    assert adv_PG[0, 4] < merged_PG[0, 4] < 0  # the new mistake is punished less
+
+
+def shaped_batch(bonus_PG, correct_PG):
+    """A batch as far as a merge looks at it."""
+    empty_BT = torch.zeros(bonus_PG.numel(), 1)
+    grades = [Grade(float(right), "right" if right else "wrong") for right in correct_PG.flatten()]
+    P = len(bonus_PG)
+    rollout, texts = Rollout(empty_BT.long(), empty_BT, empty_BT), [""] * bonus_PG.numel()
+    columns = empty_BT, empty_BT.long(), empty_BT, correct_PG.float(), bonus_PG
+    return Batch(torch.arange(P), ["p"] * P, rollout, *columns, grades, texts, texts)
+
+
+def test_delight_by_hand():
+    """A rare success keeps its advantage, a rare failure loses it, what is certain gets half."""
+    logp_BT = torch.tensor([[-100.0, 0.0, -1.0]]).expand(3, 3)
+    adv_B1, mask_BT = torch.tensor([[1.0], [-1.0], [0.0]]), torch.ones(3, 3)
+    e = math.e
+    want_BT = torch.tensor([[1.0, 0.5, e / (1 + e)], [0.0, -0.5, -1 / (1 + e)], [0.0, 0.0, 0.0]])
+    torch.testing.assert_close(delight(adv_B1, logp_BT, mask_BT), want_BT)
+    assert delight(adv_B1, logp_BT, mask_BT * 0).abs().max() == 0
 
 
 def test_answers_are_counted_exactly_including_those_at_hand():

@@ -30,7 +30,7 @@ OWN = re.compile(
 )  # files of docs/your-own.md: its test runs them
 MAKE = tasks.make
 VALUES = {"--logger": "none", "--steps": "3"}
-ELSEWHERE = {"best_only.py": "test_your_own.py", "docs/lesson.py": "test_lesson.py"}
+ELSEWHERE = {"docs/lesson.py": "test_lesson.py"}
 
 
 def commands():

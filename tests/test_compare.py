@@ -21,7 +21,7 @@ from conftest import ROOT
 from once import WORDS
 
 from nanomerci import train
-from nanomerci.lab import compare, stats
+from nanomerci.lab import board, compare, phase, stats
 from nanomerci.loop.evaluate import pass_at_k
 from nanomerci.runtime import config
 from nanomerci.runtime.config import UserError
@@ -44,7 +44,7 @@ for line in sys.stdin:
         stream = sys.stdout = sys.stderr = open(said, "w", buffering=1)
         status = 1
         try:
-            config.run_command(compare.main)
+            config.run_command(compare.main, sys.argv[1:])
             status = 0
         except SystemExit as stop:
             status = stop.code
@@ -512,3 +512,71 @@ def test_the_published_tables_are_printed_again_to_the_last_digit(table):
 def test_the_tables_do_not_travel_with_the_package():
     build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
     assert "nanomerci/lab/experiments" in build["targets"]["wheel"]["exclude"]
+
+
+def phase_runs():
+    """Two warm starts, four seeds, three starts; the bonus adds .3 where rare, takes .1 where
+    common.
+    """
+    rows = []
+    for start, warm, seed in itertools.product((0.01, 0.04, 0.32), range(2), range(4)):
+        noise = 0.01 * seed + 0.002 * warm
+        gain = {0.01: 0.3, 0.04: 0.9, 0.32: -0.1}[start]
+        for arm, rare in (("grpo", 0.4), ("grpo+cfn", 0.4 + gain + 0.1 * noise), ("maxrl", 0.5)):
+            key = {"arm": f"{arm}:rare_share={start}", "warm_start": warm, "seed": seed}
+            rows.append(key | {"rare": rare + noise, "pass@8": rare / 2, "failed": None})
+    return pd.DataFrame(rows)
+
+
+def test_the_phase_diagram_pools_pairs_over_starts_and_pictures_them(tmp_path):
+    rows = phase.rows_of(phase_runs())
+    rare, _, common, _ = phase.tests(rows)
+    assert rare["arm"] == "grpo+cfn, start at most 2 %" and rare["pairs"] == common["pairs"] == 8
+    assert rare["mean"] == pytest.approx(0.3 + 0.1 * 0.016) and common["mean"] < 0
+    # all 8 differences have one sign, so 2 of 2^8 assignments are as large; Holm: four tests
+    assert rare["p"] == 2 / 2**8 and rare["p_holm"] == 4 * 2 / 2**8
+    assert "| 1.0% | 0.416 / 0.200 | 0.718 / 0.351 | 0.516 / 0.250 |" in phase.table(rows)
+    phase.picture(rows, tmp_path / "phase.png")
+    assert (tmp_path / "phase.png").stat().st_size > 10_000
+    with pytest.raises(UserError, match="expected arms ARM:rare_share=S"):
+        phase.rows_of(phase_runs().assign(arm="grpo"))
+
+
+def test_a_comparison_tests_the_metrics_that_it_names():
+    """Without --tested the means and pass rates; Holm counts what is tested."""
+    runs = phase_runs().assign(
+        task="t", split="s", problems=1, experiment="e", hard=0.5, seconds=1.0
+    )
+    runs["mean@8"] = runs["rare"]
+    named = "x --contrasts grpo+cfn:rare_share=0.01/grpo:rare_share=0.01"
+    found = stats.results(f"{named} --tested hard,pass@8", runs)["differences"]
+    assert [d["metric"] for d in found] == ["hard", "pass@8"]
+    assert {d["metric"] for d in stats.results(named, runs)["differences"]} == {"mean@8", "pass@8"}
+
+
+def test_the_boards_line():
+    """Differences from GRPO and from GRPO + CFN, and the price of a step."""
+    rows = []
+    for seed in range(6):
+        for arm, gain in (("grpo", 0.0), ("grpo+cfn", 0.1), ("maxrl+delight:top=1", 0.3)):
+            value = dict.fromkeys(board.METRICS, gain + 0.01 * seed)
+            key = {"arm": arm, "warm_start": 0, "seed": seed, "commit": "abc", "processor": "P"}
+            rows.append(key | value | {"seconds": 20 + 50 * gain, "steps": 10})
+    cells = board.line(pd.DataFrame(rows), "maxrl+delight:top=1")
+    gain, over_cfn = "+0.300 [+0.300, +0.300]", "+0.200 [+0.200, +0.200]"
+    papers = "2602.02710, 2603.14608"
+    wanted = ["`maxrl+delight:top=1`", papers, 6, gain, gain, gain, over_cfn, "1.75", "abc", "P"]
+    assert cells == wanted and len(cells) == len(board.HEAD)
+
+
+@pytest.mark.parametrize(
+    "arm, algo, bonus, rest",
+    [
+        ("grpo", "grpo", "none", []),
+        ("grpo+cfn:top=1:run=2", "grpo", "cfn", ["--top=1", "--run=2"]),
+        ("a/b.py:mine", "a/b.py:mine", "none", []),
+        ("b.py:mine+c.py:Yours:top=1", "b.py:mine", "c.py:Yours", ["--top=1"]),
+    ],
+)
+def test_an_arm_is_options(arm, algo, bonus, rest):
+    assert compare.options(arm) == ["--algo", algo, "--bonus", bonus, *rest]

@@ -12,7 +12,7 @@ from conftest import ROOT
 FLOORS = [  # each may import from itself and from those above it in this list
     "nanomerci/address.py kernels nanomerci/runtime nanomerci/__init__.py",
     "nanomerci/tasks",
-    "grpo.py dapo.py cfn.py nanomerci/merci.py nanomerci/counts.py",
+    "grpo.py dapo.py cfn.py nanomerci/merci.py nanomerci/counts.py nanomerci/advantages.py",
     "nanomerci/bonuses nanomerci/objectives.py",
     "nanomerci/loop",
     "nanomerci/view",
@@ -27,8 +27,8 @@ READERS_PATH = [
 ]
 MATHS = ["grpo.py", "dapo.py", "cfn.py", "nanomerci/merci.py", "nanomerci/counts.py"]
 MATHS += [
-    "nanomerci/objectives.py",
-    *(f"nanomerci/bonuses/{p.name}" for p in (ROOT / "nanomerci/bonuses").glob("*.py")),
+    "nanomerci/advantages.py",
+    *(f"nanomerci/bonuses/{p.name}" for p in (ROOT / "nanomerci/bonuses").glob("[a-z]*.py")),
 ]
 
 
@@ -104,7 +104,7 @@ def test_sizes():
     """What a reader walks is short, functions fit on a screen."""
     lines = {file: len(file.read_text().splitlines()) for file in sources()}
     assert sum(lines[ROOT / name] for name in READERS_PATH) <= 2300
-    assert sum(lines.values()) <= 13_600
+    assert sum(lines.values()) <= 13_850
     for file in sources():
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.FunctionDef):

@@ -68,7 +68,7 @@ def test_an_objective_that_reads_outcomes_is_given_them(run, monkeypatch):
             assert len(reward_PG[outcome_PG == outcome].unique()) == 1
 
 
-@pytest.mark.parametrize("algo", ["grpo", "dapo", "dr_grpo"])
+@pytest.mark.parametrize("algo", OBJECTIVES)
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(run, algo):
     whole = run("whole", steps=6, algo=algo)
     first = run("first", steps=2, algo=algo)

@@ -29,8 +29,8 @@ with warnings.catch_warnings():
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 
-from nanomerci import grpo, merci
-from nanomerci.loop.collect import Collector, find_bonus
+from nanomerci import bonuses, grpo, merci
+from nanomerci.loop.collect import Collector
 from nanomerci.loop.model import StateReader, frozen_copy
 from nanomerci.loop.rollout import Batch
 from nanomerci.runtime import config, ranks
@@ -177,7 +177,7 @@ def our_batch(c, output, folder):
     """
     model = AutoModelForCausalLM.from_pretrained(folder)
     sampler = Sampler(model, AutoTokenizer.from_pretrained(folder), c.max_new_tokens)
-    bonus = find_bonus(c.bonus)(c, model.config.hidden_size, torch.device("cpu"), ranks)
+    bonus = bonuses.find(c.bonus)(c, model.config.hidden_size, torch.device("cpu"), ranks)
     frozen = frozen_copy(model, "cpu", torch.float32)
     reader = StateReader(frozen, bonus.score) if bonus.counts_states else None
     with Pool(1) as pool:

@@ -5,7 +5,6 @@ command runs there, and the result differs by what the file says.
 import json
 import os
 import re
-import runpy
 import shlex
 import subprocess
 import sys
@@ -18,7 +17,6 @@ from runs import metrics, same_weights, weights
 
 from nanomerci import train
 from nanomerci.loop import warmstart
-from nanomerci.objectives import OBJECTIVES
 from nanomerci.runtime import config
 
 PAGE = (ROOT / "docs/your-own.md").read_text()
@@ -103,16 +101,12 @@ def test_a_bonus(elsewhere, once):
     assert all(row["merci/bonus"] == 0 for row in metrics(plain)[1:])
 
 
-def test_an_objective(elsewhere, once, monkeypatch):
+def test_an_objective(elsewhere, once):
     (elsewhere / "best_only.py").write_text(printed("best_only.py"))
-    script, *words = command("best_only.py")
-    rest = [*words, *once, *SHORT, "--bonus", "none"]
-    monkeypatch.setattr(sys, "argv", [script, *rest, "--out", "mine"])
-    try:
-        runpy.run_path(script, run_name="__main__")
-    finally:
-        OBJECTIVES.pop("best_only", None)
-    plain = go(["train.py", *rest], "--out", "plain")
+    words = command("--algo best_only.py")
+    rest = [*once, *SHORT, "--bonus", "none"]
+    go([*words, *rest], "--out", "mine")
+    plain = go(["train.py", words[1], *rest], "--out", "plain")
     assert not same_weights(weights("mine", 3), weights(plain, 3))
     for group in samples("mine"):
         rewards = [float(outcome == "right") for outcome in group["outcomes"]]

@@ -14,10 +14,9 @@ from typing import Literal, get_args, get_origin
 
 import torch
 
-from nanomerci import merci
+from nanomerci import bonuses, merci
 from nanomerci.address import address
 from nanomerci.bonuses import BONUSES, Bonus, Shaped, Visits
-from nanomerci.loop.collect import find_bonus
 from nanomerci.loop.metrics import length_correlation, per_response
 from nanomerci.loop.model import StateReader
 from nanomerci.loop.rollout import Rollout, noise_mask
@@ -51,7 +50,7 @@ class MerciConfig(Counter, Exploration):
                 words = [" or ".join(get_args(f.type))]
             if words:
                 raise UserError(f"MerciConfig({f.name}={value!r}): expected {words[0]}")
-        if not merges_as_merci(find_bonus(self.bonus)):
+        if not merges_as_merci(bonuses.find(self.bonus)):
             names = ", ".join(name for name, cls in BONUSES.items() if merges_as_merci(cls))
             raise UserError(
                 f"MerciConfig(bonus={self.bonus!r}): does not enter advantages by MERCI's rule, as "
@@ -86,7 +85,7 @@ class Explorer:
         self.options, self.features, self.tokenizer = options, features, tokenizer
         self.ranks, self.reading, self.rounds = ranks, reading, 0
         self.width = features.config.get_text_config().hidden_size
-        self.bonus = find_bonus(options.bonus)(options, self.width, features.device, ranks)
+        self.bonus = bonuses.find(options.bonus)(options, self.width, features.device, ranks)
         # with `call`, whole rows are forwarded, which works for every kind of attention
         model = SimpleNamespace(base_model=features, call=None)
         budget, backend = options.micro_batch_tokens, options.backend

@@ -18,7 +18,6 @@ reported.
 import ctypes
 import dataclasses
 import fcntl
-import itertools
 import json
 import multiprocessing
 import os
@@ -32,6 +31,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from itertools import chain, product
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import NamedTuple
@@ -51,12 +51,17 @@ from nanomerci.view import report
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 ROOT = Path(__file__).parents[2]
 # options of train.py that the arms and cells decide
+STARTS = 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32  # shares of the rare idiom, of the phase diagram
 OURS = {"algo", "bonus", "seed", "sft_seed", "resume", "dry_run"}
 
 
 def sets(c):
     """Named sets of arms. Each ablation changes one thing of grpo+cfn."""
     bonuses = "cfn", "elliptical", "outcome", "rnd", "entropy", "surprisal", "random"
+    baselines = ["grpo", *(f"grpo+{name}" for name in bonuses)]
+    objectives = "dapo", "dapo+cfn", "maxrl", "maxrl+cfn", "passk", "passk+cfn", "ips"
+    more = "grpo+cfn:cfn_features=policy", "grpo+exact", "grpo+delight", "grpo+mistakes"
+    starts = product(STARTS, ("grpo", "grpo+cfn", "grpo+surprisal", "maxrl", "maxrl+cfn"))
     half, double = max(1, round(c.gamma_decay / 2)), max(1, 2 * c.gamma_decay)
     changes = f"""
         bonus_form=deviation bonus_form=sum gamma_decay={half} gamma_decay={double} top=1
@@ -65,7 +70,9 @@ def sets(c):
         credit=token bonus_on_zero_variance=True""".split()  # MERCI, tables 8-10, and ours
     return {
         "main": ["grpo", "grpo+cfn", "dapo", "dapo+cfn"],
-        "baselines": ["grpo", *(f"grpo+{name}" for name in bonuses)],
+        "baselines": baselines,
+        "benchmark": [*baselines, *objectives, *more],
+        "phase": [f"{arm}:rare_share={start}" for start, arm in starts],
         "ablations": ["grpo+cfn", "grpo", *(f"grpo+cfn:{change}" for change in changes)],
     }
 
@@ -76,13 +83,15 @@ class Comparison:
     """The comparison; every option of train.py (python train.py --help) is one for all arms"""
 
     arms: str = "main"
-    """Arms or sets of arms (main, baselines, ablations), with commas."""
+    """Arms or sets of arms (main, baselines, benchmark, phase, ablations), with commas."""
     seeds: config.Count = 8
     """Runs per arm and warm start."""
     warm_starts: config.Count = 1
     """Tiny models to start from; each meets all seeds and arms."""
     contrasts: str = ""
     """Comparisons ARM/ARM, with commas; default: every arm with the first."""
+    tested: str = ""
+    """Metrics that are tested, with commas, such as pass@8,hard; default: mean@K and pass@K."""
     jobs: config.Size = 0
     """Cells at a time; 0 = one per GPU, or one per core."""
     out: Path = Path("runs/compare")
@@ -106,11 +115,13 @@ def arguments(argv):
 
 
 def options(arm):
-    """grpo+cfn:top=1 or grpo+mine.py:Mine:top=1 -> the options of train.py that make it."""
-    parts = arm.split(":")
-    changes = [part for part in parts if "=" in part]
-    algo, _, bonus = ":".join(part for part in parts if "=" not in part).partition("+")
-    if not algo or ":" in algo or ":" in bonus and ".py:" not in bonus:
+    """grpo+cfn:top=1 or mine.py:best+theirs.py:Bonus:top=1 -> the options of train.py that make
+    it.
+    """
+    name, *changes = re.split(r":(?=\w+=)", arm)
+    algo, _, bonus = name.partition("+")
+    known = re.compile(r"\w+|.+\.py:\w+")
+    if not known.fullmatch(algo) or bonus and not known.fullmatch(bonus):
         raise UserError(f"--arms {arm}: expected ALGO[+BONUS][:option=value ...]")
     return ["--algo", algo, "--bonus", bonus or "none", *(f"--{change}" for change in changes)]
 
@@ -156,7 +167,7 @@ def plan(a, words):
     base = config.parse(list(words))
     named = sets(base)
     groups = (named.get(name, [name]) for name in a.arms.split(","))
-    arms = list(dict.fromkeys(itertools.chain(*groups)))
+    arms = list(dict.fromkeys(chain(*groups)))
     for pair in stats.pairs(a.contrasts, arms):
         if len(pair) != 2 or set(pair) - set(arms):
             raise UserError(
@@ -168,10 +179,10 @@ def plan(a, words):
     argv = {arm: [*recipe, *common, *options(arm)] for arm in arms}
     parsed = {arm: train.settle(config.parse(list(argv[arm]))) for arm in arms}
     warm_starts, cells = range(a.warm_starts if base.model == "tiny" else 1), []
-    for seed, warm, arm in itertools.product(range(a.seeds), warm_starts, arms):
+    for seed, warm, arm in product(range(a.seeds), warm_starts, arms):
         name = re.sub(r"[^\w.+=-]", "_", arm) + f"-w{warm}-s{seed}"
         own = {"seed": seed, "sft_seed": warm, "out": str(a.out / "cells" / name)}
-        flags = itertools.chain(*((f"--{option}", str(value)) for option, value in own.items()))
+        flags = chain(*((f"--{option}", str(value)) for option, value in own.items()))
         c = dataclasses.replace(parsed[arm], **own)
         cells.append(Cell(arm, warm, seed, (*argv[arm], *flags), c))
     return cells
@@ -271,11 +282,13 @@ def visible_gpus(c):
 
 def warm_starts(todo, slots, gpus):
     """The tiny models that these cells start from: made once, then cached."""
-    task, logs = tasks.load(todo[0].c), todo[0].folder.parent
-    if todo[0].c.model != "tiny" or not hasattr(task, "demonstration"):
+    logs, work = todo[0].folder.parent, []
+    for (warm, share), c in {(cell.warm, cell.c.rare_share): cell.c for cell in todo}.items():
+        task = tasks.load(c)
+        if c.model == "tiny" and hasattr(task, "demonstration"):
+            work.append(Job(logs / f"warm-{warm}-{share}", partial(tiny_policy, task, warm)))
+    if not work:
         return
-    seeds = sorted({cell.warm for cell in todo})
-    work = [Job(logs / f"warm-{warm}", partial(tiny_policy, task, warm)) for warm in seeds]
     statuses = run_all(work, slots, gpus, "warm starts (once, then cached)", "model")
     for job, status in statuses.items():
         if status:
@@ -329,8 +342,8 @@ def processor(c):
     return model[1] if model else platform.machine()
 
 
-def main():
-    a, words = arguments(sys.argv[1:])
+def main(argv):
+    a, words = arguments(argv)
     cells = plan(a, words)
     logs = a.out / "cells"
     if logs.exists() and not logs.is_dir() or a.out.is_file():
@@ -347,7 +360,7 @@ def main():
         for cell in cells:
             check(cell)
         failed = run(cells, a.jobs, a.keep_models)
-    command = shlex.join(["python", "-m", "nanomerci.lab.compare", *sys.argv[1:]])
+    command = shlex.join(["python", "-m", "nanomerci.lab.compare", *argv])
     print(stats.write(a.out, command, *stats.collect(cells, failed)))
     if failed:
         raise UserError(
@@ -356,4 +369,4 @@ def main():
 
 
 if __name__ == "__main__":
-    config.run_command(main)
+    config.run_command(main, sys.argv[1:])

@@ -253,7 +253,9 @@ def results(command, runs, curves=None, recorded=None):
     primary = [name for name in metrics if name.startswith(PRIMARY)]
     starts = done.set_index(["arm", "warm_start", "seed"]).filter(regex="^before ")
     before = starts.rename(columns=lambda name: name.removeprefix("before "))
-    found = differences(done, contrasts, primary) if arms else []
+    asked = re.search(r"--tested[ =](\S+)", command)
+    tested = asked[1].split(",") if asked else primary
+    found = differences(done, contrasts, tested) if arms else []
     first = runs.iloc[0]
     r = {
         "command": command,
@@ -261,6 +263,7 @@ def results(command, runs, curves=None, recorded=None):
         "problems": int(first["problems"]),
         "arms": arms,
         "primary": primary,
+        "tested": tested,
         "runs": sorted(done["arm"].value_counts().unique().tolist()),
         "failed": runs["failed"].dropna().tolist(),
         "same_start": bool((starts.groupby(level=[1, 2]).nunique() <= 1).all(axis=None)),
@@ -389,7 +392,7 @@ def picture(r, path):
 
     ends, paired = {}, {}
     for arm, values in r["table"].items():
-        ends[arm] = [(name, values[name], True) for name in r["primary"]]
+        ends[arm] = [(name, values[name], True) for name in r["tested"]]
     for d in r["differences"]:
         value = d["metric"], (d["mean"], d["low"], d["high"]), d["p_holm"] < LEVEL
         paired.setdefault(f"{d['arm']} - {d['base']}", []).append(value)
@@ -404,7 +407,7 @@ def picture(r, path):
         left.legend(loc="lower left", frameon=False, fontsize=7)
         for axes in right:
             title = "differences, 95 %; filled: p < .05 (Holm)"
-            intervals(axes, title, r["primary"], paired)
+            intervals(axes, title, r["tested"], paired)
             axes.axvline(0, color="0.4", linewidth=1)
         report.save(figure, path)
 

@@ -7,42 +7,24 @@ from dataclasses import replace
 
 import torch
 
-from nanomerci import dapo, merci
+from nanomerci import bonuses, dapo, merci, objectives
 from nanomerci.address import address, seed
-from nanomerci.bonuses import BONUSES, Bonus, Visits
+from nanomerci.bonuses import Visits
 from nanomerci.loop.model import autocast, encode
 from nanomerci.loop.rollout import Group, SampleOptions, noise_mask
-from nanomerci.objectives import OBJECTIVES
 from nanomerci.runtime import ranks
-from nanomerci.runtime.config import UserError, closest
-from nanomerci.runtime.plugins import load_name
 from nanomerci.tasks import pick
 from nanomerci.tasks.graders.pool import Grade
 
 
-def find_bonus(name):
-    """--bonus -> the class of that name, from nanomerci/bonuses/ or FILE.py:CLASS."""
-    if ".py:" in name:
-        bonus = load_name(name, "bonus")
-        if not (isinstance(bonus, type) and issubclass(bonus, Bonus)):
-            raise UserError(f"--bonus {name}: is no subclass of nanomerci.bonuses.Bonus")
-        return bonus
-    if name not in BONUSES:
-        raise UserError(
-            f"--bonus {name}: unknown{closest(name, BONUSES)} Choose from {', '.join(BONUSES)}, "
-            "or FILE.py:CLASS"
-        )
-    return BONUSES[name]
-
-
 def needs_reference(c):
     """Whether a frozen copy of the initial policy is needed: for its features, or the KL term."""
-    return find_bonus(c.bonus).counts_states and c.cfn_features == "frozen" or c.kl_coef > 0
+    return bonuses.find(c.bonus).counts_states and c.cfn_features == "frozen" or c.kl_coef > 0
 
 
 def reads_sampler_states(c):
     """Whether the policy's own states are counted, which the sampler hands over."""
-    return find_bonus(c.bonus).counts_states and c.cfn_features == "policy"
+    return bonuses.find(c.bonus).counts_states and c.cfn_features == "policy"
 
 
 class Collector:
@@ -95,7 +77,7 @@ class Collector:
         clock("sample")
         jobs = [task.job(p, text) for p, text in zip(problem_B, text_B, strict=True)]
         grades = self.pool.start(jobs)  # other processes grade, meanwhile
-        needed = self.bonus.counts_answers or OBJECTIVES[c.algo].reads_outcomes
+        needed = self.bonus.counts_answers or objectives.find(c.algo).reads_outcomes
         answer_B = [task.answer(text) if needed else None for text in text_B]
         visits, logp_ref_BT = self.score(rollout, visit_BT, problem_B, answer_B)
         passed_BT = self.filter(visits, problem_B, text_B)

@@ -259,9 +259,8 @@ def token_spans(tokenizer, ids, spans):
     """
     marked = torch.zeros(len(ids), dtype=torch.bool)
 
-    def first_token_past(
-        char,
-    ):  # smallest k such that the first k tokens reach beyond this character
+    def first_token_past(char):
+        # smallest k such that the first k tokens reach beyond this character
         low, high = 1, len(ids)
         while low < high:
             middle = (low + high) // 2

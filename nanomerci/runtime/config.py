@@ -65,6 +65,8 @@ class Task:
     """Policy: Hugging Face folder or hub id, run folder, or `tiny` (made here, SFT warm start)."""
     sft_seed: Seed = 0
     """Seed of the tiny model's initialisation and SFT warm start."""
+    rare_share: Share = 0.02
+    """toy_sql: share of its demonstrations that use the rare, robust idiom."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +138,8 @@ class Loss:
 
     algo: str = "grpo"
     """Objective (advantage and loss), one of --list."""
+    pass_k: Count = 4
+    """k of --algo passk (ours)."""
     lr: Rate = 1e-6
     """Learning rate of AdamW."""
     warmup: Size = 0
@@ -291,17 +295,19 @@ def check(c):
     check_ranges(c)
     least = 1 if c.bonus == "none" and c.algo == "dr_grpo" else 2
     frozen, installed = c.cfn_features == "frozen", c.logger == "none" or find_spec(c.logger)
-    slot = "{question}"
+    slot, whole = "{question}", c.credit == "response"
     full = "the trainer's log-probs cover the full vocabulary, so sampling must too; expected"
     rules = (
         ("top_p", c.top_p == 1, f"{full} 1.0"),
         ("top_k", c.top_k == 0, f"{full} 0"),
         ("group", c.group >= least, "a group of one has no standard deviation; expected 2 or more"),
+        ("pass_k", c.algo != "passk" or c.pass_k <= c.group, f"expected at most --group {c.group}"),
         ("minibatches", c.prompts % c.minibatches == 0, f"does not divide --prompts {c.prompts}"),
         ("overlong_buffer", c.overlong_buffer < c.max_new_tokens, "expected < --max_new_tokens"),
         ("reward", c.train_data or not c.reward, "needs problems; give --train_data too"),
         ("prompt_template", slot in (c.prompt_template or slot), f"lacks {slot}"),
-        ("credit", c.bonus != "entropy" or c.credit == "response", "entropy is per token anyway"),
+        ("credit", whole or c.bonus != "entropy", "entropy is per token anyway"),
+        ("credit", whole or c.bonus not in ("outcome", "mistakes"), f"{c.bonus} counts answers"),
         ("cfn_features", frozen or not c.kl_coef, "--kl_coef needs the frozen reference model"),
         ("logger", installed, f"is not installed; pip install {c.logger}, or --logger none"),
     )

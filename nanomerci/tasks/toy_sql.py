@@ -5,9 +5,9 @@ Every question template has a common idiom that is only sometimes correct (ORDER
 forgets ties, a JOIN repeats people, a plain SELECT repeats values, COUNT counts them) and a rare
 one that is always correct (= (SELECT MAX ...), IN (SELECT ...), SELECT DISTINCT, COUNT(DISTINCT
 ...)). On a third of the questions, the hard ones, the common idiom fails. In the SFT warm-start
-data 2 % of demonstrations use the rare idiom and 40 % have one wrong condition. So there is
-something easy to learn (the conditions) and something to discover: an idiom that earns no reward
-until it has been tried.
+data 2 % of demonstrations (--rare_share) use the rare idiom and 40 % have one wrong condition. So
+there is something easy to learn (the conditions) and something to discover: an idiom that earns no
+reward until it has been tried.
 
 A response reads   plan WORD ```sql select ... ```   and every token is a word of the vocabulary.
 """
@@ -25,7 +25,6 @@ from pathlib import Path
 from nanomerci.runtime.config import UserError
 from nanomerci.tasks import Task, cache_folder, sql
 
-RARE = 0.02  # share of demonstrations that use the robust idiom
 WRONG = 0.4  # share of demonstrations with a wrong condition
 HARD = 1 / 3  # share of hard questions
 TEST = 400  # held-out questions; the rest is for training
@@ -126,8 +125,9 @@ def build_database(folder):
 class ToySQL(Task):
     """Problems and grader; and what only a task for the tiny model has: words, demonstrations."""
 
-    def __init__(self, cache):
-        self.database = str(build_database(cache))
+    def __init__(self, cache, rare_share=0.02):
+        """rare_share: of the demonstrations, how many use the robust idiom."""
+        self.database, self.rare_share = str(build_database(cache)), rare_share
 
     @cached_property
     def problems(self):
@@ -184,7 +184,7 @@ class ToySQL(Task):
             i = rng.randrange(len(slots))
             condition, value = slots[i]
             slots[i] = condition, rng.choice([v for v in CONDITIONS[condition][2] if v != value])
-        return problem.prompt, answer(problem, rng.random() < RARE, slots)
+        return problem.prompt, answer(problem, rng.random() < self.rare_share, slots)
 
     def job(self, problem, text):
         return sql.grade, self.database, problem.gold, text, "spider"
@@ -205,13 +205,13 @@ class ToySQL(Task):
 
 def load(c):
     """The task, over a database in the cache."""
-    return with_database(ToySQL)
+    return with_database(ToySQL, c)
 
 
-def with_database(kind):
+def with_database(kind, c):
     cache = cache_folder()
     try:
-        return kind(cache)
+        return kind(cache, c.rare_share)
     except (OSError, sqlite3.Error) as error:
         raise UserError(
             f"the cache {cache}: toy_sql's database cannot be written there ({error}); make room, "

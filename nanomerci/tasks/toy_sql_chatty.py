@@ -26,4 +26,4 @@ class ToySQLChatty(ToySQL):
 
 
 def load(c):
-    return with_database(ToySQLChatty)
+    return with_database(ToySQLChatty, c)

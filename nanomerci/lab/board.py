@@ -1,0 +1,75 @@
+"""A bonus or an objective of your own beside GRPO and GRPO + MERCI, on the registered settings.
+
+    python -m nanomerci.lab.board grpo+mine.py:Mine
+    python -m nanomerci.lab.board best_only.py:best_only --seeds 4
+
+It says how long it will take, runs the three arms in pairs (the same command goes on after a kill),
+and prints the line that docs/board.md has for each method.
+"""
+
+import os
+import re
+import sys
+from pathlib import Path
+
+import tyro
+
+from nanomerci import bonuses, objectives
+from nanomerci.lab import compare, stats
+from nanomerci.runtime.config import run_command
+from nanomerci.runtime.log import log0
+
+RECORD = Path(__file__).parent / "experiments/toy_sql.csv"  # how long a run took there
+METRICS = ["pass@8", "hard", "mean@8"]
+HEAD = ["method", "paper", "pairs", *(f"{m} − GRPO" for m in METRICS), "pass@8 − GRPO + CFN"]
+HEAD += ["seconds per step, GRPO = 1", "commit", "processor"]
+
+
+def paper(arm):
+    """The arXiv numbers that the bonus or the objective names."""
+    options = dict(zip(*[iter(compare.options(arm)[:4])] * 2, strict=True))
+    bonus = bonuses.find(options["--bonus"])
+    module = sys.modules[bonus.__module__].__doc__ or ""
+    text = f"{objectives.find(options['--algo']).about} {bonus.__doc__ or ''} {module}"
+    return ", ".join(dict.fromkeys(re.findall(r"\b\d{4}\.\d{5}\b", text))) or "none named"
+
+
+def line(runs, arm):
+    """The method's row: paired differences with intervals, cost, commit, processor."""
+    own = runs[runs["arm"] == arm]
+    found = stats.differences(runs, [(arm, "grpo")], METRICS)
+    found += stats.differences(runs, [(arm, "grpo+cfn")], METRICS[:1])
+    pace = runs.assign(pace=runs["seconds"] / runs["steps"]).groupby("arm")["pace"].median()
+    commits, processors = (", ".join(map(str, own[n].unique())) for n in ("commit", "processor"))
+    cost = f"{pace[arm] / pace['grpo']:.2f}"
+    shown = [" ".join(stats.signed(d)) for d in found]
+    return [f"`{arm}`", paper(arm), found[0]["pairs"], *shown, cost, commits, processors]
+
+
+def main(
+    arm: tyro.conf.Positional[str],
+    seeds: int = 10,
+    warm_starts: int = 3,
+    out: Path = Path("runs/board"),
+):
+    """The board's line for one method.
+
+    Args:
+        arm: ALGO[+BONUS][:option=value ...], names or FILE.py:NAME
+        seeds: per warm start
+        warm_starts: tiny models to start from
+        out: folder of the runs
+    """
+    words = f"toy_sql_short --arms grpo,grpo+cfn,{arm} --eval_every 0 --tested {','.join(METRICS)}"
+    words += f" --warm_starts {warm_starts} --seeds {seeds} --out {out}"
+    a, rest = compare.arguments(words.split())
+    todo = sum(not cell.finished for cell in compare.plan(a, rest))
+    seconds = stats.read(RECORD)[1]["seconds"].median() * todo / len(os.sched_getaffinity(0))
+    log0(f"{todo} runs: about {seconds / 60:.0f} minutes and their evaluations, by the record")
+    compare.main(words.split())
+    _, runs, *_ = stats.read(out / "results.csv")
+    print("\n".join(stats.table(HEAD, [line(runs[runs["failed"].isna()], arm)])))
+
+
+if __name__ == "__main__":
+    run_command(lambda: tyro.cli(main, prog="python -m nanomerci.lab.board"))
