@@ -7,15 +7,17 @@ import random
 import re
 import subprocess
 import sys
+import tempfile
 import warnings
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import pytest
 import torch
 from conftest import ROOT
-from once import WORDS, Once, grade
+from once import WORDS, Once
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -29,10 +31,11 @@ with warnings.catch_warnings():
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 
-from nanomerci import bonuses, grpo, merci
+from nanomerci import bonuses, grpo, merci, tasks
 from nanomerci.loop.collect import Collector
 from nanomerci.loop.model import StateReader, frozen_copy
 from nanomerci.loop.rollout import Batch
+from nanomerci.loop.warmstart import tiny_policy
 from nanomerci.runtime import config, ranks
 from nanomerci.runtime.config import UserError
 from nanomerci.sample import Sampler
@@ -50,27 +53,41 @@ def row(problem):
     return {"prompt": [{"role": "user", "content": problem.prompt}], "id": problem.id}
 
 
-def reward(prompts, completions, **_):
-    return [grade(message["content"]).reward for (message,) in completions]
+class Place(NamedTuple):
+    """What is trained, and on what."""
+
+    task: object
+    folder: Path
+    length: int = 8
+    """Tokens of a response."""
+
+    def reward(self, prompts, completions, **_):
+        by_prompt = {p.prompt: p for p in (*self.task.train, *self.task.test)}
+        rewards = []
+        for asked, said in zip(prompts, completions, strict=True):
+            problem = by_prompt[asked[-1]["content"]]
+            grade, *given = self.task.job(problem, said[-1]["content"])
+            rewards.append(grade(*given).reward)
+        return rewards
 
 
 @pytest.fixture
 def make(small_model, tmp_path):
     """make(cls, merci, **arguments of GRPOConfig or of the trainer): a trainer."""
 
-    def trainer(cls=MerciGRPOTrainer, merci=SMALL, model=None, **given):
-        folder = small_model(WORDS)
+    def trainer(cls=MerciGRPOTrainer, merci=SMALL, model=None, place=None, **given):
+        task, folder, length = place = place or Place(TASK, small_model(WORDS))
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model = model or AutoModelForCausalLM.from_pretrained(folder)
         keys = "peft_config", "eval_dataset", "reward_funcs"
-        own = {"reward_funcs": reward} | {key: given.pop(key) for key in keys if key in given}
+        own = {"reward_funcs": place.reward} | {key: given.pop(key) for key in keys if key in given}
         if cls is not GRPOTrainer:
             own["merci"] = MerciConfig(**merci)
         arguments = {
             "output_dir": str(tmp_path / "run"),
             "per_device_train_batch_size": 16,
             "num_generations": G,
-            "max_completion_length": 8,
+            "max_completion_length": length,
             "max_steps": 4,
             "learning_rate": 3e-3,
             "loss_type": "grpo",
@@ -84,7 +101,7 @@ def make(small_model, tmp_path):
             "gradient_checkpointing": False,
         }
         args = GRPOConfig(**arguments | given)
-        data = Dataset.from_list(list(map(row, TASK.train)))
+        data = Dataset.from_list(list(map(row, task.train)))
         return cls(model, args=args, train_dataset=data, processing_class=tokenizer, **own)
 
     return trainer
@@ -171,28 +188,22 @@ class Replay:
         return self.rollout
 
 
-def our_batch(c, output, folder):
+def our_batch(c, output, place):
     """Our own loop on the completions that TRL's trainer sampled, its counter pre-trained on
     others. -> Batch, the bonus.
     """
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    sampler = Sampler(model, AutoTokenizer.from_pretrained(folder), c.max_new_tokens)
+    model = AutoModelForCausalLM.from_pretrained(place.folder)
+    sampler = Sampler(model, AutoTokenizer.from_pretrained(place.folder), c.max_new_tokens)
     bonus = bonuses.find(c.bonus)(c, model.config.hidden_size, torch.device("cpu"), ranks)
     frozen = frozen_copy(model, "cpu", torch.float32)
     reader = StateReader(frozen, bonus.score) if bonus.counts_states else None
     with Pool(1) as pool:
-        collector = Collector(c, TASK, sampler, reader, bonus, pool)
+        collector = Collector(c, place.task, sampler, reader, bonus, pool)
         if bonus.pretrains:
             collector.visit_before_training()
             bonus.before_training(collector.take_visits())
         collector.sampler = Replay(sampler, output)
-        return Batch.of(collector.round(lambda name: None), G, "cpu"), bonus
-
-
-@pytest.fixture(scope="module")
-def sampled():
-    """By plain GRPOTrainer, once."""
-    return {}
+        return Batch.of(collector.round(lambda name: None), c.group, "cpu"), bonus
 
 
 def hook(trainer, rows):
@@ -200,24 +211,27 @@ def hook(trainer, rows):
     return trainer._generate_and_score_completions(rows)
 
 
-def noise(row, text):
-    return TASK.noise(None, text)
-
-
-@pytest.mark.parametrize("options", FILTERS, ids=str)
-def test_merged_advantages_are_those_of_our_own_loop(options, make, small_model, sampled):
-    c = config.Config(**{"prompts": 4, "group": G, "max_new_tokens": 8} | SMALL | options)
-    problems = pick(TASK.train, range(c.prompts), c.seed)
+def compare_with_our_own(options, make, place):
+    """MerciGRPOTrainer and our own loop on the completions that plain GRPOTrainer sampled. ->
+    whether the bonus changed an advantage.
+    """
+    task, _, length = place
+    given = SMALL | options
+    c = config.Config(**{"prompts": 4, "group": G, "max_new_tokens": length} | given)
+    by_prompt = {problem.prompt: problem for problem in task.train}
+    problems = pick(task.train, range(c.prompts), c.seed)
     rows = [row(problem) for problem in problems for _ in range(G)]
-    if not sampled:
-        sampled.update(hook(make(GRPOTrainer), rows))
+    sampled = hook(make(GRPOTrainer, place=place), rows)
     adv_B = sampled["advantages"]
-    batch, bonus = our_batch(c, sampled, small_model(WORDS))
+    batch, bonus = our_batch(c, sampled, place)
     ours = grpo.advantage(batch.reward_PG)  # divides by std + 1e-6, TRL by std + 1e-4
     torch.testing.assert_close(ours.flatten(), adv_B, rtol=1e-3, atol=1e-6)
     shaped = bonus.merge(batch, adv_B.view(-1, G), 0.5, 1)
 
-    trainer = make(merci=SMALL | options | {"noise": noise, "answer": TASK.answer})
+    def noise(row, text):
+        return task.noise(by_prompt[row["prompt"][-1]["content"]], text)
+
+    trainer = make(merci=given | {"noise": noise, "answer": task.answer}, place=place)
     trainer.merci.bonus.load_state_dict(bonus.state_dict())
     trainer.merci.rounds = 1
     output = hook(trainer, rows)
@@ -228,7 +242,30 @@ def test_merged_advantages_are_those_of_our_own_loop(options, make, small_model,
         shaped, merged = shaped.gather(1, right_padded(output)[1]) * mask_BC, merged * mask_BC
     # z-scores divide the rounding of a bonus, 6e-8 of it, by at least a hundredth of it
     torch.testing.assert_close(merged, shaped, rtol=0, atol=1e-5)
-    assert not torch.equal(shaped.view(len(adv_B), -1)[:, 0], adv_B)
+    return not torch.equal(shaped.view(len(adv_B), -1)[:, 0], adv_B)
+
+
+@pytest.mark.parametrize("options", FILTERS, ids=str)
+def test_merged_advantages_are_those_of_our_own_loop(options, make, small_model):
+    assert compare_with_our_own(options, make, Place(TASK, small_model(WORDS)))
+
+
+@pytest.fixture(scope="module")
+def toy_sql():
+    """The default task, and the policy that its SFT warm start makes."""
+    task = tasks.load(config.parse(["toy_sql"]))
+    model, tokenizer = tiny_policy(task)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        yield Place(task, Path(folder), 48)
+
+
+@pytest.mark.slow  # trains the warm start where it is not cached
+@pytest.mark.parametrize("options", FILTERS, ids=str)
+def test_merged_advantages_on_toy_sql(options, make, toy_sql):
+    changed = compare_with_our_own(options, make, toy_sql)
+    assert changed or options == {"run": 3}  # which leaves hardly a token of responses this short
 
 
 # ---- without the bonus, plain GRPOTrainer
@@ -330,7 +367,7 @@ def test_each_generation_batch_is_scored_and_counted_once(make):
 
     def counted(prompts, completions, completion_ids, **_):
         seen.append(sum(len(ids) - 1 for ids in completion_ids))  # the last state is terminal
-        return reward(prompts, completions)
+        return Place(TASK, None).reward(prompts, completions)
 
     trainer = make(
         per_device_train_batch_size=4,
