@@ -48,10 +48,24 @@ def main(run: tyro.conf.Positional[str], model: str = "", out: Path = PICTURES):
     report.report(trained.folder)
     shutil.copy(trained.folder / "pass_at_k.png", out / "pass_at_k.png")
     calibration(trained, out / "calibration.png")
-    heatmap(out / "heatmap_toy.png", run, "-n", "6", "--seed", "0")
+    heatmap(out / "heatmap_toy.png", run, mixed(trained), "-n", "6", "--seed", "0")
     if model:
         how = "-n", "4", "--temperature", "0.7", "--max_new_tokens", "110", "--gold", "31"
         heatmap(out / "heatmap_words.png", model, WORD_PROBLEM, *how)
+
+
+def mixed(run):
+    """A held-out prompt to which the last evaluation found about as many correct as incorrect
+    responses: only where they differ has the bonus an effect.
+    """
+    records = report.read_lines(run.folder / "evals.jsonl")[-1]["records"]
+    problems = {problem.id: problem.prompt for problem in tasks.load(run.options).test}
+
+    def distance(record):
+        right = [outcome == "right" for outcome in record["outcomes"]]
+        return abs(np.mean(right) - 0.5)
+
+    return problems[min(records, key=distance)["id"]]
 
 
 def heatmap(out, *words):
