@@ -4,7 +4,7 @@
     runtime/                      running: config, ranks, checkpoint, log, plugins
     tasks/, tasks/graders/        one file per task; worker processes that grade and can be killed
     grpo, dapo, cfn               the papers' formulas
-    merci, counts                 the method: uncertainty, filters, bonus, merge; exact counts
+    merci, counts, advantages     the method; exact counts; advantages of other objectives
     bonuses/, objectives          one file per bonus; one row per objective
     loop/                         what a step stands on: model, rollout, collect, evaluate ...
     view/                         looking: ask, heat map, report
