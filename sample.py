@@ -316,7 +316,7 @@ class Progress:
             self.told = ended
 
 
-def check(model, name):
+def check_model(model, name):
     """Responses are sampled over a KV cache and under masks of our own, and log-probs computed from
     hidden states and the head's weight: try both on two prompts, and refuse (UserError) a model
     with which they differ from its own logits. They reach beyond the window, which is short here.
@@ -353,4 +353,4 @@ def check(model, name):
 
 
 if __name__ == "__main__":
-    ask.main(request, Sampler, check)
+    ask.main(request, Sampler, check_model)

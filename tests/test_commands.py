@@ -91,7 +91,7 @@ def sample_with(words, command, workplace, monkeypatch, capsys):
         return ask.arguments(words)
     limits = ["--max_new_tokens", "8", *(["--limit", "3"] if "--eval" in words else [])]
     monkeypatch.setattr(sys, "stdin", None)
-    ask.main(ask.arguments([*words, *limits]), sample.Sampler, sample.check)
+    ask.main(ask.arguments([*words, *limits]), sample.Sampler, sample.check_model)
     assert capsys.readouterr().out.strip()
     for word, after in zip(words, words[1:], strict=False):
         assert word != "--heatmap" or (workplace / after).stat().st_size > 5000

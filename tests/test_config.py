@@ -23,7 +23,7 @@ from nanomerci.loop import warmstart
 from nanomerci.loop.model import load, tiny, token_logp
 from nanomerci.runtime import config
 from nanomerci.runtime.config import Config, UserError, parse
-from nanomerci.sample import check, generate
+from nanomerci.sample import check_model, generate
 
 
 @pytest.fixture
@@ -472,7 +472,7 @@ def test_a_damaged_model_folder_is_refused(kind, message, small_model, tmp_path)
     shutil.copytree(small_model(WORDS), tmp_path / "model")
     damage(tmp_path / "model", kind)
     with pytest.raises(UserError, match=message) as error:
-        check(load(tmp_path / "model")[0], "model")
+        check_model(load(tmp_path / "model")[0], "model")
     assert len(str(error.value).splitlines()) == 1
 
 

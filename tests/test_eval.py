@@ -55,7 +55,7 @@ def command(folder, pool, monkeypatch):
 
     def go(out, *more):
         request = ask.arguments(arguments(folder, out, *more))
-        ask.evaluate(request, sample.Sampler, sample.check)
+        ask.evaluate(request, sample.Sampler, sample.check_model)
         return [json.loads(line) for line in out.read_text().splitlines()]
 
     return go
@@ -113,7 +113,7 @@ from nanomerci import sample
 from nanomerci.view import ask, evaluation
 evaluation.TOGETHER = 16
 torch.set_num_threads(1)
-ask.main(ask.parse(), sample.Sampler, sample.check)
+ask.main(ask.parse(), sample.Sampler, sample.check_model)
 """
 
 

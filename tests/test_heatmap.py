@@ -329,7 +329,7 @@ def test_text_can_be_read_on_every_colour():
 # ---- the command
 def command(monkeypatch, capsys, *words, stdin=""):
     monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
-    ask.answer(ask.arguments(list(map(str, words))), sample.Sampler, sample.check)
+    ask.answer(ask.arguments(list(map(str, words))), sample.Sampler, sample.check_model)
     return capsys.readouterr().out
 
 

@@ -31,7 +31,7 @@ from nanomerci.loop.model import (
 from nanomerci.loop.rollout import SampleOptions
 from nanomerci.loop.warmstart import check_lengths
 from nanomerci.runtime.config import Config, UserError
-from nanomerci.sample import check, generate
+from nanomerci.sample import check_model, generate
 
 SHAPE = {
     "vocab_size": 31,
@@ -144,7 +144,7 @@ def test_it_samples_and_trains_with_its_own_log_probs(name, monkeypatch):
     """
     model = build(name)
     assert families.not_computed(model.config) is None
-    check(model, name)
+    check_model(model, name)
     window = getattr(model.config, "sliding_window", None)
     assert window in (None, 16)
 
@@ -200,11 +200,11 @@ def test_the_check_notices_a_window_that_is_ignored(name, where, monkeypatch):
     """In training, in sampling; however wide the window is, and it is left as it was."""
     model = build(name)
     model.config.sliding_window = 4096
-    check(model, name)
+    check_model(model, name)
     assert model.config.sliding_window == 4096
     monkeypatch.setattr(where, "masks", no_window)
     with pytest.raises(UserError, match="are not head|change with our cache"):
-        check(model, name)
+        check_model(model, name)
     assert model.config.sliding_window == 4096
 
 
@@ -231,16 +231,16 @@ def look_ahead(model):
 @pytest.mark.parametrize("name, harm", [("Phi", bias), ("Llama", scale), ("Llama", look_ahead)])
 def test_the_check_notices_what_no_config_names(name, harm):
     model = build(name)
-    check(model, name)
+    check_model(model, name)
     harm(model)
     with pytest.raises(UserError, match="log-probs differ by .* by rounding at most"):
-        check(model, name)
+        check_model(model, name)
 
 
 def test_the_check_refuses_what_has_no_cache_like_ours():
     config = config_of("bert", ALL_HEADS | {"is_decoder": True})
     with pytest.raises(UserError, match="cannot be sampled with our KV cache|log-probs differ"):
-        check(AutoModelForCausalLM.from_config(config).eval(), "bert")
+        check_model(AutoModelForCausalLM.from_config(config).eval(), "bert")
 
 
 @pytest.mark.parametrize("name", ["GPT-2", "OPT", "GPT-NeoX", "Gemma 3"])
@@ -329,7 +329,7 @@ def test_no_token_is_drawn_that_the_tokenizer_lacks(tied, tmp_path):
     words = len(tokenizer)
     padded = saved(tmp_path, words + 20, tokenizer, tie_word_embeddings=tied)
     model, _ = load(tmp_path)
-    check(model, "padded")
+    check_model(model, "padded")
     roll = generate(model, [[4, 5, 6], [7]], 16, max_new_tokens=8, eos_id=1)
     assert int(roll.tokens_BT.max()) == words - 1
     logits_BTV = own_logits(padded, roll)

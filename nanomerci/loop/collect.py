@@ -44,21 +44,21 @@ class Collector:
     def device(self):
         return self.sampler.model.device
 
-    def batch(self, clock):
+    def collect(self, clock):
         """One step's groups: P of them, from one round of sampling or, with dynamic sampling, from
         as many as it takes until P groups carry signal. -> groups, rounds of groups.
         """
         c = self.c
 
-        def collect():
+        def one_round():
             return self.round(clock)
 
         if c.max_gen_rounds == 1:
-            groups = collect()
+            groups = one_round()
             rounds = [groups]
         else:
             groups, rounds = dapo.fill(
-                self.leftover, collect, c.prompts, c.max_gen_rounds, ranks.count
+                self.leftover, one_round, c.prompts, c.max_gen_rounds, ranks.count
             )
         number_P = torch.tensor([group.number for group in groups], dtype=torch.int64)
         place_P = ranks.global_order(number_P).tolist()

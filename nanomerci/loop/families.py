@@ -30,7 +30,7 @@ NOT_COMPUTED = {
 
 def not_computed(config):
     """What a model of this config does that our masks, cache and head do not, or None. Names say
-    it clearly, and before the weights are read; what has no name here, sample.check() notices.
+    it clearly, and before the weights are read; sample.check_model() notices what has no name.
     """
     if config.get_text_config() is not config:
         return f"it is not a model of text alone ({config.model_type})"

@@ -46,7 +46,7 @@ def load(name, device="cpu", dtype=torch.float32):
     """A hub id, a Hugging Face folder or a run folder -> model in `dtype` on `device`, tokenizer.
 
     UserError where there are no weights, where they and the tokenizer do not belong together, or
-    where the config names what we do not compute. What has no name, sample.check() notices.
+    where the config names what we do not compute. What has no name, sample.check_model() notices.
     """
     folder = Path(name)
     if (folder / "checkpoints").is_dir():

@@ -127,7 +127,7 @@ def arguments(argv):
 
 # ---- what is asked for
 def main(a, sampler_class, check):
-    """Answer a Request with sample.Sampler and sample.check, which are handed down."""
+    """Answer a Request with sample.Sampler and sample.check_model, which are handed down."""
     config.run_command(evaluate if a.eval else answer, a, sampler_class, check)
 
 
