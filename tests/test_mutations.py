@@ -6,16 +6,21 @@ too, and numbers put in show that a mutant differs. `pytest -m slow -s tests/tes
 prints the tables.
 """
 
+import itertools
 import random
 import re
+import string
 from collections import Counter
+from tokenize import TokenError
 
 import pytest
+from conftest import ROOT
 
 from nanomerci.tasks import math
 from nanomerci.tasks.graders.pool import Pool
 
 sympy = pytest.importorskip("sympy")
+parser = pytest.importorskip("sympy.parsing.sympy_parser")
 PER_CELL = 100  # of each form and mutation
 x, y, k, t, W, X, Y, K, T = sympy.symbols("x y k t w X Y K T")
 CASES = {x: X, y: Y, k: K, t: T}
@@ -354,3 +359,116 @@ def test_what_sympy_ships_reads_as_sympy_reads_it(pool):
     wrong = [pair for pair, got in zip(pairs, grades(pool, pairs), strict=False) if got != "right"]
     print(f"{len(pairs)} pairs, {len(wrong)} refused", *wrong, sep="\n")
     assert len(wrong) < 0.02 * len(pairs)
+
+
+# ---- golds of others: the answers of the MATH data set's test problems (Hendrycks et al. 2021)
+
+READINGS = (
+    (r"\\[dt]frac", r"\\frac"),
+    (r"\\left|\\right|\\,|\\!", ""),
+    (r"\\frac\{([^{}]*)\}\{([^{}]*)\}", r"((\1)/(\2))"),
+    (r"\\pi", " pi "),
+    (r"\\cdot", "*"),
+    (r"\^\{([^{}]*)\}", r"**(\1)"),
+    (r"\^(\d)", r"**\1"),
+    (r"(?<![a-z])([a-z])(?=[a-z])(?!pi|qrt)", r"\1 "),
+)
+
+
+def numbers_in(text):
+    """What a gold says, by sympy's parser of Python and without ours: the values of its parts at
+    fixed numbers, sorted, and its outer brackets.
+    """
+    text = re.sub(r"\\sqrt\{([^{}]*)\}", r" sqrt(\1) ", text)
+    for pattern, put in READINGS:
+        text = re.sub(pattern, put, text)
+    outer = "".join(c for c in (text[0], text[-1]) if c in "[]()")
+    parts = re.split(r",|\\cup", re.sub(r"^[\[(](.*,.*)[\])]$", r"\1", text))
+    how = (*parser.standard_transformations, parser.implicit_multiplication)
+    trees = [parser.parse_expr(part.strip(" []"), transformations=how) for part in parts]
+    at = {
+        sympy.Symbol(c): sympy.Rational(31 + 2 * i, 17)
+        for i, c in enumerate(string.ascii_lowercase)
+    }
+    values = [complex(tree.xreplace(at).evalf(20)) for tree in trees]
+    return outer, sorted((round(v.real, 9), round(v.imag, 9)) for v in values)
+
+
+def spots(text, pattern, put):
+    """The text with one match replaced, for each match."""
+    for found in re.finditer(pattern, text):
+        yield text[: found.start()] + put(found[0]) + text[found.end() :]
+
+
+UNREADABLE = (
+    SyntaxError,
+    TokenError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    ArithmeticError,
+    IndexError,
+)
+TEXT_MUTATIONS = {
+    "sign": lambda text: (
+        [text[1:] if text[0] == "-" else f"-{text}"] if text[0] not in "([" else []
+    ),
+    "digit": lambda text: spots(text, r"\d", lambda d: str((int(d) + 1) % 10)),
+    "exponent": lambda text: spots(text, r"(?<=\^)\d", lambda d: str(int(d) + 1)),
+    "letter": lambda text: spots(text, r"(?<![\\a-z])[a-z](?![a-z])", lambda c: "w"),
+    "case": lambda text: spots(text, r"(?<![\\a-z])[a-z](?![a-z])", str.upper),
+    "bracket": lambda text: spots(text, r"^\\left\[|^\[", lambda b: b.replace("[", "(")),
+    "missing": lambda text: spots(text, r",[^,()\[\]]*(?=[)\]]?$)", lambda part: ""),
+}
+
+
+def outside():
+    """(gold, mutation, mutant) whose readings differ: by case and bracket they do by themselves."""
+    for gold in (ROOT / "tests/outside_golds.txt").read_text().splitlines():
+        for mutation, change in TEXT_MUTATIONS.items():
+            for mutant in change(gold):
+                try:
+                    differs = mutation in ("case", "bracket") or numbers_in(gold) != numbers_in(
+                        mutant
+                    )
+                except UNREADABLE:
+                    continue  # no answer any more
+                if differs:
+                    yield gold, mutation, mutant
+    rng = random.Random(0)
+    for gold, tree in shipped():
+        for mutation, change in MUTATIONS.items():
+            changed = change(tree.doit(), rng)
+            try:
+                differs = changed is not None and differ(tree.doit(), changed)
+            except UNREADABLE:  # no numbers
+                continue
+            if differs:
+                yield gold, mutation, sympy.latex(changed, ln_notation=True)
+
+
+@pytest.mark.slow
+def test_mutants_of_golds_of_others_are_refused(pool):
+    cases = list(outside())
+    pairs = [(gold, mutant) for gold, _, mutant in cases]
+    outcomes = grades(pool, pairs)
+    assert "error" not in outcomes, pool.last_error
+    paid = [case for case, outcome in zip(cases, outcomes, strict=True) if outcome == "right"]
+    total = Counter(mutation for _, mutation, _ in cases)
+    print(f"{len(cases)} mutants {dict(total)}, {len(paid)} paid", *paid, sep="\n")
+    golds = sorted({gold for gold, *_ in cases})
+    assert len(golds) >= 500 and len(paid) < 0.005 * len(cases)
+    assert {*grades(pool, zip(golds, golds, strict=True))} == {"right"}  # each is its own answer
+
+
+@pytest.mark.slow
+def test_other_spellings_of_golds_of_others_are_accepted(pool):
+    golds = (ROOT / "tests/outside_golds.txt").read_text().splitlines()
+    pairs = [
+        (gold, change(gold))
+        for gold, change in itertools.product(golds, SPELLINGS.values())
+        if change(gold) != gold
+    ]
+    refused = [pair for pair, got in zip(pairs, grades(pool, pairs), strict=True) if got != "right"]
+    print(f"{len(refused)} of {len(pairs)} refused", *refused, sep="\n")
+    assert len(refused) < 0.02 * len(pairs)
