@@ -29,6 +29,7 @@ LISTED = re.compile(
     _GAP + r"(?:[,;]|,?\s*(?:and|or)|\\text\s*\{[,\s]*(?:and|or)\s*\})" + _GAP
     + r"(?:[A-Za-z](?:_\{?\w+\}?)?\s*=\s*)?"
 )  # fmt: skip
+INNER = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)")
 
 
 def boxes(text):
@@ -69,7 +70,7 @@ def answer(text):
         if not LISTED.fullmatch(text, found[-1][1], parts[-1][0]):
             break
         parts.append(found.pop())
-    contents = [re.sub(r"\\(?:boxed|fbox)\s*(?=\{)", "", text[a:b]) for *_, a, b in parts[::-1]]
+    contents = [INNER.sub("", text[a:b]) for *_, a, b in parts[::-1]]
     return ", ".join(map(str.strip, contents))
 
 

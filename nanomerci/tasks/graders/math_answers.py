@@ -453,11 +453,12 @@ def _spell(name):
 
 CHOICE = re.compile(r"[\s({]*(?:\\text\s*\{)?[\s({]*([A-J])[\s)}.]*")
 CHOSEN = re.compile(r"[\s({*]*(?:\\text\s*\{)?[\s({*]*([A-J])(?:[)}.:*\s]*$|[)}]*[.:)](?P<why>.*))")
+LETTER = re.compile("[A-J]")
 
 
 def same(gold, got, tolerance=0.0):
     """Two texts. tolerance: relative, for answers that are measured or rounded. Raises TooLarge."""
-    if re.search("[A-J]", gold[:30]) and (letter := CHOICE.fullmatch(normalise(gold))):  # (C)
+    if LETTER.search(gold, 0, 30) and (letter := CHOICE.fullmatch(normalise(gold))):  # (C)
         chosen = CHOSEN.match(normalise(got))
         if not chosen or chosen[1] != letter[1]:
             return False
