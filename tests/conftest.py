@@ -1,4 +1,5 @@
-"""One thread: the suite shares its cores, and sums come out in one order."""
+"""One thread (or TEST_THREADS of them): the suite shares its cores, and sums come out in one order.
+"""
 
 import os
 import signal
@@ -13,7 +14,7 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("TEST_THREADS", 1)))
 # a shell that starts the suite in the background has it ignored
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
