@@ -348,6 +348,9 @@ def test_no_orphans(how, busy):
     with subprocess.Popen([sys.executable, "-c", code], cwd=root, **pipes) as parent:
         try:
             group = int(parent.stdout.readline())
+            begun = time.monotonic() + 10
+            while len(alive(group)) < 3 and time.monotonic() < begun:  # the server forks them
+                time.sleep(0.01)
             assert len(alive(group)) == 3  # the fork server and two workers
             time.sleep(0.5)  # let the jobs begin, or the parent come to rest
             parent.send_signal(how)

@@ -33,15 +33,18 @@ def test_dry_run(monkeypatch, capsys):
     monkeypatch.setattr(torch, "compile", lambda function, **options: function)
     monkeypatch.setattr(bench, "TOKENS", (64,))
     rows = bench.linear_table(1e12, quick=False)
+    # what is installed of the others may need a GPU, and then says so in its row
+    ran = [row for row in rows if "error_logp" in row]
     # one product of 64 x 32 x 500 in 1 ms; four for both; of a ceiling of 1 TFLOP/s
     assert rows[0]["forward_TFLOPs"] == pytest.approx(2 * 64 * 32 * 500 / 1e-3 / 1e12)
     assert rows[0]["both_%matmul"] == pytest.approx(4 * 2 * 64 * 32 * 500 / 1e-3 / 1e12 * 100)
     # a peak of 1 MiB, less the gradients of hidden states and weights in bf16
     assert rows[0]["workspace_MiB"] == pytest.approx(1 - 2 * (64 + 500) * 32 / 2**20)
-    assert all(row["error_logp"] < 0.02 and row["error_dweight"] < 0.02 for row in rows)
+    assert all(row["error_logp"] < 0.02 and row["error_dweight"] < 0.02 for row in ran)
     # ours keeps the logits in fp32, eager rounds them to bf16
     assert rows[0]["error_logp"] <= 1e-5 < rows[2]["error_logp"]
-    assert all(row["error_dlogits"] < 0.02 for row in bench.logits_table(1e12, quick=False))
+    logits = [row for row in bench.logits_table(1e12, quick=False) if "error_dlogits" in row]
+    assert len(logits) >= 4 and all(row["error_dlogits"] < 0.02 for row in logits)
     monkeypatch.setattr(bench, "SCORES", [(600, 32, 16)])
     score = bench.score_table(1e12, 1e12, quick=True)
     assert score[0]["floor_ms"] == pytest.approx(2 * 600 * 32 * 32 / 1e12 * 1e3) and all(
@@ -52,7 +55,7 @@ def test_dry_run(monkeypatch, capsys):
         3,
         4,
     ]
-    assert len(calls) == 2 * len(rows) + 2 * 4 + len(score)
+    assert len(calls) == 2 * len(ran) + 2 * len(logits) + len(score)
 
 
 @pytest.mark.skipif(bench.triton is None, reason="Triton is not installed")

@@ -27,8 +27,8 @@ from nanomerci.runtime.log import log0
 from nanomerci.view import report
 
 WORD_PROBLEM = (
-    "Tom has 3 boxes with 12 apples each. He eats 5 apples. How many apples are left? "
-    "Think step by step and end with a line that reads Answer: and the number."
+    "Tom has 8 apples and gets 5 more. How many apples does he have? "
+    "End with a line that reads Answer: and the number."
 )
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
@@ -50,7 +50,7 @@ def main(run: tyro.conf.Positional[str], model: str = "", out: Path = PICTURES):
     calibration(trained, out / "calibration.png")
     heatmap(out / "heatmap_toy.png", run, mixed(trained), "-n", "6", "--seed", "0")
     if model:
-        how = "-n", "4", "--temperature", "0.7", "--max_new_tokens", "110", "--gold", "31"
+        how = "-n", "4", "--temperature", "0.7", "--max_new_tokens", "60", "--gold", "13"
         heatmap(out / "heatmap_words.png", model, WORD_PROBLEM, *how)
 
 
