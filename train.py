@@ -6,12 +6,12 @@ exploration bonus.
     python train.py toy_sql --gamma 0                without the bonus: plain GRPO, bit for bit
     python train.py smollm2_arithmetic --model DIR   a real pretrained model, the same code
     torchrun --nproc-per-node=8 train.py RECIPE      many GPUs
-    python train.py --resume runs/toy_sql-seed0      go on where a run was stopped or killed
-    python train.py --help                           every option; --list: recipes, tasks, bonuses
+    python train.py --resume runs/toy_sql-seed0      resume a run that was stopped or killed
+    python train.py --help                           all options; --list: tasks, bonuses, objectives
 
-The loop in main() is the picture of the README: roll out, grade, score how novel the visited states
-are; compare within the group, add the exploration advantage; update the policy; count the states.
-The formulas are in the files it calls; those at the top level belong to the package nanomerci too.
+The loop in main() follows the diagram of the README: sample responses, grade them, score how novel
+their states are; compute advantages within each group, add the exploration advantage; update the
+policy; count the states. The formulas are in grpo.py, dapo.py, cfn.py and nanomerci/merci.py.
 
 Axes: P prompts, G responses per prompt, B = P*G rows, T token positions; b rows of a micro-batch.
 """
@@ -63,7 +63,7 @@ def main(c):
         stopping = ranks.any_rank(shutdown.requested)
         for step in run.log.progress(run.done + 1, c.steps):
             if stopping:
-                log0(f"stopped after step {step - 1}; go on with: python train.py --resume {c.out}")
+                log0(f"stopped after step {step - 1}; to resume: python train.py --resume {c.out}")
                 break
             timer, fresh = StepTimer(), collector.prompts_sampled
             groups, rounds = collector.collect(timer)  # roll out, grade, score the novelty

@@ -1,13 +1,13 @@
-"""nanoMERCI: the package behind train.py. From the ground up; each line may use those above it.
+"""nanoMERCI: the package behind train.py. A line of this list may import the lines above it.
 
     address, kernels/             randomness by address; Triton kernels beside their torch twins
-    runtime/                      running: config, ranks, checkpoint, log, plugins
+    runtime/                      config, ranks, checkpoint, log, plugins
     tasks/, tasks/graders/        one file per task; worker processes that grade and can be killed
     grpo, dapo, cfn               the papers' formulas
     merci, counts, advantages     the method; exact counts; advantages of other objectives
     bonuses/, objectives          one file per bonus; one row per objective
-    loop/                         what a step stands on: model, rollout, collect, evaluate ...
-    view/                         looking: ask, heat map, report
+    loop/                         what a step is built on: model, rollout, collect, evaluate ...
+    view/                         command line of sample.py, heat map, report
     sample, train                 the sampler; the loop
     lab/, bench/, integrations/   experiments; speed; MERCI inside other trainers
 

@@ -1,4 +1,4 @@
-"""Advantages of objectives that are GRPO in everything else: MaxRL, Pass@k training, IPS-GRPO.
+"""Advantages of three objectives that otherwise are GRPO: MaxRL, Pass@k training, IPS-GRPO.
 
 Axes: P prompts, G responses per prompt.
 """
@@ -42,8 +42,9 @@ def pass_at_k(reward_PG, pass_k, eps=1e-6):  # [PassK:advantage]
 
 
 def over_frequency(reward_PG, outcome_PG):  # [IPS:advantage]
-    """GRPO's advantage of the rewards divided by their outcome's share of the group: what is said
-    often earns no more in all than what is said once (IPS-GRPO, 2601.21669).
+    """GRPO's advantage of the rewards divided by their outcome's share of the group: an answer that
+    many responses give earns no more in all than one that a single response gives (IPS-GRPO,
+    2601.21669).
     """
     same_PGG = outcome_PG[:, :, None] == outcome_PG[:, None, :]
     return grpo.advantage(reward_PG / same_PGG.to(reward_PG.dtype).mean(2))

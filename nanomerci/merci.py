@@ -2,8 +2,8 @@
 
 A language model's transitions are known (state = prefix, action = next token), so of the
 Uncertainty Bellman Equation (O'Donoghue et al. 2018) only the uncertainty of the rewards is left:
-add up the local variances along a trajectory, take one root at the end. The local variance of a
-state visited n times is proportional to 1/n, and cfn.py estimates 1/n. From there: filter tokens,
+local variances add up along a trajectory, and one root is taken at the end. The local variance of a
+state visited n times is proportional to 1/n, and cfn.py estimates 1/n. Here: filter tokens,
 aggregate to one bonus per response, normalise within the group, add a capped term to the
 advantage.
 
@@ -46,8 +46,8 @@ def percentile(invn_BT, mask_BT, top):  # [MERCI:percentile]
 
 
 def coherent(kept_BT, run):  # [MERCI:coherence]
-    """Second filter: kept tokens that stand in a run of at least `run` adjacent kept ones; isolated
-    spikes go. -> kept_BT.
+    """Second filter: kept tokens in a run of at least `run` adjacent kept ones; isolated
+    spikes are dropped. -> kept_BT.
     """
     if run <= 1 or kept_BT.shape[1] < run:
         return kept_BT if run <= 1 else torch.zeros_like(kept_BT)

@@ -1,9 +1,9 @@
-"""Objectives, one row each, picked by `--algo`: how rewards become advantages, and per-token losses
-one number. The formulas are in grpo.py, dapo.py and nanomerci/advantages.py.
+"""Objectives, one row each, picked by `--algo`: how rewards become advantages, and how per-token
+losses become one number. The formulas are in grpo.py, dapo.py and nanomerci/advantages.py.
 
-A new objective is a function and a row, or an Objective in a file of yours: `--algo FILE.py:NAME`.
-`advantage` takes reward_PG; with reads_outcomes also outcome_PG, equal numbers for equal final
-answers; and as keywords the options that its row names.
+A new objective is a function and a row here, or an Objective in a file of yours (`--algo
+FILE.py:NAME`). `advantage` takes reward_PG; with reads_outcomes also outcome_PG, equal numbers for
+equal final answers; and, as keywords, the options that its row names.
 """
 
 from collections.abc import Callable
@@ -57,12 +57,12 @@ OBJECTIVES = {
         constant_length=True,
         about="Dr.GRPO (2503.20783): GRPO without std and length normalisation",
     ),
-    "maxrl": Objective(advantages.over_mean, about="MaxRL (2602.02710): over the mean"),
+    "maxrl": Objective(advantages.over_mean, about="MaxRL (2602.02710): (r - mean) / mean"),
     "passk": Objective(
-        advantages.pass_at_k, ("pass_k",), about="Pass@k training (2508.10751): --pass_k"
+        advantages.pass_at_k, ("pass_k",), about="Pass@k training (2508.10751): best of --pass_k"
     ),
     "ips": Objective(
-        advantages.over_frequency, (), True, about="IPS-GRPO (2601.21669): rewards per outcome"
+        advantages.over_frequency, (), True, about="IPS-GRPO (2601.21669): r / share of the answer"
     ),
 }
 
@@ -72,7 +72,7 @@ def find(name):
     if ".py:" in name:
         objective = load_name(name, "algo")
         if not isinstance(objective, Objective):
-            raise UserError(f"--algo {name}: is no nanomerci.objectives.Objective")
+            raise UserError(f"--algo {name}: expected a nanomerci.objectives.Objective")
         return objective
     if name not in OBJECTIVES:
         raise UserError(

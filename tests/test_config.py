@@ -164,11 +164,13 @@ def test_list_has_recipes_tasks_bonuses_and_objectives(capsys, tmp_path, monkeyp
     (tmp_path / "tasks/c.py").write_text("")
     (tmp_path / "bonuses/mine.py").write_text('"""mine: first use of a token"""')
     (tmp_path / "objectives.py").write_text(
-        'OBJECTIVES = {\n    "one": Row(f, about="the first"),\n    "two": Row(g),\n}\n'
+        'OBJECTIVES = {\n    "one": Row(\n        f,\n        ("k",),\n        about="the first",\n'
+        '    ),\n    "two": Row(g),\n}\n'
     )
     monkeypatch.setattr(config, "PACKAGE", tmp_path)
     text = printed(capsys, "--list")
-    entries = [re.split(r"\s{2,}", line.strip()) for line in text.split("(--task)")[1].splitlines()]
+    lines = text.split("(--task")[1].splitlines()
+    entries = [re.split(r"\s{2,}", line.strip()) for line in lines]
     assert ["chess, go", "board games for two"] in entries and "Helpers" not in text
     assert ["mine", "first use of a token"] in entries
     assert entries[-2:] == [["one", "the first"], ["two"]]

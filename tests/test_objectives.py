@@ -94,7 +94,7 @@ def test_an_objective_from_a_file(tmp_path):
     assert objectives.find("maxrl").advantage is over_mean
     for name, words in {
         "maxlr": "--algo maxlr: unknown; did you mean maxrl[?] Choose from grpo, .*, or FILE.py",
-        f"{file}:none": "none: is no nanomerci.objectives.Objective",
+        f"{file}:none": "none: expected a nanomerci.objectives.Objective",
         f"{file}:other": "the file has no other",
     }.items():
         with pytest.raises(UserError, match=words):

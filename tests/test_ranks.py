@@ -129,7 +129,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(shard, model, tmp_path):
     folder, status, said = run(2, tmp_path / "run", around, model=model, shard=shard)
     assert status[0] == 2 and status[1] != 0
     assert "step_000004: could not be written" in said
-    assert "step_000002, is whole: make room, then go on with --resume" in said
+    assert "step_000002, is whole: make room, then continue with --resume" in said
     kept = sorted(p.name for p in (folder / "checkpoints").glob("step_*"))
     assert kept == ["step_000000", "step_000002"]
     assert run(2, folder, resume=folder)[1] == [0, 0] and len(metrics(folder)) == 5
@@ -149,7 +149,7 @@ def test_a_corrupt_checkpoint_is_named_and_the_one_before_offered(name, whole, t
     _, status, said = run(1, tmp_path / "run", resume=tmp_path / "run", steps=5)
     assert status == [2] and len(said.splitlines()) == 1
     assert f"step_000004: the checkpoint is corrupt ({name} is not what was written)" in said
-    assert "; delete that folder to go on from step_000002" in said
+    assert "; delete that folder to resume from step_000002" in said
 
 
 def test_a_signal_in_the_first_evaluation_saves_step_0(model, tmp_path):
@@ -161,7 +161,7 @@ def test_a_signal_in_the_first_evaluation_saves_step_0(model, tmp_path):
         os.kill(process.pid, signal.SIGTERM)
     assert end(processes) == [0, 0]
     said = (tmp_path / "log.0").read_text()
-    assert "stopped after step 0; go on with: python train.py --resume" in said
+    assert "stopped after step 0; to resume: python train.py --resume" in said
     assert [p.name for p in (tmp_path / "run/checkpoints").iterdir()] == ["step_000000"]
 
 

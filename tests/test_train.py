@@ -164,7 +164,7 @@ def test_a_non_finite_gradient_stops_before_the_update(run, monkeypatch, tmp_pat
 def test_a_folder_that_holds_a_run_is_not_overwritten(run):
     folder = run("held")
     before = metrics(folder)
-    with pytest.raises(UserError, match="already holds a run; go on with --resume"):
+    with pytest.raises(UserError, match="already holds a run; continue with --resume"):
         run("held")
     assert metrics(folder) == before
     shutil.rmtree(folder / "checkpoints")
@@ -222,6 +222,6 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(
     with monkeypatch.context() as patch:
         patch.setattr(train, "update", update)
         folder = run("stopped", steps=6)
-    said = f"stopped after step 3; go on with: python train.py --resume {folder}"
+    said = f"stopped after step 3; to resume: python train.py --resume {folder}"
     assert said in capsys.readouterr().err
     assert metrics(run("x", resume=folder, steps=6)) == metrics(run("whole", steps=6))

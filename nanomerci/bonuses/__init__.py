@@ -1,8 +1,8 @@
 """Exploration bonuses, one file each, picked by name: `--bonus cfn` is MERCI, the others are
-baselines and controls. A file of one's own works too: `--bonus FILE.py:CLASS`.
+baselines and controls. `--bonus FILE.py:CLASS` takes one from a file of yours.
 
-A bonus says how novel each token of a response is, what that is worth to the response, and how it
-changes the advantage; and it counts what was visited. What is not its own it inherits: see
+A bonus scores the novelty of each token, makes one number per response of it, adds that to the
+advantage, and counts what was visited. A subclass overrides what differs: see
 nanomerci/bonuses/base.py.
 """
 
@@ -24,7 +24,7 @@ def find(name):
     if ".py:" in name:
         bonus = load_name(name, "bonus")
         if not (isinstance(bonus, type) and issubclass(bonus, Bonus)):
-            raise UserError(f"--bonus {name}: is no subclass of nanomerci.bonuses.Bonus")
+            raise UserError(f"--bonus {name}: expected a subclass of nanomerci.bonuses.Bonus")
         return bonus
     if name not in BONUSES:
         raise UserError(

@@ -53,8 +53,8 @@ class MerciConfig(Counter, Exploration):
         if not merges_as_merci(bonuses.find(self.bonus)):
             names = ", ".join(name for name, cls in BONUSES.items() if merges_as_merci(cls))
             raise UserError(
-                f"MerciConfig(bonus={self.bonus!r}): does not enter advantages by MERCI's rule, as "
-                f"here all do; expected {names} (gamma=0 turns the bonus off)"
+                f"MerciConfig(bonus={self.bonus!r}): does not enter advantages by MERCI's rule, "
+                f"the only one here; expected {names} (gamma=0 turns the bonus off)"
             )
 
 

@@ -1,10 +1,11 @@
-"""A bonus or an objective of your own beside GRPO and GRPO + MERCI, on the registered settings.
+"""A bonus or an objective of your own against GRPO and GRPO + MERCI, on the registered settings.
 
-    python -m nanomerci.lab.board grpo+mine.py:Mine
+    python -m nanomerci.lab.board grpo+first_use.py:FirstUse
     python -m nanomerci.lab.board best_only.py:best_only --seeds 4
 
-It says how long it will take, runs the three arms in pairs (the same command goes on after a kill),
-and prints the line that docs/board.md has for each method.
+It says how long it will take, runs the three arms in pairs (the same command resumes after an
+interruption), and prints the method's line: paired differences with intervals, cost, commit,
+processor. docs/your-own.md has the two files.
 """
 
 import os
@@ -52,12 +53,12 @@ def main(
     warm_starts: int = 3,
     out: Path = Path("runs/board"),
 ):
-    """The board's line for one method.
+    """A method against GRPO and GRPO + MERCI in pairs; prints one line of a table.
 
     Args:
         arm: ALGO[+BONUS][:option=value ...], names or FILE.py:NAME
         seeds: per warm start
-        warm_starts: tiny models to start from
+        warm_starts: initial tiny models
         out: folder of the runs
     """
     words = f"toy_sql_short --arms grpo,grpo+cfn,{arm} --eval_every 0 --tested {','.join(METRICS)}"

@@ -4,15 +4,16 @@
     python -m nanomerci.lab.compare toy_sql_short --arms baselines --warm_starts 3 --gamma 0.3
     python -m nanomerci.lab.compare toy_sql_short --arms grpo+cfn,grpo+cfn:top=1:run=1
 
-Any option of train.py is one for all arms. An arm is ALGO[+BONUS][:option=value ...]; the names of
-sets() stand for several. A cell is one run of train.py: an arm, a warm start, a seed. All arms of a
-pair (warm start, seed) start from the same weights, with the same problems and random numbers, and
-end after the same number of responses; so what differs within a pair is the arm, and pairs are what
-is compared. The same command goes on after a kill, with more arms or seeds too. It ends in
-results.csv (a row per run), results_curves.csv, results.md, compare.png and compare.html.
+An arm is ALGO[+BONUS][:option=value ...], names or FILE.py:NAME; without +BONUS it has no bonus.
+main, baselines, benchmark, phase and ablations are sets of arms. Any option of train.py applies to
+all arms. A cell is one run of train.py: an arm, a warm start, a seed. A pair is a warm start and a
+seed: all its arms start from the same weights, get the same problems and random numbers, and end
+after the same number of responses. Differences are taken within pairs. The same command resumes
+after an interruption, with more arms or seeds if you like. It writes results.csv (a row per run),
+results_curves.csv, results.md, compare.png and compare.html.
 
-Choose settings with --eval_split tune (other problems); the test problems are for the run that is
-reported.
+Choose settings with --eval_split tune (other problems); keep the test problems for the comparison
+that you report.
 """
 
 import ctypes
@@ -80,24 +81,24 @@ def sets(c):
 # ---- what is to be run
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """The comparison; every option of train.py (python train.py --help) is one for all arms"""
+    """The comparison; every option of train.py (python train.py --help) applies to all arms"""
 
     arms: str = "main"
-    """Arms or sets of arms (main, baselines, benchmark, phase, ablations), with commas."""
+    """Arms or sets of arms (main, baselines, benchmark, phase, ablations), comma-separated."""
     seeds: config.Count = 8
     """Runs per arm and warm start."""
     warm_starts: config.Count = 1
-    """Tiny models to start from; each meets all seeds and arms."""
+    """Initial tiny models; each is trained with all seeds and arms."""
     contrasts: str = ""
-    """Comparisons ARM/ARM, with commas; default: every arm with the first."""
+    """Comparisons ARM/ARM, comma-separated; default: every arm with the first."""
     tested: str = ""
-    """Metrics that are tested, with commas, such as pass@8,hard; default: mean@K and pass@K."""
+    """Metrics to test, comma-separated, such as pass@8,hard; default: mean@K and pass@K."""
     jobs: config.Size = 0
-    """Cells at a time; 0 = one per GPU, or one per core."""
+    """Runs at a time; 0 = one per GPU, or one per core."""
     out: Path = Path("runs/compare")
     """Folder of the comparison."""
     keep_models: bool = False
-    """Keep the checkpoints of finished cells."""
+    """Keep the checkpoints of finished runs."""
 
 
 def arguments(argv):
@@ -354,7 +355,7 @@ def main(argv):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the cells' processes hold it too
         except BlockingIOError:
             raise UserError(
-                f"--out {a.out}: another comparison is at work there; wait for it, or choose "
+                f"--out {a.out}: another comparison is running there; wait for it, or choose "
                 "another --out"
             ) from None
         for cell in cells:

@@ -1,19 +1,19 @@
 """How near does a counter's 1/n come to the exact one, and how well does it tell rare strategies
-from common ones? Twelve counters, and surprisal beside them, in one table.
+from common ones? Twelve counters, and surprisal for comparison, in one table.
 
     python train.py toy_sql --keep_checkpoints 1000 --save_every 10 --out runs/counters
     python -m nanomerci.lab.counters runs/counters --seeds 3
 
 All are shown the same visits in the same order: responses to 32 prompts, first by the initial
 policy (8 x 8 responses per prompt, learned in 3 passes), then by the run's policies from first to
-last (16 rounds of 8), as in training. Then
+last (16 rounds of 8), as in training. Measured are
 
 * Spearman and slope: rank correlation of the estimate with 1/n, and slope of log on log, over all
   prefixes seen 1-100 times;
 * AUC: of two responses of the initial policy to the same prompt, one in the rare robust idiom and
-  one in the common one, how often has the rare one the larger trajectory bonus? After the first
-  stage, where it matters: for the prompts that were counted, and for others, which is what a
-  training step mostly meets. A run of toy_sql_chatty shows where a count and surprisal part.
+  one in the common one, how often does the rare one have the larger trajectory bonus? It is taken
+  after the first stage, for the prompts that were counted and for others, which are most of those
+  of a training step. On a run of toy_sql_chatty counts and surprisal differ.
 
 Axes: P prompts, G responses per prompt, B = P*G rows, T token positions; N visits, L layers, D
 width, C coins.
@@ -267,7 +267,7 @@ def main(run: Positional[str], out: Path = PICTURES, seeds: int = 3, run_length:
     kept = list(trained.folder.glob("checkpoints/step_*")) if trained else ()
     if len(kept) < 3 or trained.options.task not in ("toy_sql", "toy_sql_chatty"):
         raise UserError(
-            f"{run}: is no run of toy_sql with its checkpoints; make one with "
+            f"{run}: is not a run of toy_sql with its checkpoints; make one with "
             "python train.py toy_sql --keep_checkpoints 1000 --save_every 10"
         )
     torch.set_num_threads(1)

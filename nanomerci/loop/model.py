@@ -73,7 +73,7 @@ def load(name, device="cpu", dtype=torch.float32):
             "folder, or a hub id"
         ) from None
     if why:
-        raise UserError(f"--model {name}: {why}, which we do not compute; {families.ADVICE}")
+        raise UserError(f"--model {name}: {why}, which is not supported; {families.ADVICE}")
     families.fit_vocabulary(model, tokenizer, name)
     families.keep_spaces(tokenizer)
     return model.to(device).eval(), tokenizer

@@ -43,7 +43,7 @@ def claim(run):
     """A new run never overwrites what is there, unless that died before its first step."""
     writable(run, "--out", "choose another")
     if complete(run):
-        remedy = f"go on with --resume {run}, or choose another --out"
+        remedy = f"continue with --resume {run}, or choose another --out"
         raise UserError(f"--out {run}: already holds a run; {remedy}")
     begun = run / "metrics.jsonl"
     if (run / "config.yaml").exists() and begun.exists() and begun.read_text().count("\n") > 1:
@@ -126,10 +126,10 @@ def on_all_ranks(final, scratch):
         shutil.rmtree(scratch, ignore_errors=True)
     run = final.parent.parent
     free = f"{shutil.disk_usage(run).free / 1e9:.1f} GB free"
-    remedy = "There is none before it: make room and start again"
+    remedy = "There is no earlier one: make room and start again"
     if before := complete(run):
         whole = f"The checkpoint before it, {before[-1].name}, is whole"
-        remedy = f"{whole}: make room, then go on with --resume {run}"
+        remedy = f"{whole}: make room, then continue with --resume {run}"
     raise UserError(f"{final}: could not be written ({problem[0]}; {free}). {remedy}")
 
 
@@ -210,9 +210,9 @@ def reading(folder):
 
 def corrupt(folder, why):
     before = [found.name for found in complete(folder.parent.parent) if found.name < folder.name]
-    remedy = "there is none before it: start the run again"
+    remedy = "there is no earlier one: start the run again"
     if before:
-        remedy = f"delete that folder to go on from {before[-1]}"
+        remedy = f"delete that folder to resume from {before[-1]}"
     return f"{folder}: the checkpoint is corrupt ({why}); {remedy}"
 
 

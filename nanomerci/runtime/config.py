@@ -62,7 +62,7 @@ class Task:
     task: str = "toy_sql"
     """Task, one of --list; math and sql need --train_data."""
     model: str = "tiny"
-    """Policy: Hugging Face folder or hub id, run folder, or `tiny` (made here, SFT warm start)."""
+    """Policy: Hugging Face folder or hub id, run folder, or `tiny` (built and SFT-trained here)."""
     sft_seed: Seed = 0
     """Seed of the tiny model's initialisation and SFT warm start."""
     rare_share: Share = 0.02
@@ -76,9 +76,9 @@ class Data:
     train_data: str = ""
     """Known set (dapo_math_17k, math, gsm8k), hub id, file, folder; sql: Spider or BIRD folder."""
     test_data: str = ""
-    """Held-out problems, given likewise; default: a tenth of --train_data, or its dev split."""
+    """Held-out problems, named like --train_data; default: a tenth of that, or its dev split."""
     data_folder: str = ""
-    """Folder in which these names are looked up, for machines without network."""
+    """Folder in which the names of these two are looked up, for machines without network."""
     columns: str = ""
     """Columns of --train_data, QUESTION,ANSWER, where they are not recognised."""
     reward: str = ""
@@ -137,9 +137,9 @@ class Loss:
     """Objective and optimiser"""
 
     algo: str = "grpo"
-    """Objective (advantage and loss), one of --list."""
+    """Objective (advantage and loss): one of --list, or your own FILE.py:NAME."""
     pass_k: Count = 4
-    """k of --algo passk (ours)."""
+    """k of --algo passk; at most --group (4: ours)."""
     lr: Rate = 1e-6
     """Learning rate of AdamW."""
     warmup: Size = 0
@@ -157,7 +157,7 @@ class Loss:
     clip_high: Ratio = -1.0
     """... and above 1 + clip_high; -1 = the objective's own: 0.2 (dapo: 0.28, "clip-higher")."""
     kl_coef: Weight = 0.0
-    """Weight of the k3 KL to the initial policy (DeepSeekMath: 0.04; MERCI's stand-ins: 0)."""
+    """Weight of the k3 KL to the reference model, the initial policy (DeepSeekMath: 0.04)."""
     old_logp: Literal["sampler", "trainer"] = "trainer"
     """Old log-probs if minibatches > 1: the trainer's (an extra forward) or the sampler's."""
     overlong_buffer: Size = 0
@@ -169,7 +169,7 @@ class Exploration:
     """Exploration bonus (MERCI)"""
 
     bonus: str = "cfn"
-    """One of --list, or your own FILE.py:NAME; cfn is MERCI's, none turns it off."""
+    """One of --list, or your own FILE.py:CLASS; cfn is MERCI's, none turns it off."""
     gamma: Weight = 0.5
     """Weight of the exploration advantage at step 0 (ours); 0 = no bonus, bit for bit."""
     gamma_decay: Size = 200
@@ -213,7 +213,7 @@ class Counter:
     cfn_replay: Count = 65536
     """Size of the replay buffer in visits, a uniform sample of all."""
     cfn_rehearse: Size = 1024
-    """Replayed visits per step, besides the new ones."""
+    """Replayed visits per step, in addition to the new ones."""
     oracle_counts: bool = False
     """Keep exact prefix counts too and log how well 1/n is calibrated (oracle/*); costs memory."""
 
@@ -229,7 +229,7 @@ class Evaluation:
     eval_k: Count = 16
     """Responses per problem."""
     eval_split: Literal["test", "tune"] = "test"
-    """Held-out problems: the test set, or for tuning as many of the training problems."""
+    """Held-out problems: the test set, or, to choose settings, as many training problems."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,7 +249,7 @@ class Run:
     report: bool = True
     """Draw report.html during training, and the curves at every checkpoint."""
     logger: Literal["none", "tensorboard", "wandb"] = "none"
-    """Where the metrics go besides metrics.jsonl: RUN/tensorboard, or Weights & Biases."""
+    """Also send metrics to RUN/tensorboard or Weights & Biases; metrics.jsonl always gets them."""
     device: str = "auto"
     """cpu, cuda, or auto."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -605,9 +605,9 @@ def listing():
     firsts = [(name, (RECIPES / f"{name}.yaml").read_text().split("\n")[0]) for name in recipes()]
     groups = {
         "Recipes (python train.py RECIPE)": [(name, line.lstrip("# ")) for name, line in firsts],
-        "Tasks (--task)": described("tasks"),
-        "Bonuses (--bonus; FILE.py:NAME loads your own)": described("bonuses"),
-        "Objectives (--algo)": objectives(),
+        "Tasks (--task; FILE.py loads your own)": described("tasks"),
+        "Bonuses (--bonus; FILE.py:CLASS loads your own)": described("bonuses"),
+        "Objectives (--algo; FILE.py:NAME loads your own)": objectives(),
     }
     blocks = ["\n".join([f"{title}:", *starmap(entry, groups[title])]) for title in groups]
     return "\n\n".join(blocks)
@@ -625,5 +625,5 @@ def described(folder):
 def objectives():
     """The rows of objectives.py, "name": Objective(..., about="what it is")."""
     text = (PACKAGE / "objectives.py").read_text()
-    for name, row in re.findall(r'^    "(\w+)": (.*?\)),$', text, re.M | re.S):
+    for name, row in re.findall(r'^    "(\w+)": (.*?\)),\n(?=    "|})', text, re.M | re.S):
         yield name, "".join(re.findall(r'about="(.*)"', row))

@@ -100,7 +100,7 @@ def reported(main):
             why = str(error).strip().splitlines()[0][:150]
             raise UserError(
                 f"rank {rank}: lost connection to the other ranks ({why}); the run is as it was "
-                "last saved: go on with --resume, or let torchrun --max-restarts do it"
+                "last saved: continue with --resume, or let torchrun --max-restarts do it"
             ) from error
 
     return call

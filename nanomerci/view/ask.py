@@ -17,7 +17,7 @@ from nanomerci.runtime.config import UserError
 USAGE = """\
 Sample from a model: print its responses, or colour their tokens by how novel the states are.
   python sample.py runs/toy_sql-seed0                      newest model, first held-out problem
-  python sample.py runs/toy_sql-seed0 --heatmap out.html   the same as a picture, red = novel
+  python sample.py runs/toy_sql-seed0 --heatmap out.html   the same as a page, red = novel
   python sample.py HuggingFaceTB/SmolLM2-135M-Instruct "What is 27 + 85?" -n 4
   python sample.py MODEL < prompts.txt                     one prompt per line
   python sample.py MODEL --eval math500 -k 16 --temperature 0.6 --top_p 0.95"""
@@ -72,7 +72,7 @@ class Pictures:
     gold: str = ""
     """The correct answer (a number or formula), to grade the responses."""
     count: Annotated[int, config.Allowed("2 or more", lambda x: x >= 2)] = 64
-    """For a model without a run, a counter is trained on this many further responses."""
+    """For a model without a run, a counter is trained on this many other responses."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +172,7 @@ def answer(a, sampler_class, check):
     if not sampler.tokenizer.chat_template and not a.raw:
         log0(
             f"{a.model} is a base model (no chat template): it continues the prompt as it stands, "
-            "so word it as a text whose next words are the answer; --raw does without this line"
+            "so word it as a text whose next words are the answer; --raw silences this note"
         )
     ids = tokenize(a, sampler, prompts)
     with Pool(deadline=10.0) as pool:

@@ -303,7 +303,7 @@ def test_torchrun_passes_sigterm_on_and_all_is_saved(torchrun, model, tmp_path):
     agent.send_signal(signal.SIGTERM)
     agent.wait(60)
     said = (tmp_path / "run.err").read_text()
-    assert "stopped after step 3; go on with: python train.py --resume" in said
+    assert "stopped after step 3; to resume: python train.py --resume" in said
     assert run(2, tmp_path / "run", resume=tmp_path / "run")[1] == [0, 0]
     assert (
         metrics(tmp_path / "run") == metrics(whole)
@@ -376,7 +376,7 @@ def test_a_disk_that_is_full(model, tmp_path):
     )
     assert (
         "error:" in done.stderr
-        and "make room, then go on with --resume" in done.stderr
+        and "make room, then continue with --resume" in done.stderr
         and "Traceback" not in done.stderr
     ), done.stderr
     assert (
