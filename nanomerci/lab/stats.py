@@ -360,7 +360,7 @@ def markdown(r):
     parts = [
         [f"`{r['command']}`"],
         [f"- {line}" for line in r["conclusions"]],
-        ["After equal samples:"],
+        ["After an equal number of responses:"],
         arms_table(r["table"], r["before"]),
         paired_table(r["differences"]),
     ]
@@ -400,13 +400,14 @@ def picture(r, path):
         height = max(4.0, 1.6 + 0.3 * max(len(ends), len(paired)))
         figure = Figure(figsize=(13, height), layout="constrained")
         left, *right = figure.subplots(1, 1 + bool(paired), squeeze=False)[0]
-        title = f"{r['task']}, after equal samples, 95 %; dashed: before"
+        title = f"{r['task']}, after equally many responses; bars: 95 %; dashed: before RL"
         intervals(left, title, r["primary"], ends)
         for name, colour in zip(r["primary"], report.COLOURS, strict=False):
             left.axvline(r["before"][name][0], color=colour, linestyle="--", linewidth=1)
-        left.legend(loc="lower left", frameon=False, fontsize=7)
+        named = left.get_legend_handles_labels()
+        figure.legend(*named, loc="outside lower center", ncols=len(r["primary"]), frameon=False)
         for axes in right:
-            title = "differences, 95 %; filled: p < .05 (Holm)"
+            title = "paired differences; bars: 95 %; filled: p < 0.05 (Holm)"
             intervals(axes, title, r["tested"], paired)
             axes.axvline(0, color="0.4", linewidth=1)
         report.save(figure, path)

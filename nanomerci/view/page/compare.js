@@ -27,7 +27,7 @@ const part = (title, help, ...nodes) => main.append(el("h2", {}, title), el("p",
 
 main.append(el("h1", {}, data.name), el("pre", {}, data.command), ...data.conclusions.map(line => el("p", {}, line)));
 part("Paired differences", "Dots: means; filled where significant after correction. Lines: 95 % intervals.", differences(data.differences));
-part("After equal samples", "Point at a column's name for its meaning.", means(data.table, data.before));
+part("After an equal number of responses", "Point at a column's name for its meaning.", means(data.table, data.before));
 if (data.differences_seconds.length) part("After equal seconds", `At ${number(data.seconds)} s of training.`, means(data.table_seconds), differences(data.differences_seconds));
 
 const curves = el("div"), drawn = Object.entries(data.curves), picked = new Map(data.arms.map(arm => [arm, el("input", {type: "checkbox"})]));
