@@ -76,7 +76,7 @@ def counter_for(a, sampler, run, ids):
         if net:
             note = f"1/n: the counter of {run.folder.name}, {run.checkpoint.name}."
             return Counter(features, net, note)
-    with progress_bar(a.count, "count: further samples", "response") as progress:
+    with progress_bar(a.count, "count: further responses", "response") as progress:
         net = count_now(sampler, ids, a.count, run_seed=a.seed, progress=progress.update)
     note = (
         f"1/n: this model has no counter of its own, so one was made now, from {a.count} further "

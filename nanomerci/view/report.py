@@ -30,7 +30,7 @@ SAMPLES = 2_500_000  # bytes of samples in all
 COLOURS = BLUE, ORANGE = "#0072b2", "#d55e00"  # for colour-blind readers too (Okabe and Ito)
 BONUS = {"cfn/invn": "mean 1/n", "merci/bonus": "mean B"}
 CURVES = {  # file: (title, {metric: label})
-    "reward.png": ("mean reward of the step's samples", {"reward/mean": None}),
+    "reward.png": ("mean reward of the step's responses", {"reward/mean": None}),
     "entropy.png": ("entropy of the policy, nats per token", {"entropy": None}),
     "length.png": ("response length, tokens", {"length/mean": None}),
     "bonus.png": ("1/n of visited states, and the bonus B of a response", BONUS),

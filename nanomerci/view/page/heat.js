@@ -47,7 +47,7 @@ function drawMap() {
   const [name, measure] = MEASURES[view.by], s = scale(group().samples.flatMap(measure), view.log && view.by === "invn");
   places.prompt.replaceChildren(el("div", {class: "text card", dir: "auto"}, text(group().prompt)), el("p", {class: "soft"}, text(group().note)));
   places.bar.replaceChildren(colourBar(s.low, s.high, name));
-  places.map.replaceChildren(...group().samples.map((sample, i) => el("div", {class: "card"}, el("h3", {}, `sample ${i + 1} `, mark(i)),
+  places.map.replaceChildren(...group().samples.map((sample, i) => el("div", {class: "card"}, el("h3", {}, `response ${i + 1} `, mark(i)),
     el("p", {class: "soft"}, `${sample.invn.length} tokens, mean 1/n ${number(mean(sample.invn))}, log-prob ${number(sample.logp.reduce((a, b) => a + b, 0))}`),
     tokens(i, (node, t) => paint(node, s.at(measure(sample)[t]))))));
 }
@@ -61,7 +61,7 @@ function drawMicroscope() {
       node.setAttribute("style", LOOKS[shown] + (shown === "kept" ? `;font-size:${Math.round(90 + 45 * sample.invn[t] / top)}%` : ""));
     }));
   const cell = (v, id) => el("td", id ? {id} : {}, typeof v === "number" || v === null ? number(v, 4) : v);
-  places.table.replaceChildren(el("table", {}, el("tr", {}, ...["sample", "", "tokens l", "kept", "bonus B", "A_expl", "A before", "A after merge"].map(h => el("th", {}, h))),
+  places.table.replaceChildren(el("table", {}, el("tr", {}, ...["response", "", "tokens l", "kept", "bonus B", "A_expl", "A before", "A after merge"].map(h => el("th", {}, h))),
     ...rows.map((r, i) => el("tr", {style: i === view.sample ? "font-weight:bold" : ""}, el("td", {}, el("button", {onclick: () => { view.sample = i; draw(); }}, i + 1)), cell(mark(i)), cell(r.stage.length),
       cell(r.kept.filter(k => k).length), cell(r.bonus, `bonus${i}`), cell(r.expl, `expl${i}`), cell(r.before, `before${i}`), cell(r.after, `after${i}`)))));
 }
@@ -84,7 +84,7 @@ main.append(el("h1", {}, text(data.title)),
   el("label", {}, "colour by ", select(Object.entries(MEASURES).map(([k, v]) => [k, v[0]]), v => view.by = v)), box("log scale of 1/n", true, v => view.log = v),
   data.groups.length > 1 ? el("label", {}, "prompt ", select(data.groups.map((g, i) => [i, `${i + 1}: ${text(g.prompt).slice(0, 60)}`]), v => { view.group = +v; view.sample = null; })) : "",
   places.prompt, el("p", {class: "soft"}, "Blue: frequently visited. Red: novel. Point at a token, or tap it, for its numbers; arrow keys walk."), places.bar, el("br"), places.map,
-  el("h2", {}, "Bonus microscope"), el("p", {class: "soft"}, "Three filters decide which tokens' 1/n count; the bonus is B = sqrt(sum of kept 1/n / l). A_expl = max(0, (B - mean) / std) within the samples, and A after = min(A + gamma A_expl, A + alpha |A|). Move a slider: everything is computed anew in this page."),
+  el("h2", {}, "Bonus microscope"), el("p", {class: "soft"}, "Three filters decide which tokens' 1/n count; the bonus is B = sqrt(sum of kept 1/n / l). A_expl = max(0, (B - mean) / std) within the group, and A after = min(A + gamma A_expl, A + alpha |A|). Move a slider: everything is computed anew in this page."),
   slider("top", .05, 1, .05, "first filter: share of a response's tokens kept"), slider("run", 1, 10, 1, "second filter: shortest run of adjacent kept tokens"), box("noise filter", o.suppress, v => o.suppress = v),
   slider("gamma", 0, 2, .05, "weight of the exploration advantage"), slider("alpha", 0, .95, .05, "cap: largest change of an advantage, as a share of its size"),
   el("label", {}, "show ", select([[3, "all three filters"], [2, "after 2 coherence"], [1, "after 1 percentile"], [0, "before the filters"]], v => view.stage = +v)), places.table, el("br"), places.micro,

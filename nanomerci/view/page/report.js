@@ -1,6 +1,6 @@
 // report.html of a run: charts as SVG drawn here, a browser for samples.jsonl, the configuration.
 const HELP = {
-  "reward/mean": "mean reward of the step's samples", "entropy": "minus mean log-prob of sampled tokens, nats", "length/mean": "tokens per response",
+  "reward/mean": "mean reward of the step's responses", "entropy": "minus mean log-prob of sampled tokens, nats", "length/mean": "tokens per response",
   "clip/low": "share of tokens whose ratio was clipped from below", "clip/high": "… and from above", "grad_norm": "before clipping",
   "merci/bonus": "mean trajectory bonus B", "merci/kept": "share of tokens the filters keep", "merci/gamma": "weight of the bonus",
   "merci/share": "share of the advantages that the bonus made", "cfn/invn": "mean 1/n of the states just visited, before counting them",
