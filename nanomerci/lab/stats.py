@@ -360,7 +360,7 @@ def markdown(r):
     parts = [
         [f"`{r['command']}`"],
         [f"- {line}" for line in r["conclusions"]],
-        ["After an equal number of responses:"],
+        ["After equal samples:"],
         arms_table(r["table"], r["before"]),
         paired_table(r["differences"]),
     ]
