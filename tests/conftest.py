@@ -1,4 +1,4 @@
-"""One thread (or TEST_THREADS of them): the suite shares its cores, and sums come out in one order."""
+"""One thread (or TEST_THREADS): the suite shares its cores, and sums come out in one order."""
 
 import os
 import signal
