@@ -19,8 +19,8 @@ import torch
 from nanomerci import cfn, grpo, merci, sample, tasks
 from nanomerci.kernels.cfn_score import cfn_score
 from nanomerci.loop.model import StateReader, encode, load, tiny
-from nanomerci.loop.rollout import token_texts
 from nanomerci.loop.saved_run import Run
+from nanomerci.loop.text import token_texts
 from nanomerci.runtime import checkpoint, config
 from nanomerci.view import ask, heatmap, report
 from tests.conftest import ROOT

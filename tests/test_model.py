@@ -103,6 +103,40 @@ def test_the_reader_sees_the_same_states(small, monkeypatch, shape):
         assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+def test_equal_responses_are_forwarded_once_and_every_visit_is_counted(small):
+    """Two prompts, rows 0, 2 and 4 alike: what is read is what each row alone reads, under the
+    address of each; the same tokens cut elsewhere into prompt and response are another response.
+    """
+    rows = [
+        (A, [4, 5, 1]),
+        (B, [4, 5, 1]),
+        (A, [4, 5, 1]),
+        (A, [7]),
+        (A, [4, 5, 1]),
+        (A + [4], [5, 1]),
+    ]
+    roll, model = rollout(rows), small("llama").requires_grad_(False)
+    reader = StateReader(model, score=square, kl=True)
+    place_BT = torch.arange(roll.tokens_BT.numel()).view_as(roll.tokens_BT)
+    (novelty_BT, logp_BT, hidden_ND, address_N), tokens = forwarded(
+        model, lambda: reader(roll, place_BT)
+    )
+    once, fewer = forwarded(model, lambda: reader(roll.rows(torch.tensor([0, 1, 3, 5])), place_BT))
+    assert tokens == fewer
+    assert novelty_BT[0].equal(novelty_BT[2]) and logp_BT[0].equal(logp_BT[4])
+    assert address_N.sort()[0].equal(place_BT[roll.visited_BT].sort()[0])
+    scores = dict(zip(address_N.tolist(), square(hidden_ND).tolist(), strict=True))
+    for row in range(len(rows)):
+        alone = reader(roll.rows(torch.tensor([row])), place_BT)
+        width = alone[0].shape[1]
+        torch.testing.assert_close(novelty_BT[row, :width], alone[0][0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(logp_BT[row, :width], alone[1][0], rtol=1e-4, atol=1e-5)
+    for place, novelty in zip(
+        place_BT.flatten().tolist(), novelty_BT.flatten().tolist(), strict=True
+    ):
+        assert novelty == pytest.approx(scores.get(place, 0.0), rel=1e-5)
+
+
 def test_each_prompt_is_forwarded_once_or_not_apart_at_all(small):
     model = small("llama")
 

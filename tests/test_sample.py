@@ -11,7 +11,8 @@ from nanomerci import sample
 from nanomerci.loop import decode
 from nanomerci.loop.decode import DecodeStep, SlotKVCache, inference_copy, max_slots
 from nanomerci.loop.model import StateReader, tiny, token_logp
-from nanomerci.loop.rollout import Rollout, SampleOptions, micro_batches, noise_mask, pad
+from nanomerci.loop.rollout import Rollout, SampleOptions, micro_batches, pad
+from nanomerci.loop.text import noise_mask
 from nanomerci.runtime.config import UserError
 from nanomerci.sample import generate, sample_token, truncate
 

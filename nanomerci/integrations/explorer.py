@@ -19,7 +19,8 @@ from nanomerci.address import address
 from nanomerci.bonuses import BONUSES, Bonus, Shaped, Visits
 from nanomerci.loop.metrics import length_correlation, per_response
 from nanomerci.loop.model import StateReader
-from nanomerci.loop.rollout import Rollout, noise_mask
+from nanomerci.loop.rollout import Rollout
+from nanomerci.loop.text import noise_mask
 from nanomerci.runtime.config import Count, Counter, Exploration, Seed, UserError
 
 

@@ -11,7 +11,8 @@ from nanomerci import bonuses, dapo, merci, objectives
 from nanomerci.address import address, seed
 from nanomerci.bonuses import Visits
 from nanomerci.loop.model import autocast, encode
-from nanomerci.loop.rollout import Group, SampleOptions, noise_mask
+from nanomerci.loop.rollout import Group, SampleOptions
+from nanomerci.loop.text import noise_mask
 from nanomerci.runtime import ranks
 from nanomerci.tasks import pick
 from nanomerci.tasks.graders.pool import Grade

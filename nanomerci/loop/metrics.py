@@ -5,7 +5,7 @@ Axes: P prompts, G responses per prompt, B = P*G rows, T token positions.
 """
 
 from nanomerci import dapo
-from nanomerci.loop.rollout import token_texts
+from nanomerci.loop.text import token_texts
 from nanomerci.tasks.graders.pool import OUTCOMES
 
 COLOURED = 1000  # tokens of a response that keep their 1/n, for the report's heat map

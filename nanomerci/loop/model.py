@@ -225,8 +225,9 @@ def token_logp(model, tokens_BT, mask_BT, temperature=1.0, backend=None):
 
 @dataclass(frozen=True)
 class StateReader:
-    """One forward pass of a model for everything that is read off its hidden states; none where the
-    rollout brings the states that its sampler went through (not with kl).
+    """One forward pass of a model for everything that is read off its hidden states, of each
+    different response once; none where the rollout brings the states that its sampler went through
+    (not with kl).
     """
 
     model: torch.nn.Module
@@ -249,30 +250,43 @@ class StateReader:
         novelty_BT, logp_BT = torch.zeros_like(rollout.logp_BT), torch.zeros_like(rollout.logp_BT)
         share = self.limit / max(float(rollout.visited_BT.sum()), 1.0)
         hiddens, addresses = [], []
-        for rows in micro_batches(rollout.end_B, self.budget):
-            part = rollout.rows(rows)
+        kind_B, first_U = kinds(rollout)
+        for here_u in micro_batches(rollout.end_B[first_U], self.budget):
+            once = rollout.rows(first_U[here_u])
             if rollout.states_BRD is None:
-                states_BKD, before_B = states(self.model, part.tokens_BT, part.mask_BT)
-            if self.kl:
-                row_N, column_N = part.mask_BT.nonzero(as_tuple=True)
-                before_ND = states_BKD[row_N, column_N - before_B[row_N]]
-                ids_N = part.tokens_BT[row_N, column_N]
-                logp_N, _ = head_logp(self.model, before_ND, ids_N, self.temperature, self.backend)
-                logp_BT[rows[row_N], column_N] = logp_N
-            row_N, column_N = part.visited_BT.nonzero(as_tuple=True)
-            if rollout.states_BRD is None:
-                hidden_ND = states_BKD[row_N, column_N - before_B[row_N] + 1]
+                states_uKD, before_u = states(self.model, once.tokens_BT, once.mask_BT)
             else:
-                start_N = part.mask_BT.argmax(1)[row_N]
-                hidden_ND = rollout.states_BRD[rows[row_N], column_N - start_N]
-            at = rows[row_N], column_N
+                states_uKD = rollout.states_BRD[first_U[here_u]]
+                before_u = once.mask_BT.argmax(1) + 1
+            row_b, place_b = (kind_B[:, None] == here_u).nonzero(as_tuple=True)
+            if self.kl:
+                place_N, column_N = at = once.mask_BT.nonzero(as_tuple=True)
+                hidden_ND = states_uKD[place_N, column_N - before_u[place_N]]
+                how = once.tokens_BT[at], self.temperature, self.backend
+                logp_uT = once.logp_BT.index_put(at, head_logp(self.model, hidden_ND, *how)[0])
+                logp_BT[row_b, : logp_uT.shape[1]] = (logp_uT * once.mask_BT)[place_b]
             if self.score is not None:
-                novelty_BT[at] = self.score(hidden_ND)
-            address_N = address_BT[at]
+                place_N, column_N = at = once.visited_BT.nonzero(as_tuple=True)
+                score_N = self.score(states_uKD[place_N, column_N - before_u[place_N] + 1])
+                score_uT = torch.zeros_like(once.logp_BT).index_put(at, score_N.float())
+                novelty_BT[row_b, : score_uT.shape[1]] = score_uT[place_b]
+            row_N, column_N = rollout.visited_BT[row_b].nonzero(as_tuple=True)
+            address_N = address_BT[row_b[row_N], column_N]
             keep_N = uniform(address("learn", address_N)) < share
-            hiddens.append(hidden_ND[keep_N])
+            place_N, column_N = place_b[row_N[keep_N]], column_N[keep_N]
+            hiddens.append(states_uKD[place_N, column_N - before_u[place_N] + 1])
             addresses.append(address_N[keep_N])
         return novelty_BT, logp_BT, torch.cat(hiddens), torch.cat(addresses)
+
+
+def kinds(rollout):
+    """Which rows are the same tokens, as most are once a small policy is sure of its answer. ->
+    kind_B, and first_U, a row of each kind.
+    """
+    both_B2T = torch.cat([rollout.tokens_BT, rollout.mask_BT.long()], 1)
+    kind_B = torch.unique(both_B2T, dim=0, return_inverse=True)[1]
+    first_U = torch.zeros(int(kind_B.max()) + 1, dtype=torch.int64, device=kind_B.device)
+    return kind_B, first_U.scatter_(0, kind_B, torch.arange(len(kind_B), device=kind_B.device))
 
 
 def frozen_copy(model, device, dtype):

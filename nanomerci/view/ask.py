@@ -289,7 +289,7 @@ class Typewriter:
     """Prints a response token by token, made harmless for a terminal."""
 
     def __init__(self, tokenizer):
-        from nanomerci.loop.rollout import StreamingDetokenizer
+        from nanomerci.loop.text import StreamingDetokenizer
         from nanomerci.view.heatmap import visible
 
         self.add = StreamingDetokenizer(tokenizer, skip_special_tokens=True)

@@ -30,7 +30,8 @@ from nanomerci import cfn
 from nanomerci.address import address, seed
 from nanomerci.kernels.cfn_score import cfn_score
 from nanomerci.loop.model import StateReader, token_logp
-from nanomerci.loop.rollout import SampleOptions, noise_mask, token_texts
+from nanomerci.loop.rollout import SampleOptions
+from nanomerci.loop.text import noise_mask, token_texts
 from nanomerci.runtime.config import Config
 from nanomerci.runtime.log import progress_bar
 from nanomerci.view import report
