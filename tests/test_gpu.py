@@ -4,6 +4,7 @@ device of pretend.py.
 
 import pytest
 import torch
+from once import WORDS, Once
 from ranks import farthest
 from runs import TIMES, metrics, same_weights, weights
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -13,7 +14,7 @@ from nanomerci.bonuses import BONUSES
 from nanomerci.kernels import logprob
 from nanomerci.loop.model import enable_gradient_checkpointing, frozen_copy
 from nanomerci.loop.rollout import Rollout
-from nanomerci.runtime import ranks
+from nanomerci.runtime import config, ranks
 from nanomerci.sample import check_model, generate
 from nanomerci.view import ask
 
@@ -169,6 +170,22 @@ def test_captured_decoding_samples_what_decoding_samples(small, gpu, family):
     assert there.responses() == here.responses()
     assert torch.allclose(there.logp_BT.cpu(), here.logp_BT, atol=1e-5)
     assert 1 <= len(gpu.captures) <= 4
+
+
+def test_weights_are_cast_or_sharded_on_their_way_to_a_gpu(gpu, small_model, tmp_path, monkeypatch):
+    """Whole and in fp32 they lie in the CPU's memory alone."""
+    shard, given = ranks.shard, []
+
+    def watched(model, *how):
+        given.append(model.device.type)
+        return shard(model, *how)
+
+    monkeypatch.setattr(ranks, "shard", watched)
+    c = train.settle(config.parse([f"--model={small_model(WORDS)}", "--device=cuda"]))
+    models = train.Models.load(c, tmp_path, Once(), torch.device("cuda", 0))
+    assert given == ["cpu"] and models.policy.device.type == models.features.device.type == "cuda"
+    assert (models.policy.dtype, models.features.dtype) == (torch.float32, torch.bfloat16)
+    assert not gpu.launches  # the model was checked where it was
 
 
 @pytest.fixture
