@@ -228,12 +228,12 @@ def generate(
     options = options or SampleOptions()
     eos_ids = tuple(sorted(eos_id)) if isinstance(eos_id, list | set | tuple) else (eos_id,)
     sampling = Sampling(max_new_tokens, eos_ids, temperature, top_p, top_k, seed)
-    kind, width = model.device.type, max(map(len, prompts)) + max_new_tokens
+    kind, longest = model.device.type, max(map(len, prompts)) + max_new_tokens
     autocast = torch.is_autocast_enabled(kind)
     model = inference_copy(model)
     dtype = torch.get_autocast_dtype(kind) if autocast else model.dtype
-    fit, size = max_slots(model.config, width, dtype, model.device)
-    slots = max(n, min(options.slots or fit, n * len(prompts)))
+    fit, width, size = max_slots(model, longest, dtype)
+    slots = max(n, min(options.slots or fit, fit, n * len(prompts)))
     report = Progress(options.progress)
     while True:
         announce(slots, size, width)
@@ -318,8 +318,8 @@ class Progress:
 
 def check_model(model, name):
     """Responses are sampled over a KV cache and under masks of our own, and log-probs computed from
-    hidden states and the head's weight: try both on two prompts, and refuse (UserError) a model
-    with which they differ from its own logits. They reach beyond the window, which is short here.
+    hidden states and the head's weight: try both, in plain torch, on two prompts beyond the window,
+    which is short here, and refuse (UserError) a model with which they differ from its own logits.
     """
     words = model.config.vocab_size
     with torch.no_grad():
@@ -332,7 +332,7 @@ def check_model(model, name):
     try:  # silently: how large this little cache is, is of no interest
         with redirect_stderr(StringIO()), short_window(model.config), torch.no_grad():
             rollout = generate(model, prompts, 2, max_new_tokens=3, eos_id=-1)
-            trained_BT = token_logp(model, rollout.tokens_BT, rollout.mask_BT)[0]
+            trained_BT = token_logp(model, rollout.tokens_BT, rollout.mask_BT, 1.0, "torch")[0]
             logits_BTV = model(rollout.tokens_BT).logits.float()
     except Exception as error:  # whatever a foreign forward makes of our arguments
         raise UserError(

@@ -153,7 +153,7 @@ class Models:
         check_model(policy, c.model)
         dtype = getattr(torch, c.dtype)
         features = frozen_copy(initial, device, dtype) if needs_reference(c) else None
-        policy, actor = ranks.shard(policy, c.shard, dtype)
+        policy, actor = ranks.shard(policy, c.shard, dtype, device)
         if c.gradient_checkpointing:
             enable_gradient_checkpointing(policy)
         return cls(policy, actor, features or actor, tokenizer)

@@ -66,6 +66,15 @@ def small_model(tmp_path_factory):
 
 
 @pytest.fixture
+def gpu(monkeypatch):
+    """A pretended device "cuda", and what happened on it: see pretend.py."""
+    from pretend import pretended
+
+    with monkeypatch.context() as patch, pretended(patch) as device:
+        yield device
+
+
+@pytest.fixture
 def run(small_model, tmp_path, monkeypatch):
     """run(name, **options): train.py on the task of once.py -> the run's folder."""
     from once import WORDS, Once

@@ -186,8 +186,12 @@ def stale():
     from nanomerci.runtime import ranks
 
     ranks.start("cpu", 60)
-    policy, actor = ranks.shard(tiny(WORDS, width=32, layers=2, heads=2)[0], "fsdp", torch.bfloat16)
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=0.1)
+    # as where there is a GPU: torch would shard onto it, and AdamW go over all tensors at once,
+    # in which their versions stay
+    torch._C._get_accelerator = lambda *_: torch.device("cuda")
+    whole = tiny(WORDS, width=32, layers=2, heads=2)[0]
+    policy, actor = ranks.shard(whole, "fsdp", torch.bfloat16, torch.device("cpu"))
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=0.1, foreach=True)
     ids = torch.tensor([[4, 5, 6]])
 
     def total(model, ids):

@@ -69,6 +69,8 @@ def test_only_where_the_peak_is_known(monkeypatch):
     for name, (flops, bandwidth) in (
         ("NVIDIA H200", (989e12, 4.8e12)),
         ("NVIDIA H100 PCIe", (756e12, 2.0e12)),
+        ("A100-SXM4-40GB", (312e12, 1.555e12)),  # as older drivers call it
+        ("NVIDIA A100-SXM4-80GB", (312e12, 1.935e12)),
     ):
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
         policy.device = torch.device("cuda")
@@ -81,8 +83,9 @@ def test_only_where_the_peak_is_known(monkeypatch):
             {"speed/mfu": one / flops / 2, "speed/bandwidth": least / bandwidth / 4}
         )
         assert found(kl=0.1)["speed/mfu"] == pytest.approx(two / flops / 2)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA GeForce RTX 5090")
-    assert found() == {}
+    for name in ("NVIDIA GeForce RTX 5090", "NVIDIA GH200 480GB"):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
+        assert found() == {}
 
 
 def test_the_plan_of_a_model_counted_by_hand():

@@ -3,6 +3,7 @@
 import math
 import os
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -98,12 +99,42 @@ def test_out_of_memory_halves_the_slots_and_changes_nothing(small, monkeypatch):
 
 
 def test_slots_fit_in_what_is_there(small):
-    config = small("qwen3").config
-    count, size = max_slots(config, 100, torch.bfloat16, torch.device("cpu"))
-    cache = SlotKVCache(config, 1, 100, torch.bfloat16, "cpu")
-    assert cache.keys.shape[1] == cache.slots == 1
+    model = small("qwen3")
+    count, width, size = max_slots(model, 100, torch.bfloat16)
+    cache = SlotKVCache(model.config, 1, width, torch.bfloat16, "cpu")
+    assert cache.keys.shape[1] == cache.slots == 1 and width == 100
     assert size == sum(store.numel() * store.element_size() for store in (cache.keys, cache.values))
+    size += 3 * 4 * 31  # logits, their log-softmax and its sums
     assert 0.2 < count * size / (os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) <= 0.25
+
+
+@pytest.mark.parametrize("asked, found", [(0, 7), (4, 4), (512, 7)])
+def test_no_more_slots_than_there_is_room_for(small, monkeypatch, asked, found):
+    room, made = (7, 16, 1), []
+    monkeypatch.setattr(sample, "max_slots", lambda *_: room)
+    monkeypatch.setattr(sample, "announce", lambda slots, size, width: made.append((slots, width)))
+    generate(small("llama"), PROMPTS, 3, **HOW, options=SampleOptions(slots=asked))
+    assert made == [(found, 16)]
+
+
+def test_on_a_gpu_widths_are_whole_spans_but_within_the_context(monkeypatch):
+    """Counted by hand: 5 slots where 10 would take all that is free."""
+    config = SimpleNamespace(
+        vocab_size=100,
+        num_hidden_layers=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        num_attention_heads=1,
+    )
+    model = SimpleNamespace(device=torch.device("cuda"), config=config, modules=list)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
+    for longest, context, width in ((1, 4096, 256), (257, 4096, 512), (257, 300, 300)):
+        config.max_position_embeddings = context
+        size = width * 2 * 2 * 8 * 2
+        free = 10 * (size + 3 * 4 * 100)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, free))
+        assert max_slots(model, longest, torch.bfloat16) == (5, width, size)
 
 
 def test_bf16_weights_are_widened_where_the_processor_cannot_multiply_them(small, monkeypatch):

@@ -57,7 +57,8 @@ class Counter:
 
     def load_state_dict(self, state):
         self.net.load_state_dict(state["net"])
-        self.gram_DD, self.inverse_DD = state["gram_DD"], state["inverse_DD"]
+        self.gram_DD = state["gram_DD"].to(self.gram_DD.device)
+        self.inverse_DD = state["inverse_DD"].to(self.gram_DD.device)
 
 
 def elliptical(x_ND, inverse_DD):  # [RepExp:elliptical]

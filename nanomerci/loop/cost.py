@@ -26,7 +26,7 @@ from nanomerci.runtime import ranks
 from nanomerci.runtime.config import UserError
 
 # peak of dense bf16 arithmetic in FLOP/s, bandwidth of the memory in bytes/s: the makers' data
-# sheets. The first name found counts.
+# sheets. The first name found counts, as a word: a GH200 is another card than an H200.
 PEAKS = {
     "H100 PCIe": (756e12, 2.0e12),
     "H100": (989e12, 3.35e12),
@@ -63,7 +63,7 @@ def config_of(family, values, **more):
 def peak(device):
     """-> (FLOP/s, bytes/s) of a CUDA device, or None where it is not in the table."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    return next((rates for part, rates in PEAKS.items() if part in name), None)
+    return next((rates for part, rates in PEAKS.items() if f" {part}" in f" {name}"), None)
 
 
 def forward_flops(config, parameters, length_B):

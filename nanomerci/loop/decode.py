@@ -12,7 +12,7 @@ from functools import cache
 import torch
 
 from nanomerci.loop.families import heads, masks
-from nanomerci.loop.model import CACHE
+from nanomerci.loop.model import CACHE, context
 from nanomerci.runtime import ranks
 
 announced_bytes = 0  # the largest KV cache that was announced
@@ -157,17 +157,20 @@ def cache_bytes(config, itemsize):
     return 2 * config.num_hidden_layers * count * size * itemsize
 
 
-def max_slots(config, width, dtype, device):
-    """How many slots fit into half of what is free on the GPU, or a quarter of the machine's
-    memory. -> slots, bytes per slot.
+def max_slots(model, longest, dtype):
+    """How many slots for rows of `longest` tokens fit, with logits (fp32, three times), into half
+    of what is free on the GPU, or a quarter of the machine's memory. -> slots, their width (on CUDA
+    whole SPANs, as far as the model has positions), bytes of one in the KV cache.
     """
-    size = width * cache_bytes(config, dtype.itemsize)
+    config, device, width = model.config, model.device, longest
     if device.type == "cuda":
+        width = max(longest, min(-(-longest // DecodeStep.SPAN) * DecodeStep.SPAN, context(model)))
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         free = (torch.cuda.mem_get_info(device)[0] + unused) // 2
     else:
         free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
-    return free // size, size
+    size = width * cache_bytes(config, dtype.itemsize)
+    return free // (size + 12 * config.vocab_size), width, size
 
 
 def announce(slots, size, width):

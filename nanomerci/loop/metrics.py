@@ -117,14 +117,14 @@ def sample_record(step, batch, shaped_adv, tokenizer):
         return record
 
     def shown(x_BT):
-        rows = zip(x_BT[:G], rollout.mask_BT, strict=False)
+        rows = zip(x_BT[:G].cpu(), rollout.mask_BT[:G].cpu(), strict=True)
         return [x_T[mask_T > 0][:COLOURED].tolist() for x_T, mask_T in rows]
 
     return record | {
         "tokens": [token_texts(tokenizer, ids) for ids in shown(rollout.tokens_BT)],
         "invn": [list(map(three_digits, row)) for row in shown(batch.novelty_BT)],
         "kept": ["".join(map("-x".__getitem__, row)) for row in shown(batch.kept_BT)],
-        "cut": [max(0, int(length) - COLOURED) for length in rollout.length_B[:G]],
+        "cut": [max(0, int(length) - COLOURED) for length in rollout.length_B[:G].tolist()],
     }
 
 

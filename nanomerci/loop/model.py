@@ -6,7 +6,6 @@ tokens. Which families of models answer truly, and why others are refused: docs/
 Axes: B rows, T token positions, N response tokens, D hidden width, V vocabulary.
 """
 
-import copy
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -293,7 +292,7 @@ def frozen_copy(model, device, dtype):
     """The reference model: the initial policy, never trained. Its hidden states feed the counter,
     its log-probs the KL term.
     """
-    return ranks.cast(copy.deepcopy(model).to(device), dtype).eval().requires_grad_(False)
+    return ranks.cast_copy(model, dtype, device).eval()
 
 
 def enable_gradient_checkpointing(model):
@@ -306,8 +305,9 @@ def enable_gradient_checkpointing(model):
 
 
 def _checkpointed(forward, *arguments, **options):
-    if torch.is_grad_enabled():
-        return checkpoint(forward, *arguments, use_reentrant=False, **options)
+    if torch.is_grad_enabled():  # without dropout no random numbers have to be drawn again
+        options |= {"use_reentrant": False, "preserve_rng_state": False}
+        return checkpoint(forward, *arguments, **options)
     return forward(*arguments, **options)
 
 

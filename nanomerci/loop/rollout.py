@@ -25,7 +25,7 @@ class SampleOptions:
     rows: torch.Tensor | None = None
     """(B,) int64: the number by which each row's random numbers are addressed; None: 0..B-1."""
     slots: int = 0
-    """Rows in flight at once, at least n; bounds the memory. 0: as many as there is room for."""
+    """Rows in flight at once, at least n, at most as many as there is room for (0: as many)."""
     states: bool = False
     """Whether the rollout also holds the hidden states the model went through."""
     progress: Callable | None = None
@@ -69,8 +69,8 @@ class Rollout:
 
     def responses(self):
         """Token ids of each response as lists, pads and prompt left out."""
-        rows = zip(self.tokens_BT, self.mask_BT, strict=True)
-        return [tokens_T[mask_T > 0].tolist() for tokens_T, mask_T in rows]
+        marked_BT = self.tokens_BT.where(self.mask_BT > 0, -1).cpu()  # the GPU is waited for once
+        return [marked_T[marked_T >= 0].tolist() for marked_T in marked_BT]
 
     @staticmethod
     def blank(device):

@@ -26,8 +26,8 @@ STEPS, BATCH, LR = 500, 64, 3e-3
 
 
 def load_models(c, run, task, device):
-    """-> policy (of the newest checkpoint when resuming), the initial policy, tokenizer; and the
-    task loses prompts longer than --max_prompt_tokens.
+    """-> policy (of the newest checkpoint when resuming), the initial policy, both in the CPU's
+    memory, tokenizer; and the task loses prompts longer than --max_prompt_tokens.
     """
     if c.kernels == "triton" and device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         raise UserError(
@@ -43,12 +43,12 @@ def load_models(c, run, task, device):
             )
         initial, tokenizer = tiny_policy(task, c.sft_seed)
     else:
-        initial, tokenizer = load(first if first.exists() else c.model, device)
-    policy = load(newest(run) / "model", device)[0] if c.resume else initial
+        initial, tokenizer = load(first if first.exists() else c.model)
+    policy = load(newest(run) / "model")[0] if c.resume else initial
     if c.max_seq_len:
         policy.config.max_position_embeddings = c.max_seq_len
     check_lengths(c, task, tokenizer, context(policy))
-    return policy.to(device), initial, tokenizer
+    return policy, initial, tokenizer
 
 
 def check_lengths(c, task, tokenizer, limit):

@@ -151,8 +151,8 @@ def restore(run, device, models, parts):
     """
     folder = newest(run)
 
-    def read(name):
-        return torch.load(folder / name, map_location=device, weights_only=True)
+    def read(name, place=device):
+        return torch.load(folder / name, map_location=place, weights_only=True)
 
     with reading(folder):
         names, share = [name for name in files(folder) if name.startswith("rank_")], slice(None)
@@ -160,7 +160,7 @@ def restore(run, device, models, parts):
             names = [names[ranks.rank]]
         else:
             share = slice(ranks.rank, None, ranks.world)
-        own, shared = list(map(read, names)), read("state.pt")
+        own, shared = list(map(read, names)), read("state.pt", "cpu")  # where AdamW's steps stay
         sharded = (folder / "shards").exists()  # resumed on however few ranks
         if sharded:
             ranks.load_shards(folder / "shards", models.policy, parts["optimizer"])

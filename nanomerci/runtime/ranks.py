@@ -23,6 +23,7 @@ from torch.distributed.checkpoint import state_dict as slices
 from nanomerci.runtime.config import UserError
 
 rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+updates = 0  # how often step() has changed the weights
 
 
 def start(device, rank_timeout=1800.0):
@@ -40,6 +41,7 @@ def start(device, rank_timeout=1800.0):
     if device == "cuda":
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
         torch.cuda.set_device(device)
+        torch.backends.cuda.enable_cudnn_sdp(False)  # NaN gradients under masks: pytorch#196678
     if world > 1:
         backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
         timeout = datetime.timedelta(seconds=rank_timeout)
@@ -158,22 +160,23 @@ def mean(sums):
 # ---- one model over all ranks
 
 
-def shard(model, how, dtype):
-    """-> the model to train, the model to sample from: under "none", or on one rank, one and the
-    same.
+def shard(model, how, dtype, device):
+    """-> the model to train, the model to sample from, on `device`: under "none", or on one rank,
+    one and the same.
 
     Under "fsdp" the first keeps on this rank a slice of every fp32 weight, gathered layer by layer
     to compute in `dtype`; the second is a whole copy in `dtype`. It refuses to compute with weights
     the first has moved on from: refresh() it.
     """
     if how == "none" or world == 1:
-        return model, model
-    actor = cast(copy.deepcopy(model), dtype).requires_grad_(False)
+        return model.to(device), model
+    actor = cast_copy(model, dtype, device)
+    mesh = td.init_device_mesh(device.type, (world,))
     policy = fsdp.MixedPrecisionPolicy(
         param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
     for module in (*model.base_model.layers, model):  # the last holds embedding, norm and head
-        fsdp.fully_shard(module, mp_policy=policy)
+        fsdp.fully_shard(module, mesh=mesh, mp_policy=policy)
         # gradients are summed, not averaged: loss weights are 1 over all ranks
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
@@ -189,13 +192,15 @@ def is_sharded(model):
     return hasattr(model, "call")
 
 
-def cast(model, dtype):
-    """Its parameters in another dtype, in place. Buffers stay: rotary frequencies rounded to bf16
-    would turn long texts wrong.
+def cast_copy(model, dtype, device):
+    """A copy that does not learn, its parameters cast as they are copied. Buffers keep their dtype:
+    rotary frequencies rounded to bf16 would turn long texts wrong.
     """
+    cast = {}
     for p in model.parameters():
-        p.data = p.data.to(dtype)
-    return model
+        value = p.detach().to(device, dtype, copy=True)
+        cast[id(p)] = torch.nn.Parameter(value, requires_grad=False)
+    return copy.deepcopy(model, cast).to(device)
 
 
 def call(model, function, *arguments):
@@ -209,21 +214,16 @@ def call(model, function, *arguments):
 
 @torch.no_grad()
 def refresh(actor):
-    """Fill the whole copy from the slices of all ranks, and stamp it with their version."""
+    """Fill the whole copy from the slices of all ranks, and stamp it with the last update."""
     if hasattr(actor, "shards"):
         for whole, part in zip(actor.parameters(), actor.shards, strict=True):
             whole.copy_(part.to(whole.dtype).full_tensor())
-        actor.stamp = _version(actor.shards)
-
-
-def _version(parameters):
-    return sum(p._version for p in parameters)  # torch counts every change in place
+        actor.stamp = updates
 
 
 def _fresh(actor):
-    if actor.stamp != _version(actor.shards):
-        remedy = "ranks.refresh() it after every update"
-        raise RuntimeError(f"the copy to sample from is older than the policy: {remedy}")
+    if actor.stamp != updates:
+        raise RuntimeError("the copy to sample from is older than the policy: refresh() it")
 
 
 def pad_micro_batches(model, batches):
@@ -235,16 +235,16 @@ def pad_micro_batches(model, batches):
 
 
 def step(optimizer, max_norm, where):
-    """Add gradients up over ranks, clip their norm, update. -> the norm before clipping. Stops
-    before a non-finite update.
-    """
+    """Add gradients up over ranks, clip their norm, update. -> the norm before, if it is finite."""
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
     sharded, grads = hasattr(parameters[0], "to_local"), []
     for p in parameters:
         if p.grad is None:  # a rank whose share taught nothing still takes part
             p.grad = torch.zeros_like(p)
-        # FSDP has summed them in the backward pass
-        grads.append(p.grad.to_local() if sharded else sum_(p.grad))
+        grads.append(p.grad.to_local() if sharded else p.grad)
+    if world > 1 and not sharded:  # FSDP has summed them in the backward pass
+        total = sum_(torch.nn.utils.parameters_to_vector(grads))
+        torch.nn.utils.vector_to_parameters(total, grads)
     norm = torch.nn.utils.get_total_norm(grads)
     if sharded:
         norm = sum_(norm.square()).sqrt()
@@ -257,6 +257,8 @@ def step(optimizer, max_norm, where):
         grad.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
     optimizer.step()
     optimizer.zero_grad()
+    global updates
+    updates += 1
     return norm.item()
 
 
