@@ -57,7 +57,8 @@ def here():
     frame = sys._getframe(1)
     while frame:
         path = Path(frame.f_code.co_filename)
-        if ROOT in path.parents and path.parent != ROOT / "tests":
+        ours = ROOT in path.parents and "site-packages" not in path.parts  # as in ROOT/.venv
+        if ours and path.parent != ROOT / "tests":
             return f"{path.name}:{frame.f_lineno}"
         frame = frame.f_back
     return "elsewhere"
