@@ -294,6 +294,21 @@ def test_gamma_0_is_plain_grpo_bit_for_bit(make, small_model):
     assert with_bonus[1] != steps(plain)[1]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("features", ["frozen", "policy"])
+def test_gamma_0_on_toy_sql(make, toy_sql, features):
+    def trained(cls=MerciGRPOTrainer, **options):
+        trainer = make(cls, SMALL | {"gamma_decay": 0} | options, place=toy_sql, max_steps=5)
+        trainer.train()
+        return trainer
+
+    plain = trained(GRPOTrainer)
+    off = trained(gamma=0.0, cfn_features=features)
+    assert steps(off) == steps(plain) and len(steps(off)) == 5
+    assert same(off.model.state_dict(), plain.model.state_dict())
+    assert steps(trained(gamma=0.5, cfn_features=features)) != steps(plain)
+
+
 @pytest.mark.parametrize("bonus", ["cfn", "elliptical", "exact", "outcome", "random"])
 def test_the_global_random_state_is_left_alone(explorer, bonus):
     torch.manual_seed(3)
