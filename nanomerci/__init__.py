@@ -27,7 +27,7 @@ from pathlib import Path
 # A thread that waits for another spins, by default for so long that next to a busy process
 # everything takes several times as long. To be set before torch is imported; the number is chosen
 # by a table in docs/performance.md.
-os.environ.setdefault("GOMP_SPINCOUNT", "7000")
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 TOP_LEVEL = ("train", "sample", "cfn", "grpo", "dapo", "kernels")
 _root = Path(__file__).parent.parent
