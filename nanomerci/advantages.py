@@ -11,8 +11,8 @@ from nanomerci import grpo
 
 
 def over_mean(reward_PG):  # [MaxRL:advantage]
-    """(r - mean) / mean within each group: maximum likelihood of being correct, to the order G in
-    the failure rate, where GRPO maximises the share of correct responses (MaxRL, 2602.02710).
+    """(r - mean) / mean within each group: the gradient of log p(correct), its expansion in the
+    failure rate cut off after G - 1 terms, where GRPO takes that of p (MaxRL, 2602.02710).
 
     A group without a correct response has no gradient, nor has one whose mean is below 0.
     """

@@ -10,8 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from nanomerci import advantages, dapo, grpo
-from nanomerci.runtime.config import UserError, closest
-from nanomerci.runtime.plugins import load_name
+from nanomerci.runtime.plugins import named
 
 
 class Objective(NamedTuple):
@@ -69,14 +68,9 @@ OBJECTIVES = {
 
 def find(name):
     """--algo -> the Objective of that name, or FILE.py:NAME."""
-    if ".py:" in name:
-        objective = load_name(name, "algo")
-        if not isinstance(objective, Objective):
-            raise UserError(f"--algo {name}: expected a nanomerci.objectives.Objective")
-        return objective
-    if name not in OBJECTIVES:
-        raise UserError(
-            f"--algo {name}: unknown{closest(name, OBJECTIVES)} Choose from "
-            f"{', '.join(OBJECTIVES)}, or FILE.py:NAME"
-        )
-    return OBJECTIVES[name]
+
+    def fits(objective):
+        return isinstance(objective, Objective)
+
+    wanted = "a nanomerci.objectives.Objective"
+    return named(name, "algo", OBJECTIVES, fits, wanted, "FILE.py:NAME")

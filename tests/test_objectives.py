@@ -79,6 +79,9 @@ def test_ips_divides_by_the_share_of_the_group():
     reward_PG, outcome_PG = torch.tensor([[1.0, 1, 1, 0]]), torch.tensor([[7, 7, 0, 3]])
     want_PG = grpo.advantage(torch.tensor([[2.0, 2.0, 4.0, 0.0]]))
     torch.testing.assert_close(over_frequency(reward_PG, outcome_PG), want_PG)
+    said_PG, got_PG = torch.tensor([[4, 4, 4, 5, 6, 6]]), torch.tensor([[1.0, 1, 1, 1, 0, 0]])
+    want_PG = grpo.advantage(torch.tensor([[2.0, 2, 2, 6, 0, 0]]))
+    torch.testing.assert_close(over_frequency(got_PG, said_PG), want_PG)
     other_PG = torch.tensor([[1, 1, 2, 9]])  # what the numbers are makes no difference
     assert torch.equal(over_frequency(reward_PG, other_PG), over_frequency(reward_PG, outcome_PG))
     different_PG = torch.arange(4)[None]  # all say something else: GRPO, as std divides the G away

@@ -10,8 +10,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from nanomerci.bonuses.base import BONUSES, Bonus, Shaped, StateCounter, Visits, register
-from nanomerci.runtime.config import UserError, closest
-from nanomerci.runtime.plugins import load_name
+from nanomerci.runtime.plugins import named
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
@@ -21,14 +20,9 @@ __all__ = ["BONUSES", "Bonus", "Shaped", "StateCounter", "Visits", "find", "regi
 
 def find(name):
     """--bonus -> the class of that name, from nanomerci/bonuses/ or FILE.py:CLASS."""
-    if ".py:" in name:
-        bonus = load_name(name, "bonus")
-        if not (isinstance(bonus, type) and issubclass(bonus, Bonus)):
-            raise UserError(f"--bonus {name}: expected a subclass of nanomerci.bonuses.Bonus")
-        return bonus
-    if name not in BONUSES:
-        raise UserError(
-            f"--bonus {name}: unknown{closest(name, BONUSES)} Choose from {', '.join(BONUSES)}, "
-            "or FILE.py:CLASS"
-        )
-    return BONUSES[name]
+
+    def fits(bonus):
+        return isinstance(bonus, type) and issubclass(bonus, Bonus)
+
+    wanted = "a subclass of nanomerci.bonuses.Bonus"
+    return named(name, "bonus", BONUSES, fits, wanted, "FILE.py:CLASS")

@@ -28,10 +28,10 @@ HEAD += ["seconds per step, GRPO = 1", "commit", "processor"]
 
 def paper(arm):
     """The arXiv numbers that the bonus or the objective names."""
-    options = dict(zip(*[iter(compare.options(arm)[:4])] * 2, strict=True))
-    bonus = bonuses.find(options["--bonus"])
+    _, algo, _, name, *_ = compare.options(arm)
+    bonus = bonuses.find(name)
     module = sys.modules[bonus.__module__].__doc__ or ""
-    text = f"{objectives.find(options['--algo']).about} {bonus.__doc__ or ''} {module}"
+    text = f"{objectives.find(algo).about} {bonus.__doc__ or ''} {module}"
     return ", ".join(dict.fromkeys(re.findall(r"\b\d{4}\.\d{5}\b", text))) or "none named"
 
 

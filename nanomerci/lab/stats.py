@@ -405,7 +405,7 @@ def picture(r, path):
         for name, colour in zip(r["primary"], report.COLOURS, strict=False):
             left.axvline(r["before"][name][0], color=colour, linestyle="--", linewidth=1)
         named = left.get_legend_handles_labels()
-        figure.legend(*named, loc="outside lower center", ncols=len(r["primary"]), frameon=False)
+        figure.legend(*named, loc="outside lower center", ncols=len(r["tested"]), frameon=False)
         for axes in right:
             title = "paired differences; bars: 95 %; filled: p < 0.05 (Holm)"
             intervals(axes, title, r["tested"], paired)

@@ -262,8 +262,9 @@ class StateReader:
                 place_N, column_N = at = once.mask_BT.nonzero(as_tuple=True)
                 hidden_ND = states_uKD[place_N, column_N - before_u[place_N]]
                 how = once.tokens_BT[at], self.temperature, self.backend
-                logp_uT = once.logp_BT.index_put(at, head_logp(self.model, hidden_ND, *how)[0])
-                logp_BT[row_b, : logp_uT.shape[1]] = (logp_uT * once.mask_BT)[place_b]
+                logp_N, _ = head_logp(self.model, hidden_ND, *how)
+                logp_uT = torch.zeros_like(once.logp_BT).index_put(at, logp_N)
+                logp_BT[row_b, : logp_uT.shape[1]] = logp_uT[place_b]
             if self.score is not None:
                 place_N, column_N = at = once.visited_BT.nonzero(as_tuple=True)
                 score_N = self.score(states_uKD[place_N, column_N - before_u[place_N] + 1])

@@ -9,7 +9,7 @@ from importlib import import_module
 from importlib.util import spec_from_file_location
 from pathlib import Path
 
-from nanomerci.runtime.config import UserError
+from nanomerci.runtime.config import UserError, closest
 
 PREFIX = "nanomerci_file_"
 
@@ -44,3 +44,20 @@ def load_name(place, option):
     if not hasattr(module, name):
         raise UserError(f"--{option} {place}: the file has no {name}")
     return getattr(module, name)
+
+
+def named(name, option, known, fits, wanted, place):
+    """What `known` has under this name, or what a file has under FILE.py:NAME, if fits(it). wanted
+    and place: what that has to be, and how it is given, for messages.
+    """
+    if ".py:" in name:
+        found = load_name(name, option)
+        if not fits(found):
+            raise UserError(f"--{option} {name}: expected {wanted}")
+        return found
+    if name not in known:
+        raise UserError(
+            f"--{option} {name}: unknown{closest(name, known)} Choose from {', '.join(known)}, "
+            f"or {place}"
+        )
+    return known[name]
