@@ -21,14 +21,16 @@ if __name__ == "__main__":  # --help and mistakes are answered before torch has 
     request = ask.parse()
 
 from contextlib import redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from io import StringIO
 
 import torch
 from transformers import DynamicCache
 
 from nanomerci.address import address, uniform
-from nanomerci.loop.decode import DecodeStep, SlotKVCache, announce, inference_copy, max_slots
+from nanomerci.kernels.draw import draw
+from nanomerci.loop.decode import Decoder
 from nanomerci.loop.families import ADVICE, rounding, short_window
 from nanomerci.loop.model import CACHE, eos_ids, token_logp
 from nanomerci.loop.rollout import Rollout, SampleOptions, pad
@@ -66,22 +68,15 @@ def truncate(logits_SV, top_p=1.0, top_k=0):
 
 
 def sample_token(logits_SV, uniform_S, temperature=1.0, top_p=1.0, top_k=0):
-    """One token per row by inverting the distribution function. -> ids_S, and logp_S under the
-    distribution drawn from.
+    """One token per row by inverting the distribution function (kernels/draw.py). -> ids_S, and
+    logp_S under the distribution drawn from.
 
     temperature 0 is greedy; its log-probs are those of temperature 1.
     """
-    if temperature == 0:
-        logp_SV = logits_SV.log_softmax(-1)
-        ids_S = logp_SV.argmax(-1)
-    else:
-        logp_SV = truncate(logits_SV / temperature, top_p, top_k).log_softmax(-1)
-        cdf_SV = logp_SV.exp().cumsum(-1)
-        mark_S1 = uniform_S[:, None] * cdf_SV[:, -1:]
-        # right=True: the first token whose cdf is *beyond* the mark, so a token of probability 0
-        # is never drawn
-        ids_S = torch.searchsorted(cdf_SV, mark_S1, right=True)[:, 0]
-    return ids_S, logp_SV.gather(1, ids_S[:, None])[:, 0]
+    if temperature and (top_k or top_p < 1):
+        logits_SV = truncate(logits_SV.float() / temperature, top_p, top_k)
+        temperature = 1.0
+    return draw(logits_SV, uniform_S, temperature)
 
 
 @dataclass(frozen=True)
@@ -97,6 +92,11 @@ class Sampler:
     top_p: float = 1.0
     top_k: int = 0
 
+    @cached_property
+    def decoder(self):
+        """What one call leaves for the next."""
+        return Decoder(self.model)
+
     def __call__(self, prompts, n, *, seed=0, options=None, temperature=None):
         """prompts: lists of token ids. -> Rollout. temperature: another than usual."""
         return generate(
@@ -109,7 +109,7 @@ class Sampler:
             top_p=self.top_p,
             top_k=self.top_k,
             seed=seed,
-            options=options,
+            options=replace(options or SampleOptions(), decoder=self.decoder),
         )
 
 
@@ -134,7 +134,7 @@ class Draft:
         self.states_CD = torch.zeros(shape, dtype=cache.keys.dtype, device=device)
         rows_B = options.rows
         rows_B = torch.arange(B, device=device) if rows_B is None else rows_B.to(device)
-        position_T = torch.arange(width, device=device)
+        position_T = torch.arange(1, width + 1, device=device)  # that of the token after a cell
         chance_BT = uniform(address("draw", sampling.seed, rows_B[:, None], position_T))
         self.tokens_C, self.logp_C = self.tokens_BT.view(-1), self.logp_BT.view(-1)
         self.chance_C = chance_BT.view(-1)
@@ -228,37 +228,40 @@ def generate(
     options = options or SampleOptions()
     eos_ids = tuple(sorted(eos_id)) if isinstance(eos_id, list | set | tuple) else (eos_id,)
     sampling = Sampling(max_new_tokens, eos_ids, temperature, top_p, top_k, seed)
-    kind, longest = model.device.type, max(map(len, prompts)) + max_new_tokens
-    autocast = torch.is_autocast_enabled(kind)
-    model = inference_copy(model)
-    dtype = torch.get_autocast_dtype(kind) if autocast else model.dtype
-    fit, width, size = max_slots(model, longest, dtype)
-    slots = max(n, min(options.slots or fit, fit, n * len(prompts)))
+    decoder = options.decoder or Decoder(model)
+    longest = max(map(len, prompts)) + max_new_tokens
+    slots = min(options.slots or n * len(prompts), n * len(prompts))
     report = Progress(options.progress)
     while True:
-        announce(slots, size, width)
         try:
+            decoder.prepare(longest, slots)
             with torch.inference_mode():  # no bookkeeping of gradients: a tenth of a small step
-                cache = SlotKVCache(model.config, slots, width, dtype, model.device)
-                rollout = _generate(model, cache, prompts, n, sampling, options, report)
+                rollout = _generate(decoder.step, prompts, n, sampling, options, report)
+            decoder.release()
             return rollout.clone()  # training may read it
         except torch.cuda.OutOfMemoryError:
-            if slots == n:
+            if decoder.slots == 1:
                 raise UserError(
-                    f"out of memory with only {n} rows of {width} positions: lower --group or "
+                    f"out of memory with only one row of {longest} positions: lower "
                     "--max_new_tokens"
                 ) from None
-        slots = max(n, slots // 2)  # here, where the exception and all it held are gone
+        # here, where the exception and all it held are gone
+        slots = decoder.slots // 2
+        decoder.release(everything=True)
         torch.cuda.empty_cache()
 
 
-def _generate(model, cache, prompts, n, sampling, options, report):
-    """One attempt with the slots of this cache."""
+def _generate(decode, prompts, n, sampling, options, report):
+    """One attempt with the slots of this step's cache."""
+    model, cache = decode.model, decode.cache
+    # where not all of a group fits, its prompt is read once for each of equal parts
+    part = max(d for d in range(1, min(n, cache.slots) + 1) if n % d == 0)
+    prompts, n = [prompt for prompt in prompts for _ in range(n // part)], part
     eos_E1 = torch.tensor(sampling.eos_ids, device=model.device)[:, None]
-    how = sampling.temperature, sampling.top_p, sampling.top_k
+    how = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
+    draw_token = partial(sample_token, **how)
     draft = Draft(model, prompts, n, cache, sampling, options)
     slots = Slots(draft, n)
-    decode = DecodeStep(model, cache)
     # taken from the end: the longest prompt starts first
     waiting = sorted(range(len(prompts)), key=lambda p: len(prompts[p]))
     ended = 0
@@ -271,11 +274,11 @@ def _generate(model, cache, prompts, n, sampling, options, report):
 
         slots.longest += 1
         cell_S = slots.cell_S
-        hidden_SD, logits_SV = decode(draft.tokens_C[cell_S], slots.position_S, slots.longest)
+        newest = draft.tokens_C[cell_S], slots.position_S, draft.chance_C[cell_S]
+        hidden_SD, ids_S, logp_S = decode(*newest, slots.longest, draw_token)
         if options.states:
             draft.states_CD.index_copy_(0, slots.place_S, hidden_SD.to(draft.states_CD.dtype))
         slots.advance()
-        ids_S, logp_S = sample_token(logits_SV, draft.chance_C[cell_S], *how)
         draft.tokens_C.index_copy_(0, cell_S, ids_S)
         draft.logp_C.index_copy_(0, cell_S, logp_S)
         if options.stream:

@@ -299,7 +299,7 @@ class Graph:
 
 
 @contextmanager
-def capture(graph, pool=None):
+def capture(graph, pool=None, stream=None):
     gpu.record, launched = graph.record, Counter(gpu.launches)
     try:
         yield

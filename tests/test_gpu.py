@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from nanomerci import sample, train
 from nanomerci.bonuses import BONUSES
 from nanomerci.kernels import logprob
+from nanomerci.loop.decode import Decoder
 from nanomerci.loop.model import enable_gradient_checkpointing, frozen_copy
 from nanomerci.loop.rollout import Rollout
 from nanomerci.runtime import config, ranks
@@ -170,6 +171,38 @@ def test_captured_decoding_samples_what_decoding_samples(small, gpu, family):
     assert there.responses() == here.responses()
     assert torch.allclose(there.logp_BT.cpu(), here.logp_BT, atol=1e-5)
     assert 1 <= len(gpu.captures) <= 4
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_second_round_captures_nothing_and_follows_the_weights(small, gpu, autocast):
+    """Under autocast the graphs read bf16 weights, which are cast again in their place."""
+    how = {"max_new_tokens": 10, "eos_id": [1, 2, 3], "seed": 5}
+    models = {device: small("qwen2").to(device) for device in ("cpu", "cuda")}
+    model = models["cuda"]
+    decoder = Decoder(model)
+    options = sample.SampleOptions(decoder=decoder)
+    for learned in (1.0, 1.2):
+        with torch.no_grad():
+            for p in [*models["cpu"].parameters(), *model.parameters()]:
+                p.mul_(learned)
+        captures, before = len(gpu.captures), gpu.launches.total()
+        with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
+            there = generate(model, PROMPTS, 3, **how, options=options)
+        once, launched = len(gpu.captures) - captures, gpu.launches.total() - before
+        with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
+            new = generate(model, PROMPTS, 3, **how)
+        assert there.responses() == new.responses() and there.logp_BT.equal(new.logp_BT)
+        if not autocast:
+            here = generate(models["cpu"], PROMPTS, 3, **how)
+            assert there.responses() == here.responses()
+        assert (once > 0) == (learned == 1.0)
+    assert (decoder.copy is not model) == autocast
+    # In a step of decoding: 3 to gather what is newest and 3 to hand it over, the graph, the state
+    # it is for, 3 to write it down, 10 to see who has ended, and at most 20 to let them leave. In a
+    # call: the prompts' prefill, 30 in a layer and 5 to copy into the slots; a weight's cast each.
+    steps = max(map(len, there.responses()))
+    most = 40 * steps + 35 * model.config.num_hidden_layers + 60
+    assert launched <= most + len(list(model.parameters()))
 
 
 def test_weights_are_cast_or_sharded_on_their_way_to_a_gpu(gpu, small_model, tmp_path, monkeypatch):

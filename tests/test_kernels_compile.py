@@ -15,7 +15,7 @@ triton = pytest.importorskip("triton", reason="Triton is not installed")
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from nanomerci.kernels import cfn_score, logprob  # noqa: E402
+from nanomerci.kernels import cfn_score, draw, logprob  # noqa: E402
 
 pytestmark = pytest.mark.skipif(
     not isinstance(logprob.scan_kernel, triton.JITFunction), reason="Triton is interpreting"
@@ -197,3 +197,23 @@ def test_gradient_kernel(capability, x, out, overlap, width, tmp_path):
     if overlap:
         loop = ptx[ptx.rindex("ld.global.v4") :]
         assert "bar.sync" in loop[: loop.index("st.global")]
+
+
+@pytest.mark.parametrize("capability", SHARED)
+@pytest.mark.parametrize("x", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("odd", [(), ("V", "stride")], ids=["aligned", "odd"])
+def test_draw_kernels(capability, x, odd, tmp_path):
+    types = (
+        {"x": "*" + x, "ids": "*i64", "inverse_t": "fp32"}
+        | dict.fromkeys(("tops", "sums", "uniform", "logp"), "*fp32")
+        | dict.fromkeys(("stride", "V", "K"), "i32")
+    )
+    odd = ("K", "inverse_t", *odd)
+    tiles = {"TILE": draw.TILE}
+    pick = [tiles | {"TILES": 64, "GREEDY": greedy} for greedy in (False, True)]
+    kernels = [(draw.tile_kernel, tiles), *((draw.pick_kernel, constants) for constants in pick)]
+    for kernel, constants in kernels:
+        made = compiled(kernel, capability, constants, types, draw.OPTIONS, odd)
+        check(made, capability, tmp_path)
+        assert row_offsets_are_64_bit(made, "stride")
+        assert "stride" in odd or "ld.global.v4" in made.asm["ptx"], "loads not 16 bytes wide"

@@ -10,7 +10,13 @@ import torch
 
 from nanomerci import sample
 from nanomerci.loop import decode
-from nanomerci.loop.decode import DecodeStep, SlotKVCache, inference_copy, max_slots
+from nanomerci.loop.decode import (
+    Decoder,
+    DecodeStep,
+    SlotKVCache,
+    inference_copy,
+    max_slots,
+)
 from nanomerci.loop.model import StateReader, tiny, token_logp
 from nanomerci.loop.rollout import Rollout, SampleOptions, micro_batches, pad
 from nanomerci.loop.text import noise_mask
@@ -80,22 +86,99 @@ def test_samples_follow_the_models_distribution(small):
 
 
 def test_out_of_memory_halves_the_slots_and_changes_nothing(small, monkeypatch):
-    model, seen, told = small("llama"), [], []
+    model, seen, told, most = small("llama"), [], [], 5
     whole = generate(model, PROMPTS, 3, **HOW)
     forward = DecodeStep.forward
 
-    def cramped(step, token_S, position_S, longest):
+    def cramped(step, token_S, *more):
         seen.append(step.cache.slots)
-        if len(token_S) > 5:
+        if len(token_S) > most:
             raise torch.cuda.OutOfMemoryError("as on a GPU")
-        return forward(step, token_S, position_S, longest)
+        return forward(step, token_S, *more)
 
     monkeypatch.setattr(DecodeStep, "forward", cramped)
     again = generate(model, PROMPTS, 3, **HOW, options=SampleOptions(progress=told.append))
     assert again.responses() == whole.responses()
     assert list(dict.fromkeys(seen)) == [12, 6, 3] and sum(told) == 12
-    with pytest.raises(UserError, match="only 6 rows"):
+    most = 2  # less than a group: its rows enter one by one
+    again = generate(model, PROMPTS, 3, **HOW)
+    assert again.responses() == whole.responses() and seen[-1] == 1
+    most = 0
+    with pytest.raises(UserError, match="only one row of 16"):
         generate(model, PROMPTS, 6, max_new_tokens=10, eos_id=1)
+
+
+@pytest.mark.parametrize("slots, parts", [(1, 1), (2, 2), (3, 3), (4, 3), (5, 3), (6, 6)])
+def test_a_group_larger_than_the_slots_enters_in_equal_parts(small, monkeypatch, slots, parts):
+    model, entered = small("qwen2"), []
+    whole = generate(model, PROMPTS, 6, **HOW)
+    prefill = sample.prefill
+
+    def noted(model, cache, prompts, first, n):
+        entered.append(n)
+        prefill(model, cache, prompts, first, n)
+
+    monkeypatch.setattr(sample, "prefill", noted)
+    again = generate(model, PROMPTS, 6, **HOW, options=SampleOptions(slots=slots))
+    assert set(entered) == {parts} and again.responses() == whole.responses()
+    assert torch.allclose(again.logp_BT, whole.logp_BT, atol=1e-5)
+
+
+def test_a_decoder_that_is_kept_samples_what_a_new_one_samples(small):
+    """After the weights have changed, and when more or longer rows are asked for."""
+    model = small("llama")
+    sampler = sample.Sampler(model, None, 10)
+    decoder = Decoder(model)
+    options, steps = SampleOptions(decoder=decoder), []
+    for prompts, n in ((PROMPTS, 3), (PROMPTS[:2], 2), (PROMPTS, 4), ([[5] * 12], 2)):
+        kept = generate(model, prompts, n, **HOW, options=options)
+        new = generate(model, prompts, n, **HOW)
+        assert kept.tokens_BT.equal(new.tokens_BT) and kept.logp_BT.equal(new.logp_BT)
+        steps.append(decoder.step)
+        with torch.no_grad():
+            for p in model.parameters():
+                p.mul_(1.1)
+    assert steps[0] is steps[1] and len({id(step) for step in steps[1:]}) == 3
+    assert sampler.decoder is sampler.decoder
+
+
+def test_weights_that_were_cast_follow_the_model(small, monkeypatch):
+    """Also those of a head that is tied to the embedding."""
+    monkeypatch.setattr(decode, "bf16_arithmetic", lambda: False)
+    model = small("qwen2").to(torch.bfloat16)
+    model.lm_head.weight = model.model.embed_tokens.weight
+    decoder = Decoder(model)
+    for _ in range(2):
+        kept = generate(model, PROMPTS, 3, **HOW, options=SampleOptions(decoder=decoder))
+        assert kept.logp_BT.equal(generate(model, PROMPTS, 3, **HOW).logp_BT)
+        with torch.no_grad():
+            for p in model.parameters():
+                p.mul_(1.5)
+    assert decoder.copy is not model
+
+
+def test_a_decoder_notices_other_weights_in_the_models_place(small):
+    model, other = small("llama"), small("llama")
+    decoder = Decoder(model)
+    options = SampleOptions(decoder=decoder)
+    generate(model, PROMPTS, 3, **HOW, options=options)
+    with torch.no_grad():
+        for p in other.parameters():
+            p.neg_()
+    before = decoder.step
+    model.load_state_dict(other.state_dict(), assign=True)
+    kept = generate(model, PROMPTS, 3, **HOW, options=options)
+    assert kept.responses() == generate(other, PROMPTS, 3, **HOW).responses()
+    assert decoder.step is not before
+
+
+def test_a_decoder_keeps_no_large_cache(small, monkeypatch):
+    decoder = Decoder(small("llama"))
+    for total, kept in ((10**9, True), (10**4, False)):
+        monkeypatch.setattr(decode, "memory", lambda model, total=total: total)
+        monkeypatch.setattr(decode, "max_slots", lambda *_, **__: (12, 16, 1))
+        generate(decoder.model, PROMPTS, 3, **HOW, options=SampleOptions(decoder=decoder))
+        assert bool(decoder.step) == kept
 
 
 def test_slots_fit_in_what_is_there(small):
@@ -111,8 +194,8 @@ def test_slots_fit_in_what_is_there(small):
 @pytest.mark.parametrize("asked, found", [(0, 7), (4, 4), (512, 7)])
 def test_no_more_slots_than_there_is_room_for(small, monkeypatch, asked, found):
     room, made = (7, 16, 1), []
-    monkeypatch.setattr(sample, "max_slots", lambda *_: room)
-    monkeypatch.setattr(sample, "announce", lambda slots, size, width: made.append((slots, width)))
+    monkeypatch.setattr(decode, "max_slots", lambda *_, **__: room)
+    monkeypatch.setattr(decode, "announce", lambda slots, size, width: made.append((slots, width)))
     generate(small("llama"), PROMPTS, 3, **HOW, options=SampleOptions(slots=asked))
     assert made == [(found, 16)]
 
@@ -194,13 +277,14 @@ def test_what_has_states_fits_in_the_context(monkeypatch):
         made.append(SlotKVCache(*given))
         return made[-1]
 
-    monkeypatch.setattr(sample, "SlotKVCache", noted)
+    monkeypatch.setattr(decode, "SlotKVCache", noted)
     how = {"max_new_tokens": 10, "eos_id": 31}
     roll = generate(gpt2, PROMPTS, 3, **how, options=SampleOptions(states=True))
     assert int(roll.end_B.max()) == 16 and roll.states_BRD.shape == (12, 9, 16)
     token_S, last = torch.zeros(2, dtype=torch.int64), made[0].width - 1
     with torch.inference_mode():
-        DecodeStep(gpt2, made[0]).forward(token_S, torch.full((2,), last), made[0].width)
+        newest = token_S, torch.full((2,), last), torch.zeros(2)
+        DecodeStep(gpt2, made[0]).forward(*newest, made[0].width, sample_token)
 
 
 def mean_square(hidden_ND):

@@ -33,6 +33,10 @@ class SlotKVCache:
         self.slots, self.width = slots, width
         self.place_S, self.longest = None, 0  # where a forward writes, how many positions it reads
 
+    @property
+    def nbytes(self):
+        return self.keys.nbytes + self.values.nbytes
+
     def insert_prefill(self, first, prefilled, repeats):
         """Copy each prefilled prompt to `repeats` slots, from slot `first` on."""
         for layer, filled in enumerate(prefilled.layers):
@@ -58,8 +62,9 @@ class SlotKVCache:
 
 
 class DecodeStep:
-    """The decoding step: newest token and its position of the first S slots -> the state after it,
-    (S, D), and the logits of the next token, (S, V) float32.
+    """The decoding step: newest token of the first S slots, its position and the uniform number
+    that draws the next one -> the state after the newest token, (S, D), the next token and its
+    log-prob.
 
     On CUDA it is captured once for every power of two of rows and multiple of SPAN positions that
     occurs, and then replayed: one launch in place of hundreds. Rows up to the power of two compute
@@ -70,8 +75,10 @@ class DecodeStep:
 
     def __init__(self, model, cache):
         self.model, self.cache, self.graphs, self.pool = model, cache, {}, None
+        # for all captures: a stream of its own would set up every library's workspace anew
+        self.stream = torch.cuda.Stream() if model.device.type == "cuda" else None
 
-    def forward(self, token_S, position_S, longest):
+    def forward(self, token_S, position_S, chance_S, longest, draw):
         rows_S = torch.arange(len(position_S), device=position_S.device)
         self.cache.longest = longest
         self.cache.place_S = rows_S * self.cache.width + position_S
@@ -85,40 +92,90 @@ class DecodeStep:
             **{CACHE: self.cache},
         ).last_hidden_state
         hidden_SD = hidden_S1D[:, 0]
-        return hidden_SD, self.model.get_output_embeddings()(hidden_SD).float()
+        logits_SV = self.model.get_output_embeddings()(hidden_SD)
+        return hidden_SD, *draw(logits_SV, chance_S)
 
-    def __call__(self, token_S, position_S, longest):
+    def __call__(self, token_S, position_S, chance_S, longest, draw):
+        """draw: sample.sample_token with its options, a functools.partial."""
         if position_S.device.type != "cuda":
-            return self.forward(token_S, position_S, longest)
+            return self.forward(token_S, position_S, chance_S, longest, draw)
         S = len(token_S)
         rows = min(1 << (S - 1).bit_length(), self.cache.slots)
         longest = min(-(-longest // self.SPAN) * self.SPAN, self.cache.width)
-        if (rows, longest) not in self.graphs:
-            self.graphs[rows, longest] = self.capture(rows, longest)
-        graph, token_R, position_R, hidden_RD, logits_RV = self.graphs[rows, longest]
-        token_R[:S] = token_S
-        position_R[:S] = position_S
+        key = rows, longest, *draw.keywords.values()
+        if key not in self.graphs:
+            self.graphs[key] = self.capture(rows, longest, draw)
+        graph, given, made = self.graphs[key]
+        for input_R, x_S in zip(given, (token_S, position_S, chance_S), strict=True):
+            input_R[:S] = x_S
         graph.replay()
-        return hidden_RD[:S], logits_RV[:S]
+        return [output_R[:S] for output_R in made]
 
-    def capture(self, rows, longest):
+    def capture(self, rows, longest, draw):
         # The rows write into the last column, which a row uses in its last step at the earliest:
         # while the graph warms up and is captured, no key in use is touched.
         token_R = torch.zeros(rows, dtype=torch.int64, device=self.model.device)
         position_R = torch.full_like(token_R, self.cache.width - 1)
-        graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+        given = token_R, position_R, torch.zeros(rows, device=self.model.device)
+        graph = torch.cuda.CUDAGraph()
         dtype, enabled = torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda")
         # without autocast's cache: a cast kept for later would not be part of the graph
         with torch.autocast("cuda", dtype, enabled=enabled, cache_enabled=False):
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
+            self.stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.stream):
                 # libraries set themselves up on first use, which cannot be captured
-                self.forward(token_R, position_R, longest)
-            torch.cuda.current_stream().wait_stream(side)
-            with torch.cuda.graph(graph, pool=self.pool):
-                hidden_RD, logits_RV = self.forward(token_R, position_R, longest)
+                self.forward(*given, longest, draw)
+            torch.cuda.current_stream().wait_stream(self.stream)
+            with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+                made = self.forward(*given, longest, draw)
         self.pool = graph.pool()  # graphs never run at the same time, so they share scratch memory
-        return graph, token_R, position_R, hidden_RD, logits_RV
+        return graph, given, made
+
+
+class Decoder:
+    """What sampling keeps from call to call: the model in the form that samples fastest, the KV
+    cache, and with it the captured graphs, which know both by their addresses.
+
+    A cache beyond KEPT of the memory goes after each call: the update needs the room, and a call
+    that fills so much takes so long that capturing again costs nothing.
+    """
+
+    KEPT = 1 / 8
+
+    def __init__(self, model):
+        self.model, self.copy, self.made_for = model, None, None
+        self.step, self.slots = None, 0
+
+    def prepare(self, longest, slots):
+        """Have a step for rows of `longest` tokens, in `slots` slots if there is room. What is
+        there is used again where it suffices, with the weights that the model has now.
+        """
+        kind = self.model.device.type
+        autocast = torch.is_autocast_enabled(kind)
+        dtype = torch.get_autocast_dtype(kind) if autocast else self.model.dtype
+        made_for = autocast, dtype, [p.data_ptr() for p in self.model.parameters()]
+        if made_for != self.made_for:
+            self.step, self.copy, self.made_for = None, inference_copy(self.model), made_for
+        else:
+            refresh(self.copy, self.model)
+        if self.step:
+            cache = self.step.cache
+            fit, width, _ = max_slots(self.copy, longest, cache.keys.dtype, held=cache.nbytes)
+            if cache.width >= width and cache.slots >= min(slots, fit):
+                return
+        self.step = None  # before its successor asks for memory
+        dtype = dtype if autocast else self.copy.dtype
+        fit, width, size = max_slots(self.copy, longest, dtype)
+        self.slots = max(1, min(slots, fit))
+        announce(self.slots, size, width)
+        with torch.inference_mode():
+            cache = SlotKVCache(self.copy.config, self.slots, width, dtype, self.copy.device)
+        self.step = DecodeStep(self.copy, cache)
+
+    def release(self, everything=False):
+        """After a call: what is too large to be kept goes, or everything."""
+        if self.step and (everything or self.step.cache.nbytes > self.KEPT * memory(self.model)):
+            self.step = None
 
 
 def inference_copy(model):
@@ -145,6 +202,16 @@ def inference_copy(model):
     return model
 
 
+@torch.no_grad()
+def refresh(shared, model):
+    """The weights of an inference_copy that are its own become those that the model has now."""
+    names = {"remove_duplicate": False}  # a head tied to the embedding is cast, the embedding not
+    theirs = dict(model.named_parameters(**names))
+    for name, p in shared.named_parameters(**names):
+        if p.data_ptr() != theirs[name].data_ptr():
+            p.copy_(theirs[name])
+
+
 @cache
 def bf16_arithmetic():
     """Whether this processor multiplies bf16 matrices in hardware."""
@@ -157,18 +224,27 @@ def cache_bytes(config, itemsize):
     return 2 * config.num_hidden_layers * count * size * itemsize
 
 
-def max_slots(model, longest, dtype):
+def memory(model):
+    """All of it, of the GPU or of the machine, in bytes."""
+    if model.device.type == "cuda":
+        return torch.cuda.mem_get_info(model.device)[1]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def max_slots(model, longest, dtype, held=0):
     """How many slots for rows of `longest` tokens fit, with logits (fp32, three times), into half
     of what is free on the GPU, or a quarter of the machine's memory. -> slots, their width (on CUDA
     whole SPANs, as far as the model has positions), bytes of one in the KV cache.
+
+    held: bytes on the GPU that count as free, of a cache that would go.
     """
     config, device, width = model.config, model.device, longest
     if device.type == "cuda":
         width = max(longest, min(-(-longest // DecodeStep.SPAN) * DecodeStep.SPAN, context(model)))
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        free = (torch.cuda.mem_get_info(device)[0] + unused) // 2
+        free = (torch.cuda.mem_get_info(device)[0] + unused + held) // 2
     else:
-        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+        free = memory(model) // 4
     size = width * cache_bytes(config, dtype.itemsize)
     return free // (size + 12 * config.vocab_size), width, size
 

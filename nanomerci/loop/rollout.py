@@ -25,13 +25,15 @@ class SampleOptions:
     rows: torch.Tensor | None = None
     """(B,) int64: the number by which each row's random numbers are addressed; None: 0..B-1."""
     slots: int = 0
-    """Rows in flight at once, at least n, at most as many as there is room for (0: as many)."""
+    """Rows in flight at once, at most as many as there is room for (0: as many)."""
     states: bool = False
     """Whether the rollout also holds the hidden states the model went through."""
     progress: Callable | None = None
     """Called with the number of rows that have ended since its last call."""
     stream: Callable | None = None
     """Called with (row, token id) as each token is drawn."""
+    decoder: object = None
+    """loop.decode.Decoder: what earlier calls with this model left for later ones."""
 
 
 @dataclass(frozen=True)
