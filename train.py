@@ -38,7 +38,6 @@ from nanomerci.loop.model import (
     StateReader,
     autocast,
     enable_gradient_checkpointing,
-    frozen_copy,
     token_logp,
 )
 from nanomerci.loop.rollout import Batch, Rollout, SampleOptions, micro_batches
@@ -152,7 +151,9 @@ class Models:
         policy, initial, tokenizer = load_models(c, folder, task, device)
         check_model(policy, c.model)
         dtype = getattr(torch, c.dtype)
-        features = frozen_copy(initial, device, dtype) if needs_reference(c) else None
+        features = None
+        if needs_reference(c):
+            features = ranks.frozen(initial, c.shard, dtype, device)
         policy, actor = ranks.shard(policy, c.shard, dtype, device)
         if c.gradient_checkpointing:
             enable_gradient_checkpointing(policy)

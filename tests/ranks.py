@@ -28,10 +28,10 @@ server.set_forkserver_preload(
 )
 
 
-def small_model(folder):
+def small_model(folder, width=32, layers=2, heads=2):
     from nanomerci.loop.model import tiny
 
-    policy, tokenizer = tiny(WORDS, width=32, layers=2, heads=2, seed=1)
+    policy, tokenizer = tiny(WORDS, width=width, layers=layers, heads=heads, seed=1)
     policy.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -178,6 +178,31 @@ def main():
     config.run_command(lambda: train.main(config.parse(sys.argv[1:])))
 
 
+def weighed():
+    """main(), and the most memory that this rank held once its models were there, beyond what it
+    held before, in bytes.
+    """
+    from ctypes import CDLL
+
+    from nanomerci.train import Models
+
+    def kilobytes(what):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(what))
+
+    CDLL(None).mallopt(-3, 65536)  # M_MMAP_THRESHOLD: what is freed is not kept for later
+    load, before = Models.load, kilobytes("VmRSS")
+
+    def loaded(*arguments):
+        models = load(*arguments)
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is that from here on
+        return models
+
+    Models.load = loaded
+    main()
+    print("held", 1024 * (kilobytes("VmHWM") - before))
+
+
 def stale():
     """The copy to sample from refuses to work once the policy has moved on."""
     import torch
@@ -190,9 +215,14 @@ def stale():
     # in which their versions stay
     torch._C._get_accelerator = lambda *_: torch.device("cuda")
     whole = tiny(WORDS, width=32, layers=2, heads=2)[0]
+    ids = torch.tensor([[4, 5, 6]])
+    frozen = ranks.frozen(whole, "fsdp", torch.float32, torch.device("cpu"))
+    reads = ranks.call(frozen, lambda model, ids: model(ids).logits, ids)
+    print("reads", torch.equal(reads, whole(ids).logits))
+    held = sum(p.to_local().untyped_storage().nbytes() for p in frozen.parameters())
+    print("holds", held / sum(p.nbytes for p in whole.parameters()))
     policy, actor = ranks.shard(whole, "fsdp", torch.bfloat16, torch.device("cpu"))
     optimizer = torch.optim.AdamW(policy.parameters(), lr=0.1, foreach=True)
-    ids = torch.tensor([[4, 5, 6]])
 
     def total(model, ids):
         return model(ids).logits.float().logsumexp(-1).sum()

@@ -1,13 +1,16 @@
 """Counted by hand for a model small enough, and on a GPU that is only named."""
 
+import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 
 from nanomerci.loop import cost
 from nanomerci.loop.rollout import Batch, Group
-from nanomerci.runtime.config import Config
+from nanomerci.runtime.config import Config, parse
 
 CONFIG = SimpleNamespace(
     hidden_size=8, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2
@@ -90,7 +93,7 @@ def test_only_where_the_peak_is_known(monkeypatch):
 
 def test_the_plan_of_a_model_counted_by_hand():
     """Of Qwen2.5-Math-7B as the paper trains it: 16 bytes per parameter for weights, gradients and
-    moments, over 8 ranks; copies and the frozen model whole, in bf16.
+    moments, over 8 ranks; the frozen model too, in bf16; the copy to sample from whole.
     """
     config, n = cost.config_of(*cost.KNOWN["Qwen2.5-Math-7B"]), 7_615_616_512
     assert cost.parameters(config) == n
@@ -102,16 +105,59 @@ def test_the_plan_of_a_model_counted_by_hand():
         max_num_seqs=32,
         gradient_checkpointing=True,
     )
-    plan = cost.plan(c, config, n, 4096, 8)
+    plan, slots = cost.plan(c, config, n, 4096, 8, 80e9)
+    assert slots == 32
     parts = {what: size for rows in plan.values() for what, size, _ in rows}
     assert parts["weights"] == parts["gradients"] == 4 * n / 8 == parts["optimiser"] / 2
-    assert parts["frozen model"] == parts["copy"] == 2 * n
+    assert 8 * parts["frozen model"] == parts["copy"] == 2 * n
     # slots, tokens, key and value, layers, heads of keys and values, head size, bytes
     assert parts["KV cache"] == 32 * 4096 * 2 * 28 * 4 * 128 * 2
     always, sampling, updating = (sum(s for _, s, _ in rows) for rows in plan.values())
     assert cost.peak_bytes(plan) == always + max(sampling, updating)
-    alone = cost.plan(c, config, n, 4096, 1)
+    assert plan["always"][-1][0] == "KV cache"  # below an eighth of the card: it is kept
+    alone, _ = cost.plan(c, config, n, 4096, 1, 80e9)
     assert cost.peak_bytes(alone) > 16 * n > 80e9 > cost.peak_bytes(plan)
+
+
+def test_slots_are_as_many_as_the_card_has_room_for():
+    """Half of what weights leave of it: as decode.max_slots() takes them on a GPU."""
+    config, n = cost.config_of(*cost.KNOWN["Llama-3.1-8B"]), 8_030_261_248
+    c = Config(bonus="none", dtype="bfloat16", shard="fsdp", prompts=64, max_num_seqs=64)
+    a_slot = 20_000 * 2 * 32 * 8 * 128 * 2 + 12 * 128_256
+    for card in (40e9, 80e9, 141e9):
+        parts, slots = cost.plan(c, config, n, 20_000, 8, card)
+        always = sum(size for what, size, _ in parts["always"] if what != "KV cache")
+        assert slots == int((card - always) / 2 / a_slot) < 64
+        (cache,) = (r[1] for rows in parts.values() for r in rows if r[0] == "KV cache")
+        assert cache == slots * 20_000 * 2 * 32 * 8 * 128 * 2
+        assert (parts["always"][-1][0] == "KV cache") == (cache <= card / 8)
+
+
+@pytest.mark.parametrize("recipe", ["llama3_sql_grpo_cfn", "qwen2.5_math_dapo_cfn"])
+def test_a_verdict_names_what_would_make_it_fit(recipe):
+    """Each verdict against the plan of what it names."""
+    c = parse([recipe])
+    model = "Llama-3.1-8B" if "llama" in recipe else "Qwen2.5-Math-7B"
+    config = cost.config_of(*cost.KNOWN[model])
+    n, width = cost.parameters(config), c.max_new_tokens + 2048
+
+    def fits(c, fleet, card):
+        return cost.peak_bytes(cost.plan(c, config, n, width, fleet, card)[0]) < card
+
+    seen = set()
+    for fleet in (1, 2, 4, 8):
+        for card in (24e9, 40e9, 80e9, 141e9):
+            said = cost.verdict(c, config, n, width, fleet, card)
+            seen.add(said.split(";")[0].split(",")[0].split(" on ")[0])
+            assert said.startswith("fits") == fits(c, fleet, card)
+            if option := re.fullmatch(r"does not fit; (.*) would", said):
+                words = option[1].split()
+                values = map(yaml.safe_load, words[1::2])
+                values = {name[2:]: value for name, value in zip(words[::2], values, strict=True)}
+                assert fits(replace(c, **values), fleet, card)
+            if ranks := re.fullmatch(r"does not fit on \d+ ranks; (\d+) would", said):
+                assert fits(c, int(ranks[1]), card)
+    assert seen == {"fits", "does not fit"}
 
 
 def test_seconds_are_the_arithmetic_and_the_reading():

@@ -13,7 +13,7 @@ from nanomerci import sample, train
 from nanomerci.bonuses import BONUSES
 from nanomerci.kernels import logprob
 from nanomerci.loop.decode import Decoder
-from nanomerci.loop.model import enable_gradient_checkpointing, frozen_copy
+from nanomerci.loop.model import enable_gradient_checkpointing
 from nanomerci.loop.rollout import Rollout
 from nanomerci.runtime import config, ranks
 from nanomerci.sample import check_model, generate
@@ -71,7 +71,7 @@ def test_weights_are_cast_while_they_are_copied(small, dtype):
     model.lm_head.weight = model.model.embed_tokens.weight
     before = memory([*model.parameters(), *model.buffers()])
     with Made() as made:
-        frozen = frozen_copy(model, torch.device("cpu"), dtype)
+        frozen = ranks.frozen(model, "none", dtype, torch.device("cpu"))
     needed = sum(p.numel() for p in model.parameters()) * dtype.itemsize
     needed += sum(b.nbytes for b in model.buffers())
     fresh = memory(made.tensors)

@@ -12,6 +12,11 @@ import ranks
 import torch
 from ranks import command, end, farthest, groups, run, start
 from runs import metrics, weights
+from transformers import AutoConfig
+
+from nanomerci import train
+from nanomerci.loop import cost
+from nanomerci.runtime import config
 
 DAPO = {"algo": "dapo", "prompts": 2, "minibatches": 1, "micro_batch_tokens": 40}
 
@@ -76,9 +81,13 @@ def test_resuming_on_another_number_of_ranks(whole, name, world, tmp_path):
         assert apart == [0, 0]
 
 
-def test_nothing_samples_from_stale_weights(tmp_path):
+def test_copies_of_a_sharded_policy(tmp_path):
+    """Of the frozen one each rank holds its half; the one to sample from is never stale."""
     assert end(start(2, ["x"], tmp_path / "log", what="stale")) == [0, 0]
     said = (tmp_path / "log.0").read_text()
+    assert "reads True" in said
+    (share,) = (float(line.split()[1]) for line in said.splitlines() if line.startswith("holds"))
+    assert 0.5 <= share < 0.51  # an odd row is padded
     assert "the copy to sample from is older than the policy" in said
     assert "moved True same True" in said
 
@@ -171,3 +180,26 @@ def test_gradient_checkpointing_changes_memory_not_numbers(model, tmp_path):
         for r in (False, True)
     )
     assert farthest(weights(kept, 2), weights(again, 2)) == 0 and metrics(kept) == metrics(again)
+
+
+@pytest.mark.slow
+def test_the_memory_plan_of_a_sharded_run_is_near_the_measured_peak(tmp_path):
+    """Four ranks of a model of 61 M parameters, of which a process itself is a part that is left
+    out.
+    """
+    large = ranks.small_model(tmp_path / "model", width=768, layers=8, heads=8)
+    settings = DAPO | {"model": large, "shard": "fsdp", "prompts": 4, "steps": 2, "save_every": 0}
+    settings |= {"gradient_checkpointing": True, "eval_every": 0}
+    words = command(tmp_path / "run", **settings)
+    assert end(start(4, words, tmp_path / "log", what="weighed"), timeout=600) == [0] * 4
+    logs = [(tmp_path / f"log.{rank}").read_text() for rank in range(4)]
+    held = [int(log.split("held ")[1].split()[0]) for log in logs]
+    c = train.settle(config.parse(words[1:]))
+    model = AutoConfig.from_pretrained(large)
+    n, width = cost.parameters(model), c.max_new_tokens + 6  # the longest prompt
+    plan, _ = cost.plan(c, model, n, width, 4, 24e9)
+    planned = cost.peak_bytes(plan) - cost.PROCESS
+    print(f"\nplanned {planned / 1e6:.0f} MB, measured {[round(h / 1e6) for h in held]}")
+    assert n > 6e7
+    for peak in held:
+        assert 0.75 < planned / peak < 1.25

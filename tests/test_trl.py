@@ -33,7 +33,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 
 from nanomerci import bonuses, grpo, merci, tasks
 from nanomerci.loop.collect import Collector
-from nanomerci.loop.model import StateReader, frozen_copy
+from nanomerci.loop.model import StateReader
 from nanomerci.loop.rollout import Batch
 from nanomerci.loop.warmstart import tiny_policy
 from nanomerci.runtime import config, ranks
@@ -195,7 +195,7 @@ def our_batch(c, output, place):
     model = AutoModelForCausalLM.from_pretrained(place.folder)
     sampler = Sampler(model, AutoTokenizer.from_pretrained(place.folder), c.max_new_tokens)
     bonus = bonuses.find(c.bonus)(c, model.config.hidden_size, torch.device("cpu"), ranks)
-    frozen = frozen_copy(model, "cpu", torch.float32)
+    frozen = ranks.cast_copy(model, torch.float32, "cpu").eval()
     reader = StateReader(frozen, bonus.score) if bonus.counts_states else None
     with Pool(1) as pool:
         collector = Collector(c, place.task, sampler, reader, bonus, pool)

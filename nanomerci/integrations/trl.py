@@ -17,7 +17,7 @@ from accelerate.utils import gather_object, is_peft_model
 from trl import GRPOTrainer
 
 from nanomerci.integrations.explorer import Explorer, MerciConfig
-from nanomerci.loop.model import frozen_copy
+from nanomerci.runtime import ranks
 from nanomerci.runtime.config import UserError
 
 __all__ = ["MerciConfig", "MerciGRPOTrainer", "MerciMixin"]
@@ -116,7 +116,7 @@ def feature_model(options, policy, accelerator):
     if peft and frozen:
         return trunk, without_adapter
     if frozen:
-        trunk = frozen_copy(trunk, accelerator.device, policy.dtype)
+        trunk = ranks.cast_copy(trunk, policy.dtype, accelerator.device).eval()
     return trunk, accelerator.autocast
 
 

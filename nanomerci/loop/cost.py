@@ -9,7 +9,9 @@ forward, 4 backward, and those of causal attention (model FLOP utilisation: Chow
 appendix B). Memory is what nanoMERCI keeps, from the shapes.
 """
 
+import os
 import socket
+from dataclasses import replace
 from urllib.parse import urlparse
 
 import torch
@@ -19,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaC
 from nanomerci import tasks
 from nanomerci.kernels.logprob import TILE_BYTES
 from nanomerci.loop.collect import needs_reference, reads_sampler_states
-from nanomerci.loop.decode import cache_bytes
+from nanomerci.loop.decode import Decoder, cache_bytes
 from nanomerci.loop.model import encode, tiny
 from nanomerci.loop.rollout import CACHED, Batch
 from nanomerci.runtime import ranks
@@ -41,6 +43,12 @@ GPU = "an H100 SXM at 40 % of its peak arithmetic and 60 % of its bandwidth"  # 
 CPU = "a CPU core of 64 GFLOP/s and 10 GB/s"  # AMD EPYC, fp32, measured; small models stay below
 RATES = {GPU: (0.4 * PEAKS["H100"][0], 0.6 * PEAKS["H100"][1]), CPU: (64e9, 10e9)}
 CARDS = (80, 141)  # GB, for the verdict: A100 and H100, H200
+REMEDIES = (  # what costs least first
+    {"micro_batch_tokens": 1},
+    {"gradient_checkpointing": True},
+    {"gradient_checkpointing": True, "micro_batch_tokens": 1},
+    {"cfn_features": "policy"},
+)
 RANKS = 8  # assumed for a sharded run that was not started by torchrun
 PROCESS = 0.5e9  # bytes; resident after the imports and one batch, measured on a CPU
 FIELDS = (
@@ -112,15 +120,20 @@ def parameters(config):
         return AutoModelForCausalLM.from_config(config).num_parameters()
 
 
+def on_cpu(c):
+    """Whether the run will be: as far as its options tell."""
+    return c.device == "cpu" or c.dtype == "float32"
+
+
 def share(c, fleet):
     """-> bytes of a number computed with, one rank's responses, and how many at a time."""
     responses = -(-c.prompts * c.group // fleet)
-    return getattr(torch, c.dtype).itemsize, responses, min(responses, max(c.max_num_seqs, c.group))
+    return getattr(torch, c.dtype).itemsize, responses, min(responses, c.max_num_seqs)
 
 
-def plan(c, config, n, width, fleet):
-    """Memory of one of `fleet` ranks, of a model of n parameters and rows of `width` tokens. ->
-    {"always", "sampling", "updating": [(what, bytes, note)]}.
+def plan(c, config, n, width, fleet, card):
+    """Memory of one of `fleet` ranks with `card` bytes, of a model of n parameters and rows of
+    `width` tokens. -> {"always", "sampling", "updating": [(what, bytes, note)]}, slots.
     """
     size, responses, slots = share(c, fleet)
     D, L, V, R = config.hidden_size, config.num_hidden_layers, config.vocab_size, c.max_new_tokens
@@ -133,19 +146,23 @@ def plan(c, config, n, width, fleet):
         ("process", PROCESS, "Python and its libraries; on a GPU its context takes about as much"),
         ("weights", 4 * part, "fp32 master weights"),
         ("optimiser", 8 * part, "AdamW's two moments, fp32"),
-        ("frozen model", size * n * frozen, f"the initial policy, {c.dtype}"),
+        ("frozen model", size * part * frozen, f"the initial policy, {c.dtype}"),
         ("copy", size * n * (sharded or size == 2), f"of all weights, {c.dtype}, to compute with"),
         ("counter", counter + replay, "network, prior, moments; this rank's part of the replay"),
     ]
+    free = card / 4 if on_cpu(c) else (card - sum(size for _, size, _ in always)) / 2
+    slots = max(1, min(slots, int(free / (width * cache_bytes(config, size) + 12 * V))))
     cache = slots * width * cache_bytes(config, size)
     states = size * responses * (R + 1) * D * reads_sampler_states(c)
+    cache = ("KV cache", cache, f"{slots} slots x {width:,} tokens, --max_num_seqs")
+    kept = cache[1] <= Decoder.KEPT * card
+    always += [cache] * kept
     sampling = [
-        ("KV cache", cache, f"{slots} slots x {width:,} tokens, --max_num_seqs"),
+        *[cache] * (not kept),
         ("logits", slots * V * 12, "slots x vocabulary, fp32, three times"),
         ("states", states, f"handed over by the sampler, of {responses} responses"),
     ]
-    in_caches = c.device == "cpu" or c.dtype == "float32"
-    budget = min(c.micro_batch_tokens, CACHED) if in_caches else c.micro_batch_tokens
+    budget = min(c.micro_batch_tokens, CACHED) if on_cpu(c) else c.micro_batch_tokens
     rows = min(max(1, budget // width), -(-responses // c.minibatches))
     tokens = rows * width
     once = -(-rows // c.group) * (width - R) + rows * R  # prompts forwarded once: model.states()
@@ -164,13 +181,36 @@ def plan(c, config, n, width, fleet):
         ("logits tile", TILE_BYTES, "of the fused head"),
         ("gathered", gathered, "embedding, head, two layers; a gradient before it is scattered"),
     ]
-    return {"always": always, "sampling": sampling, "updating": updating}
+    return {"always": always, "sampling": sampling, "updating": updating}, slots
 
 
 def peak_bytes(parts):
     """Sampling and updating take turns."""
     always, *turns = (sum(size for _, size, _ in rows) for rows in parts.values())
     return always + max(turns)
+
+
+def verdict(c, config, n, width, fleet, card):
+    """Whether a rank's share fits a card of so many bytes, and if not, which one option or number
+    of ranks would make it fit.
+    """
+
+    def fits(c, fleet):
+        parts, slots = plan(c, config, n, width, fleet, card)
+        return slots if peak_bytes(parts) < card else 0
+
+    wanted = share(c, fleet)[2]
+    if slots := fits(c, fleet):
+        fewer = f", with {slots} of {wanted} responses at a time" if slots < wanted else ""
+        return f"fits{fewer}"
+    for options in REMEDIES:
+        if fits(replace(c, **options), fleet):
+            words = (f"--{name} {value}" for name, value in options.items())
+            return f"does not fit; {' '.join(words)} would"
+    for more in (2 * fleet, 4 * fleet, 8 * fleet):
+        if c.shard == "fsdp" and fits(c, more):
+            return f"does not fit on {fleet} ranks; {more} would"
+    return "does not fit"
 
 
 def seconds(c, config, n, prompt, length, fleet):
@@ -198,20 +238,28 @@ def show(c):
     rows, assumed = c.prompts * c.group, c.shard == "fsdp" and ranks.world == 1
     fleet, n = RANKS if assumed else ranks.world, parameters(config)
     how = f"ranks: {fleet}{' (assumed)' * assumed}, --shard {c.shard}"
-    parts = plan(c, config, n, width, fleet)
+    memory, where = CARDS[0] * 1e9, f"a card of {CARDS[0]} GB"
+    if on_cpu(c):
+        memory, where = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "this machine"
+    parts, _ = plan(c, config, n, width, fleet, memory)
     most = peak_bytes(parts) / 1e9
     print(
         f"responses     {c.max_new_tokens:,} at most, so {width:,} in all; the model's context is "
         f"{limit:,}{short}\n"
         f"step          {c.prompts} prompts x {c.group} responses = {rows:,}, "
         f"{rows * c.max_new_tokens:,} tokens at most; {c.minibatches} updates\n\n"
-        f"--- memory per rank; {how}; {n / 1e6:,.1f} M parameters"
+        f"--- memory per rank, on {where}; {how}; {n / 1e6:,.1f} M parameters"
     )
     for phase, lines in parts.items():
         for what, size, note in lines:
             if size:
                 print(f"{what:13s} {size / 1e9:9.3f} GB   {phase:9s} {note}")
-    print(f"{'peak':13s} {most:9.3f} GB   sampling and updating take turns\n")
+    load = (4 + getattr(torch, c.dtype).itemsize * needs_reference(c)) * n / 1e9
+    print(
+        f"{'peak':13s} {most:9.3f} GB   sampling and updating take turns\n"
+        f"{'while loading':13s} {load:9.3f} GB   of the machine's own memory: all weights, fp32, "
+        "and the frozen copy\n"
+    )
     for length in (c.max_new_tokens, c.max_new_tokens // 4):
         machine, sampling, update = seconds(c, config, n, mean, length, fleet)
         print(
@@ -220,7 +268,7 @@ def show(c):
             f"{update:,.1f}; {c.steps} steps {(sampling + update) * c.steps / 3600:,.1f} h"
         )
     for card in CARDS:
-        print(f"{'fits' if most < card else 'does not fit'} {card} GB")
+        print(f"{card} GB: {verdict(c, config, n, width, fleet, card * 1e9)}")
 
 
 def go_offline():

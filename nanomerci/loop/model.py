@@ -29,7 +29,7 @@ from nanomerci.address import address, uniform
 from nanomerci.kernels.logprob import linear_logprob_entropy
 from nanomerci.loop import families
 from nanomerci.loop.families import end_of_turn, masks
-from nanomerci.loop.rollout import micro_batches
+from nanomerci.loop.rollout import Rollout, micro_batches
 from nanomerci.runtime import ranks
 from nanomerci.runtime.checkpoint import newest, reason
 from nanomerci.runtime.config import UserError
@@ -207,9 +207,9 @@ def head_logp(model, hidden_ND, ids_N, temperature, backend):
     return linear_logprob_entropy(hidden_ND, weight_VD, ids_N, temperature, backend=backend)
 
 
-def token_logp(model, tokens_BT, mask_BT, temperature=1.0, backend=None):
-    """Log-prob and entropy of every response token given its prefix, both (B, T) float32 and 0
-    where mask is 0.
+def states_and_logp(model, tokens_BT, mask_BT, temperature=1.0, backend=None):
+    """-> states_BKD, before_B of states(), and log-prob and entropy of every response token given
+    its prefix, both (B, T) float32 and 0 where mask is 0.
 
     The one place where logits are shifted: the hidden state at t - 1 predicts token t. Prompts and
     pads never reach the head.
@@ -219,7 +219,12 @@ def token_logp(model, tokens_BT, mask_BT, temperature=1.0, backend=None):
     hidden_ND = states_BKD[row_N, column_N - before_B[row_N]]
     logp_N, entropy_N = head_logp(model, hidden_ND, tokens_BT[at], temperature, backend)
     empty_BT = torch.zeros(mask_BT.shape, device=mask_BT.device)
-    return empty_BT.index_put(at, logp_N), empty_BT.index_put(at, entropy_N)
+    return states_BKD, before_B, empty_BT.index_put(at, logp_N), empty_BT.index_put(at, entropy_N)
+
+
+def token_logp(*arguments):
+    """states_and_logp() -> log-prob and entropy alone."""
+    return states_and_logp(*arguments)[2:]
 
 
 @dataclass(frozen=True)
@@ -250,20 +255,19 @@ class StateReader:
         share = self.limit / max(float(rollout.visited_BT.sum()), 1.0)
         hiddens, addresses = [], []
         kind_B, first_U = kinds(rollout)
-        for here_u in micro_batches(rollout.end_B[first_U], self.budget):
+        batches = micro_batches(rollout.end_B[first_U], self.budget)
+        for here_u in ranks.pad_micro_batches(self.model, batches):
+            if here_u is None:  # nothing left here, but other ranks need our slice of the weights
+                self.read(Rollout.blank(rollout.logp_BT.device))
+                continue
             once = rollout.rows(first_U[here_u])
             if rollout.states_BRD is None:
-                states_uKD, before_u = states(self.model, once.tokens_BT, once.mask_BT)
+                states_uKD, before_u, logp_uT = self.read(once)
             else:
-                states_uKD = rollout.states_BRD[first_U[here_u]]
+                states_uKD, logp_uT = rollout.states_BRD[first_U[here_u]], None
                 before_u = once.mask_BT.argmax(1) + 1
             row_b, place_b = (kind_B[:, None] == here_u).nonzero(as_tuple=True)
-            if self.kl:
-                place_N, column_N = at = once.mask_BT.nonzero(as_tuple=True)
-                hidden_ND = states_uKD[place_N, column_N - before_u[place_N]]
-                how = once.tokens_BT[at], self.temperature, self.backend
-                logp_N, _ = head_logp(self.model, hidden_ND, *how)
-                logp_uT = torch.zeros_like(once.logp_BT).index_put(at, logp_N)
+            if logp_uT is not None:
                 logp_BT[row_b, : logp_uT.shape[1]] = logp_uT[place_b]
             if self.score is not None:
                 place_N, column_N = at = once.visited_BT.nonzero(as_tuple=True)
@@ -278,6 +282,13 @@ class StateReader:
             addresses.append(address_N[keep_N])
         return novelty_BT, logp_BT, torch.cat(hiddens), torch.cat(addresses)
 
+    def read(self, rollout):
+        """One forward pass -> states_BKD, before_B; reference log-probs, None without kl."""
+        text, head = (rollout.tokens_BT, rollout.mask_BT), (self.temperature, self.backend)
+        if self.kl:
+            return ranks.call(self.model, states_and_logp, *text, *head)[:3]
+        return *ranks.call(self.model, states, *text), None
+
 
 def kinds(rollout):
     """Which rows are the same tokens, as most are once a small policy is sure of its answer. ->
@@ -287,13 +298,6 @@ def kinds(rollout):
     kind_B = torch.unique(both_B2T, dim=0, return_inverse=True)[1]
     first_U = torch.zeros(int(kind_B.max()) + 1, dtype=torch.int64, device=kind_B.device)
     return kind_B, first_U.scatter_(0, kind_B, torch.arange(len(kind_B), device=kind_B.device))
-
-
-def frozen_copy(model, device, dtype):
-    """The reference model: the initial policy, never trained. Its hidden states feed the counter,
-    its log-probs the KL term.
-    """
-    return ranks.cast_copy(model, dtype, device).eval()
 
 
 def enable_gradient_checkpointing(model):

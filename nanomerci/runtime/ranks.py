@@ -5,7 +5,8 @@ function is the identity.
 knows about ranks. A rank samples, scores and differentiates its own share of the prompts; sums make
 it one batch again. `--shard none`: every rank holds all of the policy and gradients are summed.
 `--shard fsdp`: a rank holds its slice of the fp32 weights, gradients and moments (torch's
-fully_shard), and beside them one whole copy in the dtype of the arithmetic to sample from.
+fully_shard) and of the frozen copy, and beside them one whole copy in the dtype of the arithmetic
+to sample from.
 """
 
 import copy
@@ -171,21 +172,39 @@ def shard(model, how, dtype, device):
     if how == "none" or world == 1:
         return model.to(device), model
     actor = cast_copy(model, dtype, device)
-    mesh = td.init_device_mesh(device.type, (world,))
     policy = fsdp.MixedPrecisionPolicy(
         param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
-    for module in (*model.base_model.layers, model):  # the last holds embedding, norm and head
-        fsdp.fully_shard(module, mesh=mesh, mp_policy=policy)
+    for module in _slice(model, device, mp_policy=policy):
         # gradients are summed, not averaged: loss weights are 1 over all ranks
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
-    model.call = MethodType(lambda self, function, *arguments: function(self, *arguments), model)
-    fsdp.register_fsdp_forward_method(model, "call")
     actor.shards = list(model.parameters())
     actor.base_model.register_forward_pre_hook(lambda *_: _fresh(actor))
     refresh(actor)
     return model, actor
+
+
+def frozen(model, how, dtype, device):
+    """-> a copy of the model that never learns, in `dtype` on `device`; under "fsdp" each rank
+    keeps a slice of it, and gathers the layer that computes.
+    """
+    if how == "none" or world == 1:
+        return cast_copy(model, dtype, device).eval()
+    model = cast_copy(model, dtype, torch.device("cpu")).eval()
+    _slice(model, device, reshard_after_forward=True)
+    return model
+
+
+def _slice(model, device, **options):
+    """Keep on this rank its slice of every weight. -> the modules that gather theirs to compute."""
+    mesh = td.init_device_mesh(device.type, (world,))
+    modules = [*model.base_model.layers, model]  # the last holds embedding, norm and head
+    for module in modules:
+        fsdp.fully_shard(module, mesh=mesh, **options)
+    model.call = MethodType(lambda self, function, *arguments: function(self, *arguments), model)
+    fsdp.register_fsdp_forward_method(model, "call")
+    return modules
 
 
 def is_sharded(model):
