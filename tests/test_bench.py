@@ -3,14 +3,15 @@
 import random
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 
 from nanomerci.bench import __main__ as bench
-from nanomerci.bench import graders, sampler, step
-from nanomerci.runtime.config import UserError
+from nanomerci.bench import gpu, graders, sampler, step
+from nanomerci.runtime.config import UserError, parse
 from nanomerci.tasks.graders.pool import Pool
 
 
@@ -103,3 +104,35 @@ def test_the_step_table(monkeypatch, capsys):
     assert ["nanomerci", "0.500", "7.0", "100", "1.00", "x"] in lines
     assert ["TRL", "GRPOTrainer", "1.000", "8.0", "200", "2.00", "x"] in lines
     assert ["of", "which", "sample", "0.250,"] in [words[:4] for words in lines]
+
+
+def test_all_that_a_gpu_shows_goes_on_after_a_failure(monkeypatch, capfd):
+    monkeypatch.setattr(sys, "argv", ["bench", "gpu"])
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="no GPU"):
+            bench.main()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a card")
+    commands = (
+        ("one", None, "-c 'exit(3)'"),
+        ("two", "nowhere", ""),
+        ("three", "os", "-c 'print(7)'"),
+    )
+    monkeypatch.setattr(gpu, "COMMANDS", commands)
+    with pytest.raises(SystemExit):
+        bench.main()
+    *_, one, two, three = capfd.readouterr().out.splitlines()
+    assert one.split()[0] == "one" and one.endswith("failed with status 3")
+    assert two.endswith("left out: nowhere is not installed") and three.endswith("done")
+
+
+def test_every_command_for_a_gpu_is_one(monkeypatch):
+    """As far as a machine without one can tell: modules and files exist, options are known."""
+    for what, _, words in (*gpu.COMMANDS, ("sharded", None, gpu.SHARDED)):
+        words = words.format(out="/tmp/x", gpus=2, p=8).split()
+        if "train.py" in words:
+            options = words[words.index("train.py") + 1 :]
+            parse(options[2:] if options[0] == "--resume" else options)
+        else:
+            assert words[0] == "-m" and find_spec(words[1]), what

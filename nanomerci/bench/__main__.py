@@ -3,16 +3,17 @@
     python -m nanomerci.bench graders --seconds 10 --workers 2
     python -m nanomerci.bench sampler --shape smollm2-135m --rows 32
     python -m nanomerci.bench step --bonus none             (--help: all options and their defaults)
+    python -m nanomerci.bench gpu                           all there is to see on a GPU
 
 A benchmark is a module with run(options), which prints its table and says what was equal.
 """
 
 import argparse
 
-from nanomerci.bench import graders, sampler, step
+from nanomerci.bench import gpu, graders, sampler, step
 from nanomerci.runtime.config import run_command
 
-BENCHES = {"graders": graders, "sampler": sampler, "step": step}
+BENCHES = {"graders": graders, "sampler": sampler, "step": step, "gpu": gpu}
 OPTIONS = {  # option: (the default, or the choices and the default first; meaning)
     "seconds": (10.0, "graders: seconds per stream, at least"),
     "workers": (2, "graders: processes"),
