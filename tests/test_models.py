@@ -190,7 +190,7 @@ def test_what_we_do_not_compute_is_refused_by_name(name, tmp_path):
     assert len(str(error.value).splitlines()) == 1 and str(tmp_path) in str(error.value)
 
 
-def no_window(config, query_BQ, key_BK):
+def no_window(config, query_BQ, key_BK, dtype):
     return key_BK[:, None, None] <= query_BQ[:, None, :, None]
 
 

@@ -11,7 +11,7 @@ from functools import cache
 
 import torch
 
-from nanomerci.loop.families import heads, masks
+from nanomerci.loop.families import computed_in, heads, masks
 from nanomerci.loop.model import CACHE, context
 from nanomerci.runtime import ranks
 
@@ -87,7 +87,9 @@ class DecodeStep:
         hidden_S1D = self.model.base_model(
             token_S[:, None],
             position_ids=position_S1,
-            attention_mask=masks(self.model.config, position_S1, position_1L),
+            attention_mask=masks(
+                self.model.config, position_S1, position_1L, self.cache.keys.dtype
+            ),
             use_cache=True,
             **{CACHE: self.cache},
         ).last_hidden_state
@@ -150,10 +152,12 @@ class Decoder:
         """Have a step for rows of `longest` tokens, in `slots` slots if there is room. What is
         there is used again where it suffices, with the weights that the model has now.
         """
-        kind = self.model.device.type
-        autocast = torch.is_autocast_enabled(kind)
-        dtype = torch.get_autocast_dtype(kind) if autocast else self.model.dtype
-        made_for = autocast, dtype, [p.data_ptr() for p in self.model.parameters()]
+        autocast = torch.is_autocast_enabled(self.model.device.type)
+        made_for = (
+            autocast,
+            computed_in(self.model),
+            [p.data_ptr() for p in self.model.parameters()],
+        )
         if made_for != self.made_for:
             self.step, self.copy, self.made_for = None, inference_copy(self.model), made_for
         else:
@@ -164,7 +168,7 @@ class Decoder:
             if cache.width >= width and cache.slots >= min(slots, fit):
                 return
         self.step = None  # before its successor asks for memory
-        dtype = dtype if autocast else self.copy.dtype
+        dtype = computed_in(self.copy)
         fit, width, size = max_slots(self.copy, longest, dtype)
         self.slots = max(1, min(slots, fit))
         announce(self.slots, size, width)

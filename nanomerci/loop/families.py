@@ -54,23 +54,32 @@ def heads(config):
     return count, size
 
 
-def masks(config, query_BQ, key_BK):
-    """Which keys a query sees, given where both stand: the earlier ones and itself, and in layers
-    with a sliding window only the last of those. (B, 1, Q, K), or for layers of different kinds one
-    for each, by name, as transformers wants it.
+def masks(config, query_BQ, key_BK, dtype):
+    """What is added to a query's score of a key, given where both stand: 0 where the query sees it,
+    -inf where not. It sees the earlier ones and itself, and in layers with a sliding window only
+    the last of those. (B, 1, Q, K), or for layers of different kinds one for each, by name, as
+    transformers wants it; in the dtype of the queries, or each layer would convert it anew.
     """
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None)
     if not kinds:
         kinds = ["full_attention" if window is None else "sliding_attention"]
     query_B1Q1, key_B11K = query_BQ[:, None, :, None], key_BK[:, None, None]
-    full_B1QK = key_B11K <= query_B1Q1
+    later_B1QK = key_B11K > query_B1Q1
+    nothing_B1QK = torch.zeros_like(later_B1QK, dtype=dtype)
+    full_B1QK = nothing_B1QK.masked_fill(later_B1QK, -torch.inf)
     if "sliding_attention" not in kinds:
         return full_B1QK
-    near_B1QK = full_B1QK & (key_B11K > query_B1Q1 - window)
+    near_B1QK = full_B1QK.masked_fill(key_B11K <= query_B1Q1 - window, -torch.inf)
     if "full_attention" not in kinds:
         return near_B1QK
     return {"full_attention": full_B1QK, "sliding_attention": near_B1QK}
+
+
+def computed_in(model):
+    """The dtype of a model's hidden states and queries: its own, or autocast's."""
+    kind = model.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else model.dtype
 
 
 def fit_vocabulary(model, tokenizer, name):

@@ -28,7 +28,7 @@ from transformers.utils import logging as transformers_logging
 from nanomerci.address import address, uniform
 from nanomerci.kernels.logprob import linear_logprob_entropy
 from nanomerci.loop import families
-from nanomerci.loop.families import end_of_turn, masks
+from nanomerci.loop.families import computed_in, end_of_turn, masks
 from nanomerci.loop.rollout import Rollout, micro_batches
 from nanomerci.runtime import ranks
 from nanomerci.runtime.checkpoint import newest, reason
@@ -167,12 +167,12 @@ def states(model, tokens_BT, mask_BT):
     if shared > 0.75 * len(tokens_BT) * T or ranks.is_sharded(model):
         return hidden_states(model, tokens_BT[:, :T]), torch.ones_like(start_B)
 
-    once = SharedPrefixCache()
+    once, dtype = SharedPrefixCache(), computed_in(model)
     position_1P = column_T[None, :P]
     prompt_PTD = model.base_model(
         prompt_PT,
         position_ids=position_1P,
-        attention_mask=masks(model.config, position_1P, position_1P),
+        attention_mask=masks(model.config, position_1P, position_1P, dtype),
         use_cache=True,
         **{CACHE: once},
     ).last_hidden_state
@@ -187,7 +187,7 @@ def states(model, tokens_BT, mask_BT):
     response_BRD = model.base_model(
         tokens_BT.gather(1, position_BR.clamp(max=tokens_BT.shape[1] - 1)),
         position_ids=position_BR,
-        attention_mask=masks(model.config, position_BR, key_BK),
+        attention_mask=masks(model.config, position_BR, key_BK, dtype),
         use_cache=True,
         **{CACHE: SharedPrefixCache(once.kept, prompt_B)},
     ).last_hidden_state
