@@ -224,16 +224,21 @@ def test_weights_are_cast_or_sharded_on_their_way_to_a_gpu(gpu, small_model, tmp
 @pytest.fixture
 def updates(gpu, monkeypatch):
     """For each update of the policy, how often it waited for the device."""
-    update, waited = train.update, []
+    return watched(monkeypatch, lambda: gpu.waits.total())
 
-    def watched(*arguments):
-        before = gpu.waits.total()
+
+def watched(monkeypatch, count):
+    """By how much an update of the policy raised the count; one number for each."""
+    update, found = train.update, []
+
+    def call(*arguments):
+        before = count()
         learned = update(*arguments)
-        waited.append(gpu.waits.total() - before)
+        found.append(count() - before)
         return learned
 
-    monkeypatch.setattr(train, "update", watched)
-    return waited
+    monkeypatch.setattr(train, "update", call)
+    return found
 
 
 def test_a_run_on_a_gpu_is_the_run_on_a_cpu(run, gpu, updates):
@@ -252,6 +257,17 @@ def test_a_run_on_a_gpu_is_the_run_on_a_cpu(run, gpu, updates):
     assert 0 < waited <= 7 * steps + 3 * calls
     record = [n for (_, place), n in gpu.waits.items() if place.startswith("metrics.py")]
     assert sum(record) <= 4 * 16  # in a step
+
+
+def test_launches_do_not_grow_with_rows_or_tokens(run, gpu, monkeypatch):
+    """Nothing is done row by row. An update of two layers is 910 launches: with 5 us for each the
+    CPU keeps ahead of any GPU whose update takes longer than 5 ms.
+    """
+    launches = watched(monkeypatch, lambda: gpu.launches.total())
+    common = {"device": "cuda", "minibatches": 1, "steps": 2, "eval_every": 0, "algo": "grpo"}
+    for group in (4, 16):
+        run(f"of {group}", group=group, **common)
+    assert launches[:2] == launches[2:] and max(launches) <= 1000
 
 
 def test_a_run_resumed_on_a_gpu_goes_on_bit_for_bit(run, gpu, updates):
