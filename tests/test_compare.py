@@ -555,18 +555,27 @@ def test_a_comparison_tests_the_metrics_that_it_names():
 
 
 def test_the_boards_line():
-    """Differences from GRPO and from GRPO + CFN, and the price of a step."""
+    """Differences from GRPO and from GRPO + CFN, and the price of a response."""
     rows = []
     for seed in range(6):
         for arm, gain in (("grpo", 0.0), ("grpo+cfn", 0.1), ("maxrl+delight:top=1", 0.3)):
             value = dict.fromkeys(board.METRICS, gain + 0.01 * seed)
             key = {"arm": arm, "warm_start": 0, "seed": seed, "commit": "abc", "processor": "P"}
-            rows.append(key | value | {"seconds": 20 + 50 * gain, "steps": 10})
+            rows.append(key | value | {"seconds": 20 + 50 * gain, "answers": 10})
     cells = board.line(pd.DataFrame(rows), "maxrl+delight:top=1")
     gain, over_cfn = "+0.300 [+0.300, +0.300]", "+0.200 [+0.200, +0.200]"
     papers = "2602.02710, 2603.14608"
     wanted = ["`maxrl+delight:top=1`", papers, 6, gain, gain, gain, over_cfn, "1.75", "abc", "P"]
     assert cells == wanted and len(cells) == len(board.HEAD)
+
+
+def test_the_boards_lines_of_recorded_runs(capsys):
+    board.main(csv=ROOT / "nanomerci/lab/experiments/toy_sql.csv")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("| method | paper |") and len(lines) == 2 + 9
+    assert "| `grpo+cfn` | 2402.03300, 2510.16614 | 30 | +0.064 [+0.046, +0.082] |" in lines[2]
+    with pytest.raises(UserError, match="expected an arm"):
+        board.main()
 
 
 @pytest.mark.parametrize(
