@@ -240,7 +240,7 @@ def generate(
             decoder.release()
             return rollout.clone()  # training may read it
         except torch.cuda.OutOfMemoryError:
-            if decoder.slots == 1:
+            if decoder.slots <= 1:
                 raise UserError(
                     f"out of memory with only one row of {longest} positions: lower "
                     "--max_new_tokens"

@@ -2,6 +2,9 @@
 device of pretend.py.
 """
 
+from functools import partial
+from types import SimpleNamespace
+
 import pytest
 import torch
 from once import WORDS, Once
@@ -12,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from nanomerci import sample, train
 from nanomerci.bonuses import BONUSES
 from nanomerci.kernels import logprob
+from nanomerci.loop import decode
 from nanomerci.loop.decode import Decoder
 from nanomerci.loop.model import enable_gradient_checkpointing
 from nanomerci.loop.rollout import Rollout
@@ -116,6 +120,22 @@ def test_recomputed_layers_keep_no_state_of_random_numbers(small, monkeypatch):
     monkeypatch.setattr(torch, "get_rng_state", lambda: asked.append(1) or state())
     model(torch.arange(6)[None]).logits.sum().backward()
     assert not asked and model.model.layers[0].mlp.up_proj.weight.grad.any()
+
+
+def test_a_slower_attention_is_said_once(small, gpu, monkeypatch, capsys):
+    """Where query heads share keys: copies of them in older transformers, all scores in fp32."""
+    decode.say_once.cache_clear()
+    monkeypatch.setattr(decode, "sdpa_attention", SimpleNamespace())
+    model = small("llama")
+    for device, words in (("cpu", 0), ("cuda", 2), ("cuda", 0)):
+        generate(model.to(device), PROMPTS, 2, max_new_tokens=2, eos_id=1)
+        assert capsys.readouterr().err.count("slower: ") == words
+    paths = partial(decode.slower_paths, model.config, device=torch.device("cuda"))
+    assert len(paths(dtype=torch.bfloat16)) == 1
+    monkeypatch.setattr(decode, "sdpa_attention", SimpleNamespace(pack_gqa=1))
+    assert not paths(dtype=torch.bfloat16)
+    model.config.num_key_value_heads = model.config.num_attention_heads
+    assert not paths(dtype=torch.float32)
 
 
 # ---- on the pretended device

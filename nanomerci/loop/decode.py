@@ -10,6 +10,7 @@ import sys
 from functools import cache
 
 import torch
+from transformers.integrations import sdpa_attention
 
 from nanomerci.loop.families import computed_in, heads, masks
 from nanomerci.loop.model import CACHE, context
@@ -172,6 +173,8 @@ class Decoder:
         fit, width, size = max_slots(self.copy, longest, dtype)
         self.slots = max(1, min(slots, fit))
         announce(self.slots, size, width)
+        for path in slower_paths(self.copy.config, dtype, self.copy.device):
+            say_once(path)
         with torch.inference_mode():
             cache = SlotKVCache(self.copy.config, self.slots, width, dtype, self.copy.device)
         self.step = DecodeStep(self.copy, cache)
@@ -251,6 +254,26 @@ def max_slots(model, longest, dtype, held=0):
         free = memory(model) // 4
     size = width * cache_bytes(config, dtype.itemsize)
     return free // (size + 12 * config.vocab_size), width, size
+
+
+def slower_paths(config, dtype, device):
+    """What attention does on a GPU for want of something faster, where query heads share keys."""
+    if device.type != "cuda" or config.num_attention_heads == heads(config)[0]:
+        return []
+    paths = []
+    if not hasattr(sdpa_attention, "pack_gqa"):
+        paths.append(
+            "sampling copies keys and values for each query head; transformers 5.23 does not"
+        )
+    if dtype == torch.float32:
+        paths.append("float32 attention builds all scores at once; --dtype bfloat16 does not")
+    return paths
+
+
+@cache
+def say_once(text):
+    if ranks.rank == 0:
+        print(f"slower: {text}", file=sys.stderr)
 
 
 def announce(slots, size, width):
