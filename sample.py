@@ -30,7 +30,7 @@ from transformers import DynamicCache
 
 from nanomerci.address import address, uniform
 from nanomerci.kernels.draw import draw
-from nanomerci.loop.decode import Decoder
+from nanomerci.loop.decode import Decoder, say_once
 from nanomerci.loop.families import ADVICE, rounding, short_window
 from nanomerci.loop.model import CACHE, eos_ids, token_logp
 from nanomerci.loop.rollout import Rollout, SampleOptions, pad
@@ -48,6 +48,7 @@ class Sampling:
     top_p: float
     top_k: int
     seed: int
+    backend: str | None
 
 
 def truncate(logits_SV, top_p=1.0, top_k=0):
@@ -67,7 +68,7 @@ def truncate(logits_SV, top_p=1.0, top_k=0):
     return logits_SV
 
 
-def sample_token(logits_SV, uniform_S, temperature=1.0, top_p=1.0, top_k=0):
+def sample_token(logits_SV, uniform_S, temperature=1.0, top_p=1.0, top_k=0, backend=None):
     """One token per row by inverting the distribution function (kernels/draw.py). -> ids_S, and
     logp_S under the distribution drawn from.
 
@@ -76,7 +77,7 @@ def sample_token(logits_SV, uniform_S, temperature=1.0, top_p=1.0, top_k=0):
     if temperature and (top_k or top_p < 1):
         logits_SV = truncate(logits_SV.float() / temperature, top_p, top_k)
         temperature = 1.0
-    return draw(logits_SV, uniform_S, temperature)
+    return draw(logits_SV, uniform_S, temperature, backend)
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ class Sampler:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    backend: str | None = None
 
     @cached_property
     def decoder(self):
@@ -98,7 +100,9 @@ class Sampler:
         return Decoder(self.model)
 
     def __call__(self, prompts, n, *, seed=0, options=None, temperature=None):
-        """prompts: lists of token ids. -> Rollout. temperature: another than usual."""
+        """prompts: lists of token ids. -> Rollout. temperature: another than usual. The decoder is
+        this sampler's own, whatever the options say.
+        """
         return generate(
             self.model,
             prompts,
@@ -109,7 +113,7 @@ class Sampler:
             top_p=self.top_p,
             top_k=self.top_k,
             seed=seed,
-            options=replace(options or SampleOptions(), decoder=self.decoder),
+            options=replace(options or SampleOptions(), backend=self.backend, decoder=self.decoder),
         )
 
 
@@ -119,10 +123,11 @@ class Draft:
     two dozen small operations per token.
     """
 
-    def __init__(self, model, prompts, n, cache, sampling, options):
-        device, width = model.device, cache.width
+    def __init__(self, model, prompts, n, dtype, sampling, options):
+        device = model.device
         prompt_BT = pad([p for p in prompts for _ in range(n)], device=device)
-        B, self.width = len(prompt_BT), width
+        B, width = len(prompt_BT), prompt_BT.shape[1] + sampling.max_new_tokens
+        self.width = width
         self.tokens_BT = torch.nn.functional.pad(prompt_BT, (0, width - prompt_BT.shape[1]))
         self.logp_BT = torch.zeros(B, width, device=device)
         length_P = torch.tensor([len(p) for p in prompts], device=device)
@@ -131,7 +136,7 @@ class Draft:
         # the states of a row: that after the prompt's last token comes first
         self.columns = sampling.max_new_tokens * options.states
         shape = B * self.columns, model.config.hidden_size
-        self.states_CD = torch.zeros(shape, dtype=cache.keys.dtype, device=device)
+        self.states_CD = torch.zeros(shape, dtype=dtype, device=device)
         rows_B = options.rows
         rows_B = torch.arange(B, device=device) if rows_B is None else rows_B.to(device)
         position_T = torch.arange(1, width + 1, device=device)  # that of the token after a cell
@@ -227,46 +232,48 @@ def generate(
     """
     options = options or SampleOptions()
     eos_ids = tuple(sorted(eos_id)) if isinstance(eos_id, list | set | tuple) else (eos_id,)
-    sampling = Sampling(max_new_tokens, eos_ids, temperature, top_p, top_k, seed)
+    sampling = Sampling(max_new_tokens, eos_ids, temperature, top_p, top_k, seed, options.backend)
     decoder = options.decoder or Decoder(model)
     longest = max(map(len, prompts)) + max_new_tokens
     slots = min(options.slots or n * len(prompts), n * len(prompts))
     report = Progress(options.progress)
+    decoder.follow()
     while True:
         try:
             decoder.prepare(longest, slots)
             with torch.inference_mode():  # no bookkeeping of gradients: a tenth of a small step
-                rollout = _generate(decoder.step, prompts, n, sampling, options, report)
+                rollout = _generate(decoder.step, slots, prompts, n, sampling, options, report)
             decoder.release()
             return rollout.clone()  # training may read it
         except torch.cuda.OutOfMemoryError:
-            if decoder.slots <= 1:
+            if slots == 1:
                 raise UserError(
                     f"out of memory with only one row of {longest} positions: lower "
                     "--max_new_tokens"
                 ) from None
         # here, where the exception and all it held are gone
-        slots = decoder.slots // 2
+        slots = max(1, min(slots, decoder.slots) // 2)
         decoder.release(everything=True)
         torch.cuda.empty_cache()
 
 
-def _generate(decode, prompts, n, sampling, options, report):
-    """One attempt with the slots of this step's cache."""
+def _generate(decode, slots, prompts, n, sampling, options, report):
+    """One attempt, with at most so many slots of this step's cache."""
     model, cache = decode.model, decode.cache
+    room = min(slots, cache.slots)
     # where not all of a group fits, its prompt is read once for each of equal parts
-    part = max(d for d in range(1, min(n, cache.slots) + 1) if n % d == 0)
+    part = max(d for d in range(1, min(n, room) + 1) if n % d == 0)
     prompts, n = [prompt for prompt in prompts for _ in range(n // part)], part
     eos_E1 = torch.tensor(sampling.eos_ids, device=model.device)[:, None]
-    how = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
-    draw_token = partial(sample_token, **how)
-    draft = Draft(model, prompts, n, cache, sampling, options)
+    names = "temperature", "top_p", "top_k", "backend"
+    draw_token = partial(sample_token, **{name: getattr(sampling, name) for name in names})
+    draft = Draft(model, prompts, n, cache.keys.dtype, sampling, options)
     slots = Slots(draft, n)
     # taken from the end: the longest prompt starts first
     waiting = sorted(range(len(prompts)), key=lambda p: len(prompts[p]))
     ended = 0
     while waiting or len(slots):
-        free = cache.slots - len(slots)
+        free = room - len(slots)
         if waiting and free >= n:
             entering = [waiting.pop() for _ in range(min(len(waiting), free // n))]
             prefill(model, cache, [prompts[p] for p in entering], len(slots), n)
@@ -334,9 +341,11 @@ def check_model(model, name):
     prompts = [[i % words for i in range(length)] for length in (2, 9)]
     try:  # silently: how large this little cache is, is of no interest
         with redirect_stderr(StringIO()), short_window(model.config), torch.no_grad():
-            rollout = generate(model, prompts, 2, max_new_tokens=3, eos_id=-1)
+            options = SampleOptions(backend="torch")
+            rollout = generate(model, prompts, 2, max_new_tokens=3, eos_id=-1, options=options)
             trained_BT = token_logp(model, rollout.tokens_BT, rollout.mask_BT, 1.0, "torch")[0]
             logits_BTV = model(rollout.tokens_BT).logits.float()
+        say_once.cache_clear()  # what was said in here was not heard
     except Exception as error:  # whatever a foreign forward makes of our arguments
         raise UserError(
             f"--model {name}: cannot be sampled with our KV cache ({reason(error)}); {ADVICE}"

@@ -181,7 +181,9 @@ class Run:
             models.policy.parameters(), lr=c.lr, betas=(0.9, c.beta2), weight_decay=c.weight_decay
         )
         self.bonus = bonuses.find(c.bonus)(c, models.policy.config.hidden_size, self.device, ranks)
-        self.sampler = Sampler(models.actor, models.tokenizer, c.max_new_tokens, c.temperature)
+        self.sampler = Sampler(
+            models.actor, models.tokenizer, c.max_new_tokens, c.temperature, backend=c.backend
+        )
         reader = None
         if self.bonus.counts_states or c.kl_coef:
             reader = StateReader(

@@ -81,11 +81,13 @@ else:
         total = tl.sum(mass_K, 0)
         below_K = tl.cumsum(mass_K, 0)
         mark = tl.load(uniform + s) * total
-        # tiles without mass, and sums that rounding leaves at the mark, are passed over
-        held_K = tl.where(mass_K > 0, k, 0)
-        tile = tl.minimum(tl.sum((below_K <= mark).to(tl.int32), 0), tl.max(held_K, 0))
-        if GREEDY:
-            tile = tl.min(tl.where(top_K == top, k, TILES - 1), 0)
+        # By rounding, sums may move where there is no mass, or end before the mark: the next tile
+        # that has any is taken, or the last.
+        passed = tl.sum((below_K <= mark).to(tl.int32), 0)
+        held_K = top_K == top if GREEDY else mass_K > 0
+        last = tl.max(tl.where(held_K, k, 0), 0)
+        first = 0 if GREEDY else passed
+        tile = tl.min(tl.where(held_K & (k >= first), k, last), 0)
         before = tl.sum(tl.where(k < tile, mass_K, 0.0), 0)
 
         i = tl.arange(0, TILE)
@@ -93,11 +95,11 @@ else:
         value = tl.load(x + s * stride + column, column < V, -float("inf")).to(tl.float32)
         value *= inverse_t
         mass = tl.exp(value - top)
-        if GREEDY:
-            place = tl.min(tl.where(value == top, i, TILE - 1), 0)
-        else:
-            passed = tl.sum((tl.cumsum(mass, 0) <= mark - before).to(tl.int32), 0)
-            place = tl.minimum(passed, tl.max(tl.where(mass > 0, i, 0), 0))
+        passed = tl.sum((tl.cumsum(mass, 0) <= mark - before).to(tl.int32), 0)
+        held = value == top if GREEDY else mass > 0
+        last = tl.max(tl.where(held, i, 0), 0)
+        first = 0 if GREEDY else passed
+        place = tl.min(tl.where(held & (i >= first), i, last), 0)
         place = tl.minimum(place, V - 1 - tile * TILE)
         tl.store(ids + s, (tile * TILE + place).to(tl.int64))
         chosen = tl.sum(tl.where(i == place, value, 0.0), 0)
@@ -110,6 +112,7 @@ def draw_triton(logits_SV, uniform_S, temperature=1.0):
     K = triton.cdiv(V, TILE)
     if logits_SV.stride(1) != 1:
         logits_SV = logits_SV.contiguous()
+    uniform_S = uniform_S.contiguous()
     top_SK = torch.empty(S, K, device=logits_SV.device)
     sum_SK = torch.empty_like(top_SK)
     ids_S = torch.empty(S, dtype=torch.int64, device=logits_SV.device)

@@ -576,6 +576,8 @@ def test_the_boards_lines_of_recorded_runs(capsys):
     assert "| `grpo+cfn` | 2402.03300, 2510.16614 | 30 | +0.064 [+0.046, +0.082] |" in lines[2]
     with pytest.raises(UserError, match="expected an arm"):
         board.main()
+    with pytest.raises(UserError, match="expected runs of grpo and"):
+        board.main(csv=ROOT / "nanomerci/lab/experiments/smollm2_arithmetic.csv")
 
 
 @pytest.mark.parametrize(

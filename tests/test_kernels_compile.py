@@ -210,7 +210,7 @@ def test_draw_kernels(capability, x, odd, tmp_path):
     )
     odd = ("K", "inverse_t", *odd)
     tiles = {"TILE": draw.TILE}
-    pick = [tiles | {"TILES": 64, "GREEDY": greedy} for greedy in (False, True)]
+    pick = [tiles | {"TILES": n, "GREEDY": n == 16} for n in (1, 2, 16, 64)]
     kernels = [(draw.tile_kernel, tiles), *((draw.pick_kernel, constants) for constants in pick)]
     for kernel, constants in kernels:
         made = compiled(kernel, capability, constants, types, draw.OPTIONS, odd)

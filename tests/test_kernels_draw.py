@@ -27,7 +27,7 @@ BACKENDS = (
         *(pytest.param((backend, "cuda"), marks=ON_GPU) for backend in ("torch", "triton")),
     ]
 )
-ALMOST_1 = 1 - 2.0**-24  # the largest number that address.uniform returns
+ALMOST_1 = 1 - 2.0**-24  # address.uniform returns less: 1 - 2^-23 at most
 
 
 @pytest.fixture(params=BACKENDS, ids=str)
@@ -78,6 +78,21 @@ def test_the_impossible_is_never_drawn(backend):
     assert ids_S.tolist() == [possible[i] for i in (0, 0, 1, 1, 2, 2)]
     expected_S = torch.tensor([0.25, 0.25, 0.5, 0.5, 0.25, 0.25]).log()
     assert torch.allclose(logp_S, expected_S, atol=1e-6)
+
+
+def test_among_many_impossible_tokens_only_possible_ones_are_drawn(backend):
+    """As after top_k: a sum over tokens without mass may move by rounding."""
+    torch.manual_seed(2)
+    S, V = 300, 2 * TILE + 9
+    logits_SV = torch.randn(S, V).masked_fill(torch.rand(S, V) > 0.05, -torch.inf)
+    uniform_S = torch.rand(2 * S)[::2]  # not contiguous
+    ids_S, logp_S = drawn(backend, logits_SV, uniform_S)
+    logp_SV = logits_SV.double().log_softmax(-1)
+    assert logp_S.isfinite().all() and (logits_SV.gather(1, ids_S[:, None]) > -torch.inf).all()
+    before_S = torch.stack([logp_SV[s, : ids_S[s]].exp().sum() for s in range(S)])
+    here_S = before_S + logp_SV.gather(1, ids_S[:, None])[:, 0].exp()
+    bound = (0.05 * V + 40) * 2.0**-23
+    assert (before_S - bound <= uniform_S).all() and (uniform_S <= here_S + bound).all()
 
 
 def test_a_row_of_even_tiles_is_cut_where_they_meet(backend):

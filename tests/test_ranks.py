@@ -61,6 +61,17 @@ def test_two_ranks_are_one(whole, name):
     assert parts[0]["total"] == parts[1]["total"] == remembered["total"]
 
 
+@pytest.mark.slow
+def test_reference_log_probs_of_a_sharded_copy_are_those_of_a_whole_one(model, tmp_path):
+    settings = DAPO | {"model": model, "kl_coef": 0.1, "steps": 2}
+    one, status, said = run(1, tmp_path / "one", **settings)
+    assert status == [0], said
+    two, status, said = run(2, tmp_path / "two", **settings, shard="fsdp")
+    assert status == [0, 0], said
+    assert farthest(metrics(one), metrics(two)) < ROUNDING
+    assert farthest(weights(one, 2), weights(two, 2)) < ROUNDING
+
+
 def replay(folder, rank):
     """A rank's part of the replay buffer."""
     return torch.load(folder / f"checkpoints/step_000004/rank_{rank:05d}.pt")["bonus"]

@@ -142,6 +142,35 @@ def test_a_decoder_that_is_kept_samples_what_a_new_one_samples(small):
     assert sampler.decoder is sampler.decoder
 
 
+def test_fewer_slots_than_a_decoder_has_are_kept_to(small, monkeypatch):
+    """Also after it ran out of memory."""
+    model, seen = small("llama"), []
+    decoder = Decoder(model)
+    whole = generate(model, PROMPTS, 3, **HOW, options=SampleOptions(decoder=decoder))
+    forward = DecodeStep.forward
+
+    def noted(step, token_S, *more):
+        seen.append(len(token_S))
+        if len(seen) == 1:
+            raise torch.cuda.OutOfMemoryError("as on a GPU")
+        return forward(step, token_S, *more)
+
+    monkeypatch.setattr(DecodeStep, "forward", noted)
+    options = SampleOptions(decoder=decoder, slots=4)
+    again = generate(model, PROMPTS, 3, **HOW, options=options)
+    assert again.responses() == whole.responses()
+    assert seen[0] == 3 and max(seen[1:]) <= 2  # a group of three in four slots; then in two
+
+
+def test_a_decoder_gives_up_a_cache_that_there_is_no_room_for_now(small, monkeypatch):
+    decoder, room = Decoder(small("llama")), [12]
+    monkeypatch.setattr(decode, "max_slots", lambda *_, **__: (room[0], 16, 1))
+    monkeypatch.setattr(decode, "announce", lambda *_: None)
+    for room[0], found in ((12, 12), (20, 12), (5, 5), (20, 12)):
+        generate(decoder.model, PROMPTS, 3, **HOW, options=SampleOptions(decoder=decoder))
+        assert decoder.step.cache.slots == found
+
+
 def test_weights_that_were_cast_follow_the_model(small, monkeypatch):
     """Also those of a head that is tied to the embedding."""
     monkeypatch.setattr(decode, "bf16_arithmetic", lambda: False)
@@ -230,6 +259,31 @@ def test_bf16_weights_are_widened_where_the_processor_cannot_multiply_them(small
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     roll = generate(model, PROMPTS, 4, max_new_tokens=12, eos_id=1, seed=3)
     assert (token_logp(wide, roll.tokens_BT, roll.mask_BT)[0] - roll.logp_BT).abs().max() < 2e-5
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("how", [{}, {"temperature": 0.0}, {"top_p": 0.8}, {"top_k": 5}], ids=str)
+def test_captured_steps_on_a_gpu_are_those_not_captured(small, monkeypatch, autocast, how):
+    """With a decoder that is kept and with a new one, before and after the weights change."""
+    model = small("qwen2").to("cuda")
+    decoder = Decoder(model)
+    options = SampleOptions(decoder=decoder, slots=7)
+    for _ in range(2):
+        with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
+            kept = generate(model, PROMPTS, 3, **HOW | how, options=options)
+            new = generate(model, PROMPTS, 3, **HOW | how, options=SampleOptions(slots=7))
+            with monkeypatch.context() as patch:
+                patch.setattr(DecodeStep, "__call__", DecodeStep.forward)
+                eager = generate(model, PROMPTS, 3, **HOW | how, options=SampleOptions(slots=7))
+        assert kept.responses() == new.responses() and kept.logp_BT.equal(new.logp_BT)
+        if not autocast:  # in bf16 another number of rows rounds differently
+            assert kept.responses() == eager.responses()
+            assert torch.allclose(kept.logp_BT, eager.logp_BT, atol=1e-4)
+        with torch.no_grad():
+            for p in model.parameters():
+                p.mul_(1.1)
 
 
 def test_every_token_is_streamed_as_it_is_drawn(small):

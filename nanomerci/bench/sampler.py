@@ -2,6 +2,7 @@
 
 import random
 import time
+from functools import cache
 from itertools import chain
 from statistics import median
 
@@ -16,6 +17,7 @@ from transformers import (
 
 from nanomerci import sample
 from nanomerci.loop import cost, decode
+from nanomerci.loop.rollout import SampleOptions
 
 # random weights in the shapes of known models: speed does not ask what a model has learnt
 TINY = LlamaConfig, (128, 96, 288, 3, 4, 4, 8192, True)
@@ -43,8 +45,13 @@ def work(model, rows, group, length):
     return prompts, ends
 
 
+decoder = cache(decode.Decoder)  # kept from round to round, as a run keeps it
+
+
 def ours(model, prompts, group, length, ends):
-    roll = sample.generate(model, prompts, group, max_new_tokens=length, eos_id=ends)
+    options = SampleOptions(decoder=decoder(model))
+    how = {"max_new_tokens": length, "eos_id": ends, "options": options}
+    roll = sample.generate(model, prompts, group, **how)
     return roll.length_B.tolist()
 
 

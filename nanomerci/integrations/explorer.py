@@ -87,10 +87,9 @@ class Explorer:
         self.ranks, self.reading, self.rounds = ranks, reading, 0
         self.width = features.config.get_text_config().hidden_size
         self.bonus = bonuses.find(options.bonus)(options, self.width, features.device, ranks)
-        # with `call`, whole rows are forwarded, which works for every kind of attention
-        model = SimpleNamespace(base_model=features, call=None)
-        budget, backend = options.micro_batch_tokens, options.backend
-        self.reader = StateReader(model, self.bonus.score, budget=budget, backend=backend)
+        model = SimpleNamespace(base_model=features)
+        how = {"budget": options.micro_batch_tokens, "backend": options.backend, "whole": True}
+        self.reader = StateReader(model, self.bonus.score, **how)
 
     @torch.enable_grad()
     def shape(self, batch, rows, group, step):

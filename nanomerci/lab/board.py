@@ -53,6 +53,8 @@ def recorded(csv):
     """The lines of all methods of a comparison."""
     _, runs, *_ = stats.read(csv)
     runs = runs[runs["failed"].isna()]
+    if not {"grpo", "grpo+cfn"} <= {*runs["arm"]} or not {*METRICS} <= {*runs}:
+        raise UserError(f"{csv}: expected runs of grpo and grpo+cfn, with {', '.join(METRICS)}")
     arms = [arm for arm in runs["arm"].unique() if arm != "grpo"]
     lines = [line(runs, arm) for arm in arms]
     lines[arms.index("grpo+cfn")][HEAD.index(AGAINST_OURS)] = ""

@@ -122,7 +122,7 @@ def parameters(config):
 
 def on_cpu(c):
     """Whether the run will be: as far as its options tell."""
-    return c.device == "cpu" or c.dtype == "float32"
+    return c.device == "cpu" or (c.device == "auto" and c.dtype == "float32")
 
 
 def share(c, fleet):
@@ -152,13 +152,13 @@ def plan(c, config, n, width, fleet, card):
     ]
     free = card / 4 if on_cpu(c) else (card - sum(size for _, size, _ in always)) / 2
     slots = max(1, min(slots, int(free / (width * cache_bytes(config, size) + 12 * V))))
-    cache = slots * width * cache_bytes(config, size)
+    cached = slots * width * cache_bytes(config, size)
     states = size * responses * (R + 1) * D * reads_sampler_states(c)
-    cache = ("KV cache", cache, f"{slots} slots x {width:,} tokens, --max_num_seqs")
-    kept = cache[1] <= Decoder.KEPT * card
-    always += [cache] * kept
+    cache = ("KV cache", cached, f"{slots} slots x {width:,} tokens, --max_num_seqs")
+    stays = cached <= Decoder.KEPT * card  # from call to call
+    always += [cache] * stays
     sampling = [
-        *[cache] * (not kept),
+        *[cache] * (not stays),
         ("logits", slots * V * 12, "slots x vocabulary, fp32, three times"),
         ("states", states, f"handed over by the sampler, of {responses} responses"),
     ]
@@ -208,17 +208,17 @@ def verdict(c, config, n, width, fleet, card):
             words = (f"--{name} {value}" for name, value in options.items())
             return f"does not fit; {' '.join(words)} would"
     for more in (2 * fleet, 4 * fleet, 8 * fleet):
-        if c.shard == "fsdp" and fits(c, more):
+        if c.shard == "fsdp" and c.prompts % more == 0 and fits(c, more):
             return f"does not fit on {fleet} ranks; {more} would"
     return "does not fit"
 
 
-def seconds(c, config, n, prompt, length, fleet):
-    """Of a step with responses of `length` tokens. -> name of the machine, seconds of sampling, of
-    forward and backward.
+def seconds(c, config, n, prompt, length, fleet, slots):
+    """Of a step with responses of `length` tokens, `slots` at a time. -> name of the machine,
+    seconds of sampling, of forward and backward.
     """
     machine = GPU if c.dtype == "bfloat16" and c.device != "cpu" else CPU
-    (flops, bandwidth), (size, B, slots) = RATES[machine], share(c, fleet)
+    (flops, bandwidth), (size, B, _) = RATES[machine], share(c, fleet)
     start_B = torch.full((B,), prompt)
     least = bytes_read(config, size * n, start_B, start_B + length, slots, size)
     sampling = max(B * length * 2 * n / flops, least / bandwidth)
@@ -241,7 +241,7 @@ def show(c):
     memory, where = CARDS[0] * 1e9, f"a card of {CARDS[0]} GB"
     if on_cpu(c):
         memory, where = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "this machine"
-    parts, _ = plan(c, config, n, width, fleet, memory)
+    parts, slots = plan(c, config, n, width, fleet, memory)
     most = peak_bytes(parts) / 1e9
     print(
         f"responses     {c.max_new_tokens:,} at most, so {width:,} in all; the model's context is "
@@ -257,11 +257,11 @@ def show(c):
     load = (4 + getattr(torch, c.dtype).itemsize * needs_reference(c)) * n / 1e9
     print(
         f"{'peak':13s} {most:9.3f} GB   sampling and updating take turns\n"
-        f"{'while loading':13s} {load:9.3f} GB   of the machine's own memory: all weights, fp32, "
-        "and the frozen copy\n"
+        f"{'while loading':13s} {load:9.3f} GB   of the machine's own memory per rank: all "
+        "weights, fp32, and the frozen copy\n"
     )
     for length in (c.max_new_tokens, c.max_new_tokens // 4):
-        machine, sampling, update = seconds(c, config, n, mean, length, fleet)
+        machine, sampling, update = seconds(c, config, n, mean, length, fleet, slots)
         print(
             f"--- seconds per step, responses of {length:,} tokens, on {machine}\n"
             f"{sampling + update:,.1f}: sampling {sampling:,.1f}, forward and backward "

@@ -85,12 +85,12 @@ class DecodeStep:
         self.cache.place_S = rows_S * self.cache.width + position_S
         position_S1 = position_S[:, None]
         position_1L = torch.arange(longest, device=position_S.device)[None]
+        # rows that nobody reads stand further on, and must see something too, or there would be NaN
+        seeing_S1 = position_S1.clamp(max=longest - 1)
         hidden_S1D = self.model.base_model(
             token_S[:, None],
             position_ids=position_S1,
-            attention_mask=masks(
-                self.model.config, position_S1, position_1L, self.cache.keys.dtype
-            ),
+            attention_mask=masks(self.model.config, seeing_S1, position_1L, self.cache.keys.dtype),
             use_cache=True,
             **{CACHE: self.cache},
         ).last_hidden_state
@@ -105,7 +105,7 @@ class DecodeStep:
         S = len(token_S)
         rows = min(1 << (S - 1).bit_length(), self.cache.slots)
         longest = min(-(-longest // self.SPAN) * self.SPAN, self.cache.width)
-        key = rows, longest, *draw.keywords.values()
+        key = rows, longest, *sorted(draw.keywords.items())
         if key not in self.graphs:
             self.graphs[key] = self.capture(rows, longest, draw)
         graph, given, made = self.graphs[key]
@@ -149,28 +149,28 @@ class Decoder:
         self.model, self.copy, self.made_for = model, None, None
         self.step, self.slots = None, 0
 
+    def follow(self):
+        """The weights are those that the model has now, wherever they lie."""
+        autocast = torch.is_autocast_enabled(self.model.device.type)
+        places = [p.data_ptr() for p in self.model.parameters()]
+        made_for = autocast, computed_in(self.model), places
+        if made_for == self.made_for:
+            return refresh(self.copy, self.model)
+        self.step = self.copy = self.made_for = None  # before their successors ask for memory
+        self.copy, self.made_for = inference_copy(self.model), made_for
+
     def prepare(self, longest, slots):
         """Have a step for rows of `longest` tokens, in `slots` slots if there is room. What is
-        there is used again where it suffices, with the weights that the model has now.
+        there is used again where it suffices, and takes no more than there is room for now.
         """
-        autocast = torch.is_autocast_enabled(self.model.device.type)
-        made_for = (
-            autocast,
-            computed_in(self.model),
-            [p.data_ptr() for p in self.model.parameters()],
-        )
-        if made_for != self.made_for:
-            self.step, self.copy, self.made_for = None, inference_copy(self.model), made_for
-        else:
-            refresh(self.copy, self.model)
-        if self.step:
-            cache = self.step.cache
-            fit, width, _ = max_slots(self.copy, longest, cache.keys.dtype, held=cache.nbytes)
-            if cache.width >= width and cache.slots >= min(slots, fit):
-                return
-        self.step = None  # before its successor asks for memory
         dtype = computed_in(self.copy)
-        fit, width, size = max_slots(self.copy, longest, dtype)
+        held = self.step.cache.nbytes if self.step else 0
+        fit, width, size = max_slots(self.copy, longest, dtype, held)
+        if self.step:
+            cache, most = self.step.cache, fit * width / self.step.cache.width
+            if cache.width >= width and min(slots, fit) <= cache.slots <= most:
+                return
+        self.step = None
         self.slots = max(1, min(slots, fit))
         announce(self.slots, size, width)
         for path in slower_paths(self.copy.config, dtype, self.copy.device):

@@ -145,13 +145,14 @@ class SharedPrefixCache:
         return 0 if self.of_B is None else self.kept[layer][0].shape[2]
 
 
-def states(model, tokens_BT, mask_BT):
+def states(model, tokens_BT, mask_BT, whole=False):
     """Hidden states around every response -> states_BKD, before_B: column t - before_B[b] of row b
     is the state that predicts token t, the next column the state after it. There is none after the
     last token.
 
     The rows of a group share their prompt, and it is forwarded once: prompts first, then responses
-    that read the prompts' keys and values. That is done where it saves a quarter of the tokens. It
+    that read the prompts' keys and values. That is done where it saves a quarter of the tokens,
+    unless `whole` rows are asked for, which every kind of attention computes. It
     is not worth the explicit mask where responses are long, and sharded models must not do it, as
     all ranks have to call their layers equally often.
     """
@@ -164,7 +165,7 @@ def states(model, tokens_BT, mask_BT):
     keyed_PT, prompt_B = keyed_BT.unique(dim=0, return_inverse=True)
     start_P, prompt_PT = keyed_PT[:, 0], keyed_PT[:, 1:]
     shared = prompt_PT.numel() + len(tokens_BT) * R
-    if shared > 0.75 * len(tokens_BT) * T or ranks.is_sharded(model):
+    if whole or shared > 0.75 * len(tokens_BT) * T or ranks.is_sharded(model):
         return hidden_states(model, tokens_BT[:, :T]), torch.ones_like(start_B)
 
     once, dtype = SharedPrefixCache(), computed_in(model)
@@ -242,6 +243,8 @@ class StateReader:
     temperature: float = 1.0
     budget: int = 16384
     """Tokens per micro-batch."""
+    whole: bool = False
+    """As in states()."""
     limit: int = 65536
     """About how many visits to keep, a fair sample, where there are more."""
     backend: str | None = None
@@ -287,7 +290,7 @@ class StateReader:
         text, head = (rollout.tokens_BT, rollout.mask_BT), (self.temperature, self.backend)
         if self.kl:
             return ranks.call(self.model, states_and_logp, *text, *head)[:3]
-        return *ranks.call(self.model, states, *text), None
+        return *ranks.call(self.model, states, *text, self.whole), None
 
 
 def kinds(rollout):

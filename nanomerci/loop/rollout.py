@@ -32,6 +32,8 @@ class SampleOptions:
     """Called with the number of rows that have ended since its last call."""
     stream: Callable | None = None
     """Called with (row, token id) as each token is drawn."""
+    backend: str | None = None
+    """Of the kernel that draws: see nanomerci.kernels.choose."""
     decoder: object = None
     """loop.decode.Decoder: what earlier calls with this model left for later ones."""
 
