@@ -465,7 +465,7 @@ def test_lora_without_its_adapter_is_the_frozen_copy(make, small_model):
     rollout, _ = right_padded(batch_of(PROMPTS, RESPONSES))
     address_BT = torch.zeros_like(rollout.tokens_BT)
     frozen = trainer.merci.read(rollout, address_BT)["hidden_ND"]
-    _, _, wanted, _ = StateReader(SimpleNamespace(base_model=initial.base_model, call=None))(
+    _, _, wanted, _ = StateReader(SimpleNamespace(base_model=initial.base_model), whole=True)(
         rollout, address_BT
     )
     torch.testing.assert_close(frozen, wanted)
