@@ -528,7 +528,7 @@ def phase_runs():
     return pd.DataFrame(rows)
 
 
-def test_the_phase_diagram_pools_pairs_over_starts_and_pictures_them(tmp_path):
+def test_the_phase_diagram_pools_pairs_over_starts_and_pictures_them(tmp_path, monkeypatch):
     rows = phase.rows_of(phase_runs())
     rare, _, common, _ = phase.tests(rows)
     assert rare["arm"] == "grpo+cfn, start at most 2 %" and rare["pairs"] == common["pairs"] == 8
@@ -536,7 +536,12 @@ def test_the_phase_diagram_pools_pairs_over_starts_and_pictures_them(tmp_path):
     # all 8 differences have one sign, so 2 of 2^8 assignments are as large; Holm: four tests
     assert rare["p"] == 2 / 2**8 and rare["p_holm"] == 4 * 2 / 2**8
     assert "| 1.0% | 0.416 / 0.200 | 0.718 / 0.351 | 0.516 / 0.250 |" in phase.table(rows)
+    drawn, save = [], report.save
+    monkeypatch.setattr(
+        report, "save", lambda figure, path: drawn.append(figure) or save(figure, path)
+    )
     phase.picture(rows, tmp_path / "phase.png")
+    assert [len(axes.lines) for axes in drawn[0].axes] == [rows["arm"].nunique()] * 2
     assert (tmp_path / "phase.png").stat().st_size > 10_000
     with pytest.raises(UserError, match="expected arms ARM:rare_share=S"):
         phase.rows_of(phase_runs().assign(arm="grpo"))

@@ -233,7 +233,7 @@ def test_dry_run_counts_the_tokens_of_the_model_at_hand(data, model, capsys):
     text = capsys.readouterr().out
     assert "--- 7 training problems, 3 held out" in text and "within reach" not in text
     assert "--- prompt, " in text and "TOO SHORT" in text
-    assert text.endswith("fits 80 GB\nfits 141 GB\n")
+    assert text.endswith("80 GB: fits\n141 GB: fits\n")
 
 
 def test_data_by_option(data, tmp_path):

@@ -19,6 +19,13 @@ from nanomerci.runtime.config import UserError, run_command
 from nanomerci.view import report
 
 SHOWN = {"rare": "share of the rare idiom at the end", "pass@8": "pass@8 at the end"}
+LINES = {  # with MERCI orange, without blue; MaxRL dashed
+    "grpo": (report.BLUE, "-"),
+    "grpo+cfn": (report.ORANGE, "-"),
+    "grpo+surprisal": ("#555555", ":"),
+    "maxrl": (report.BLUE, "--"),
+    "maxrl+cfn": (report.ORANGE, "--"),
+}
 RARE, COMMON = "start at most 2 %", "start at least 16 %"
 
 
@@ -59,13 +66,14 @@ def picture(rows, path):
     with rc_context(report.LOOK):
         figure = Figure(figsize=(11, 4), layout="constrained")
         for axes, (metric, title) in zip(figure.subplots(1, 2), SHOWN.items(), strict=True):
-            arms = rows.groupby("arm", sort=False)
-            for (arm, mine), colour in zip(arms, report.COLOURS, strict=False):
+            for arm, mine in rows.groupby("arm", sort=False):
+                colour, style = LINES.get(arm, ("#999999", "-"))
                 by_start = mine.groupby("warm_start")[metric]
                 ends = [stats.bootstrap(values.tolist()) for _, values in by_start]
                 middle, (low, high) = by_start.mean(), np.transpose(ends)
-                axes.plot(middle.index, middle, color=colour, marker="o", markersize=3, label=arm)
-                axes.fill_between(middle.index, low, high, color=colour, alpha=0.15, linewidth=0)
+                look = {"color": colour, "linestyle": style, "marker": "o", "markersize": 3}
+                axes.plot(middle.index, middle, label=arm, **look)
+                axes.fill_between(middle.index, low, high, color=colour, alpha=0.08, linewidth=0)
             axes.set_xscale("log")
             axes.set_xticks(sorted(rows["warm_start"].unique()))
             axes.xaxis.set_major_formatter(lambda x, _: f"{x:.1%}")
