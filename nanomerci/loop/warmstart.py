@@ -103,30 +103,30 @@ def tiny_policy(task, seed=0):
     return load(folder)
 
 
-def sft(model, tokenizer, task, seed):
+def sft(model, tokenizer, task, seed, steps=STEPS, batch=BATCH, lr=LR):
     """AdamW on the negative log-prob of demonstrations, learning rate by warm-up and cosine."""
     rng, eos = random.Random(seed), eos_ids(model, tokenizer)[0]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=(0.9, 0.98), weight_decay=0.01)
-    bar = tqdm(range(STEPS), desc="warm start (once, then cached)", unit="step", dynamic_ncols=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
+    bar = tqdm(range(steps), desc="warm start (once, then cached)", unit="step", dynamic_ncols=True)
     for step in bar:
-        cosine = 0.05 + 0.475 * (1 + math.cos(math.pi * step / STEPS))
+        cosine = 0.05 + 0.475 * (1 + math.cos(math.pi * step / steps))
         for group in optimizer.param_groups:
-            group["lr"] = LR * min((step + 1) / 50, cosine)
-        tokens_BT, mask_BT = demonstrations(task, tokenizer, rng, eos)
+            group["lr"] = lr * min(10 * (step + 1) / steps, cosine)
+        tokens_BT, mask_BT = demonstrations(task, tokenizer, rng, eos, batch)
         logp_BT, _ = token_logp(model, tokens_BT, mask_BT)
         loss = -logp_BT.sum() / mask_BT.sum()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        if step % 20 == 0 or step == STEPS - 1:
+        if step % 20 == 0 or step == steps - 1:
             bar.set_postfix(loss=f"{loss.item():.3f}")
 
 
-def demonstrations(task, tokenizer, rng, eos):
-    """-> tokens_BT, mask_BT of BATCH demonstrations."""
+def demonstrations(task, tokenizer, rng, eos, batch):
+    """-> tokens_BT, mask_BT of so many demonstrations."""
     prompts, responses = [], []
-    for _ in range(BATCH):
+    for _ in range(batch):
         prompt, response = task.demonstration(rng)
         prompts.append(encode(tokenizer, prompt))
         responses.append([*tokenizer(response, add_special_tokens=False)["input_ids"], eos])
