@@ -17,15 +17,18 @@ import time
 from functools import partial
 from importlib.util import find_spec
 from itertools import chain, product
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from nanomerci.kernels import triton
 from nanomerci.kernels.cfn_score import cfn_score, cfn_score_reference
+from nanomerci.kernels.draw import draw
 from nanomerci.kernels.logprob import linear_logprob_entropy, logprob_entropy
 
 HEADS = {
+    "SmolLM2-135M": (576, 49152),
     "Qwen2.5-0.5B": (896, 151936),
     "Qwen2.5-1.5B": (1536, 151936),
     "Qwen3-1.7B": (2048, 151936),
@@ -79,12 +82,30 @@ def cut_cross_entropy(hidden_ND, weight_VD, ids_N):
     return -linear_cross_entropy(hidden_ND, weight_VD, ids_N, reduction="none"), None
 
 
+def trl_chunked(hidden_ND, weight_VD, ids_N):
+    from trl.kernels import ChunkedLogProbFunction
+
+    # its trainer's chunks of the vocabulary
+    apply = ChunkedLogProbFunction.apply
+    return apply(hidden_ND, weight_VD, None, ids_N, 1.0, 32768, None, 1.0, ("entropy",))[:2]
+
+
+def trl_logits(x_NV, ids_N):
+    from trl.kernels import selective_log_softmax_and_entropy
+
+    return selective_log_softmax_and_entropy(x_NV, ids_N)
+
+
 LINEAR_RIVALS = {
+    "TRL chunked": ("trl", trl_chunked),
     "Liger scaled CE": ("liger_kernel", liger_scaled),
     "Liger FLCE (no entropy)": ("liger_kernel", liger_linear),
     "CCE (no entropy)": ("cut_cross_entropy", cut_cross_entropy),
 }
-LOGITS_RIVALS = {"Liger CE (no entropy)": ("liger_kernel", liger_logits)}
+LOGITS_RIVALS = {
+    "TRL": ("trl", trl_logits),
+    "Liger CE (no entropy)": ("liger_kernel", liger_logits),
+}
 
 
 def with_rivals(ours, eager, rivals):
@@ -309,6 +330,63 @@ def score_table(flops, bandwidth, quick):
     return show(f"{title} {floor}", rows)
 
 
+@torch.no_grad()
+def draw_table(bandwidth, quick):
+    rows, V = [], 151936
+    for S in (256,) if quick else (1, 32, 256, 1024):
+        logits_SV = torch.randn(S, V, device=DEVICE, dtype=torch.bfloat16).mul_(3)
+        uniform_S = torch.rand(S, device=DEVICE)
+        methods = {
+            "ours": partial(draw, logits_SV, uniform_S),
+            "ours, torch": partial(draw, logits_SV, uniform_S, backend="torch"),
+            "multinomial (no logp)": lambda x_SV=logits_SV: x_SV.float().softmax(1).multinomial(1),
+        }
+        for name, call in methods.items():
+            ms = milliseconds(call, quick)
+            row = {"S": S, "method": name, "ms": ms, "MiB": peak_bytes(call) / MIB}
+            rows.append(row | {"%copy": 100 * logits_SV.nbytes / ms * 1e3 / bandwidth})
+    return show(f"draw, bf16 logits, V = {V}. %copy: 2 S V bytes at the rate of a copy.", rows)
+
+
+def resident_peak(function):
+    """The most memory of this process during a call, over what it held before, in bytes (Linux)."""
+
+    def kilobytes(what):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(what))
+
+    before = kilobytes("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is that from here on
+    function()
+    return 1024 * (kilobytes("VmHWM") - before)
+
+
+def head_table(rounds=7):
+    """The torch twin at the head of SmolLM2-135M on a CPU, forward + backward, others in turn."""
+    torch.manual_seed(0)
+    D, V = HEADS["SmolLM2-135M"]
+    inputs = [torch.randn(n, D).mul_(D**-0.25).requires_grad_() for n in (2048, V)]
+    ids_N = torch.randint(V, (2048,))
+    methods = {"ours, torch": linear_logprob_entropy, "eager": eager_linear}
+    if find_spec("trl"):
+        methods["TRL chunked"] = trl_chunked
+    cases = {name: partial(learn, method, inputs, ids_N) for name, method in methods.items()}
+    times = {name: [] for name in cases}
+    peaks = {name: resident_peak(function) for name, function in cases.items()}
+    for _, (name, function) in product(range(rounds), cases.items()):
+        start = time.perf_counter()
+        function()
+        times[name].append(time.perf_counter() - start)
+    rows = []
+    for name, seconds in times.items():
+        row = {"method": name, "median_s": sorted(seconds)[rounds // 2], "least_s": min(seconds)}
+        rows.append(row | {"MiB": peaks[name] / MIB})
+    gradients = sum(x.nbytes for x in inputs) / MIB
+    threads = torch.get_num_threads()
+    title = f"The head of SmolLM2-135M, N = 2048, fp32, {threads} threads, forward + backward."
+    return show(f"{title} MiB: peak over inputs; gradients are {gradients:.0f}.", rows)
+
+
 def toy_table():
     """One CPU thread, fp32, N = 3000, V = 100, D = 96: the plain-torch twins must cost no more than
     what they replace.
@@ -343,6 +421,7 @@ def cuda_tables(quick):
     return found | {
         "linear": linear_table(flops, quick),
         "logits": logits_table(bandwidth, quick),
+        "draw": draw_table(bandwidth, quick),
         "score": score_table(flops, bandwidth, quick),
     }
 
@@ -367,7 +446,10 @@ def main():
         "triton": triton and triton.__version__,
     }
     print(record)
-    record |= {"toy": toy_table()} if options.toy else cuda_tables(options.quick)
+    if options.toy:
+        record |= {"head": head_table(), "toy": toy_table()}
+    else:
+        record |= cuda_tables(options.quick)
     if options.json:
         with open(options.json, "w") as file:
             json.dump(record, file, indent=1)

@@ -50,12 +50,14 @@ def test_dry_run(monkeypatch, capsys):
     assert score[0]["floor_ms"] == pytest.approx(2 * 600 * 32 * 32 / 1e12 * 1e3) and all(
         row["error"] < 0.02 for row in score
     )
+    drawn = bench.draw_table(1e12, quick=True)
+    assert drawn[0]["%copy"] == pytest.approx(100 * 2 * 256 * 151936 / 1e-3 / 1e12)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [len([words for words in lines if name in words]) for name in ("ours", "eager")] == [
-        3,
+        4,
         4,
     ]
-    assert len(calls) == 2 * len(ran) + 2 * len(logits) + len(score)
+    assert len(calls) == 2 * len(ran) + 2 * len(logits) + len(score) + len(drawn)
 
 
 @pytest.mark.skipif(bench.triton is None, reason="Triton is not installed")
@@ -80,7 +82,17 @@ def test_without_a_gpu_it_says_so(monkeypatch, capsys):
     assert "no CUDA device" in capsys.readouterr().err
 
 
+def test_the_head_on_a_cpu(monkeypatch):
+    """Eager holds all logits and their gradients at once, ours a tile at a time."""
+    monkeypatch.setattr(bench, "HEADS", {"SmolLM2-135M": (64, 20000)})
+    ours, eager, *_ = bench.head_table(rounds=1)
+    logits = 2048 * 20000 * 4 / 2**20
+    assert eager["MiB"] > max(2 * logits, ours["MiB"]) and ours["MiB"] > 0
+    assert ours["median_s"] == ours["least_s"] > 0
+
+
 def test_record_is_json(monkeypatch, tmp_path):
+    monkeypatch.setattr(bench, "head_table", list)
     monkeypatch.setattr(bench, "toy_table", lambda: [{"method": "ours", "median_ms": 1.0}])
     monkeypatch.setattr(sys, "argv", ["bench", "--toy", "--json", str(tmp_path / "record.json")])
     assert bench.main() == 0
