@@ -86,7 +86,7 @@ def tiny_policy(task, seed=0):
     if not folder.exists():
         remedy = "set NANOMERCI_CACHE to a folder with room that you may write to"
         writable(folder.parent, "the cache", remedy)
-        sft(model, tokenizer, task, seed)
+        sft(model, tokenizer, task, seed, STEPS, BATCH, LR)
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
@@ -103,7 +103,7 @@ def tiny_policy(task, seed=0):
     return load(folder)
 
 
-def sft(model, tokenizer, task, seed, steps=STEPS, batch=BATCH, lr=LR):
+def sft(model, tokenizer, task, seed, steps, batch, lr):
     """AdamW on the negative log-prob of demonstrations, learning rate by warm-up and cosine."""
     rng, eos = random.Random(seed), eos_ids(model, tokenizer)[0]
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
