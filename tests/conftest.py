@@ -17,6 +17,14 @@ torch.set_num_threads(int(os.environ.get("TEST_THREADS", 1)))
 # a shell that starts the suite in the background has it ignored
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+from backends import BACKENDS  # noqa: E402  which needs the path above
+
+
+@pytest.fixture(params=BACKENDS, ids=str)
+def backend(request):
+    """(torch or triton, device): see backends.py."""
+    return request.param
+
 
 @pytest.fixture(scope="session")
 def small():

@@ -6,40 +6,16 @@ interpreter. Axes: N states, D hidden width, H units, C coins.
 """
 
 import copy
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
+from backends import INTERPRET, OLD_INTERPRETER, run_in_the_interpreter
 
 from nanomerci.cfn import CoinFlipNet, inverse_count
 from nanomerci.kernels import cfn_score as module
 from nanomerci.kernels.cfn_score import cfn_score, fold
 
-INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
-ON_GPU = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
-BACKENDS = (
-    [("triton", "cpu")]
-    if INTERPRET
-    else [
-        ("torch", "cpu"),
-        *(pytest.param((backend, "cuda"), marks=ON_GPU) for backend in ("torch", "triton")),
-    ]
-)
-OLD_INTERPRETER = module.triton and tuple(map(int, module.triton.__version__.split(".")[:2])) < (
-    3,
-    9,
-)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-@pytest.fixture(params=BACKENDS, ids=str)
-def backend(request):
-    return request.param
 
 
 def trained(N, D, H, C, dtype, prior=True):
@@ -181,10 +157,4 @@ def test_refusals(backend):
     reason="the interpreter of this Triton takes no run-time loop bounds from a recent numpy",
 )
 def test_again_in_the_interpreter():
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__],
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
+    run_in_the_interpreter(__file__)

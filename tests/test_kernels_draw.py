@@ -4,35 +4,14 @@ As in test_kernels_logprob.py, without a GPU the last test runs this file again 
 interpreter. Axes: S rows, V vocabulary.
 """
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
+from backends import INTERPRET, run_in_the_interpreter
 
 from nanomerci.kernels import draw as module
 from nanomerci.kernels.draw import TILE, draw
 
-INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
-ON_GPU = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
-BACKENDS = (
-    [("triton", "cpu")]
-    if INTERPRET
-    else [
-        ("torch", "cpu"),
-        *(pytest.param((backend, "cuda"), marks=ON_GPU) for backend in ("torch", "triton")),
-    ]
-)
 ALMOST_1 = 1 - 2.0**-24  # address.uniform returns less: 1 - 2^-23 at most
-
-
-@pytest.fixture(params=BACKENDS, ids=str)
-def backend(request):
-    return request.param
 
 
 def drawn(backend, logits_SV, uniform_S, temperature=1.0):
@@ -125,10 +104,4 @@ def test_logits_that_are_not_contiguous_and_no_rows(backend):
     reason="in the interpreter already, or Triton runs for real, or is not installed",
 )
 def test_again_in_the_interpreter():
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__],
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
+    run_in_the_interpreter(__file__)

@@ -6,40 +6,15 @@ imported: the last test runs this file again in a process of its own with TRITON
 every test takes the Triton backend. Axes: N tokens, V vocabulary, D hidden width.
 """
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
+from backends import INTERPRET, OLD_INTERPRETER, run_in_the_interpreter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nanomerci.kernels import logprob
 from nanomerci.kernels.logprob import linear_logprob_entropy, logprob_entropy
 
-INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
-ON_GPU = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
-BACKENDS = (
-    [("triton", "cpu")]
-    if INTERPRET
-    else [
-        ("torch", "cpu"),
-        *(pytest.param((backend, "cuda"), marks=ON_GPU) for backend in ("torch", "triton")),
-    ]
-)
-OLD_INTERPRETER = logprob.triton and tuple(map(int, logprob.triton.__version__.split(".")[:2])) < (
-    3,
-    9,
-)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-@pytest.fixture(params=BACKENDS, ids=str)
-def backend(request):
-    return request.param
 
 
 @pytest.fixture
@@ -481,10 +456,4 @@ def test_an_id_out_of_range_is_nan_on_a_gpu():
     reason="the interpreter of this Triton takes no run-time loop bounds from a recent numpy",
 )
 def test_again_in_the_interpreter():
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__],
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
+    run_in_the_interpreter(__file__)
