@@ -347,6 +347,9 @@ class Stream:
     def wait_stream(self, other):
         pass
 
+    def is_capturing(self):
+        return gpu.record is not None
+
 
 def patches():
     """(owner, name, value)"""
@@ -374,6 +377,7 @@ def patches():
         "graph": capture,
     }.items():
         yield torch.cuda, name, value
+    yield torch.accelerator, "current_stream", Stream  # AdamW's, which asks a build with CUDA
     fields = checkpoint._allowed_determinism_checks_to_fns["default"]
     without_device = {"default": lambda x: {k: v for k, v in fields(x).items() if k != "device"}}
     known = checkpoint._allowed_determinism_checks_to_fns | without_device
