@@ -348,17 +348,33 @@ def draw_table(bandwidth, quick):
     return show(f"draw, bf16 logits, V = {V}. %copy: 2 S V bytes at the rate of a copy.", rows)
 
 
+def resident(what="VmRSS"):
+    """Bytes that this process holds now, or (VmHWM) held at most (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(what))
+
+
+def forget_peak():
+    """VmHWM is the peak from here on."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
 def resident_peak(function):
-    """The most memory of this process during a call, over what it held before, in bytes (Linux)."""
-
-    def kilobytes(what):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith(what))
-
-    before = kilobytes("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is that from here on
+    """The most memory of this process during a call, over what it held before, in bytes."""
+    before = resident()
+    forget_peak()
     function()
-    return 1024 * (kilobytes("VmHWM") - before)
+    return resident("VmHWM") - before
+
+
+def in_turn(cases, rounds, clock):
+    """{name: function} -> {name: [seconds]}; in turn, so that all are equally disturbed."""
+    times = {name: [] for name in cases}
+    for _, (name, function) in product(range(rounds), cases.items()):
+        start = clock()
+        function()
+        times[name].append(clock() - start)
+    return times
 
 
 def head_table(rounds=7):
@@ -371,14 +387,9 @@ def head_table(rounds=7):
     if find_spec("trl"):
         methods["TRL chunked"] = trl_chunked
     cases = {name: partial(learn, method, inputs, ids_N) for name, method in methods.items()}
-    times = {name: [] for name in cases}
     peaks = {name: resident_peak(function) for name, function in cases.items()}
-    for _, (name, function) in product(range(rounds), cases.items()):
-        start = time.perf_counter()
-        function()
-        times[name].append(time.perf_counter() - start)
     rows = []
-    for name, seconds in times.items():
+    for name, seconds in in_turn(cases, rounds, time.perf_counter).items():
         row = {"method": name, "median_s": sorted(seconds)[rounds // 2], "least_s": min(seconds)}
         rows.append(row | {"MiB": peaks[name] / MIB})
     gradients = sum(x.nbytes for x in inputs) / MIB
@@ -402,13 +413,9 @@ def toy_table():
         "network, no gradient": partial(torch.no_grad()(scores["eager (fp32)"]), inputs[0]),
         "cfn_score, torch": partial(scores["ours"], inputs[0].detach()),
     }
-    times = {name: [] for name in cases}
-    for _, (name, function) in product(range(100), cases.items()):  # in turn: equally disturbed
-        start = time.thread_time()
-        function()
-        times[name].append((time.thread_time() - start) * 1e3)
     rows = []
-    for name, ms in times.items():
+    for name, seconds in in_turn(cases, 100, time.thread_time).items():
+        ms = [1e3 * s for s in seconds]
         rows.append({"method": name, "median_ms": sorted(ms)[50], "least_ms": min(ms)})
     return show("Toy size on one CPU thread, forward + backward (the network: forward).", rows)
 

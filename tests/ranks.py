@@ -184,23 +184,20 @@ def weighed():
     """
     from ctypes import CDLL
 
+    from nanomerci.kernels.bench import forget_peak, resident
     from nanomerci.train import Models
 
-    def kilobytes(what):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith(what))
-
     CDLL(None).mallopt(-3, 65536)  # M_MMAP_THRESHOLD: what is freed is not kept for later
-    load, before = Models.load, kilobytes("VmRSS")
+    load, before = Models.load, resident()
 
     def loaded(*arguments):
         models = load(*arguments)
-        Path("/proc/self/clear_refs").write_text("5")  # the peak is that from here on
+        forget_peak()
         return models
 
     Models.load = loaded
     main()
-    print("held", 1024 * (kilobytes("VmHWM") - before))
+    print("held", resident("VmHWM") - before)
 
 
 def stale():
