@@ -204,7 +204,7 @@ def test_a_decoder_notices_other_weights_in_the_models_place(small):
 def test_a_decoder_keeps_no_large_cache(small, monkeypatch):
     decoder = Decoder(small("llama"))
     for total, kept in ((10**9, True), (10**4, False)):
-        monkeypatch.setattr(decode, "memory", lambda model, total=total: total)
+        monkeypatch.setattr(decode, "memory", lambda device, total=total: total)
         monkeypatch.setattr(decode, "max_slots", lambda *_, **__: (12, 16, 1))
         generate(decoder.model, PROMPTS, 3, **HOW, options=SampleOptions(decoder=decoder))
         assert bool(decoder.step) == kept

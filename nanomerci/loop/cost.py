@@ -9,7 +9,6 @@ forward, 4 backward, and those of causal attention (model FLOP utilisation: Chow
 appendix B). Memory is what nanoMERCI keeps, from the shapes.
 """
 
-import os
 import socket
 from dataclasses import replace
 from urllib.parse import urlparse
@@ -21,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaC
 from nanomerci import tasks
 from nanomerci.kernels.logprob import TILE_BYTES
 from nanomerci.loop.collect import needs_reference, reads_sampler_states
-from nanomerci.loop.decode import Decoder, cache_bytes
+from nanomerci.loop.decode import Decoder, cache_bytes, memory, slots_in
 from nanomerci.loop.model import encode, tiny
 from nanomerci.loop.rollout import CACHED, Batch
 from nanomerci.runtime import ranks
@@ -151,11 +150,11 @@ def plan(c, config, n, width, fleet, card):
         ("counter", counter + replay, "network, prior, moments; this rank's part of the replay"),
     ]
     free = card / 4 if on_cpu(c) else (card - sum(size for _, size, _ in always)) / 2
-    slots = max(1, min(slots, int(free / (width * cache_bytes(config, size) + 12 * V))))
-    cached = slots * width * cache_bytes(config, size)
+    slot = width * cache_bytes(config, size)
+    slots = max(1, min(slots, slots_in(free, slot, config)))
     states = size * responses * (R + 1) * D * reads_sampler_states(c)
-    cache = ("KV cache", cached, f"{slots} slots x {width:,} tokens, --max_num_seqs")
-    stays = cached <= Decoder.KEPT * card  # from call to call
+    cache = ("KV cache", slots * slot, f"{slots} slots x {width:,} tokens, --max_num_seqs")
+    stays = slots * slot <= Decoder.KEPT * card  # from call to call
     always += [cache] * stays
     sampling = [
         *[cache] * (not stays),
@@ -238,10 +237,10 @@ def show(c):
     rows, assumed = c.prompts * c.group, c.shard == "fsdp" and ranks.world == 1
     fleet, n = RANKS if assumed else ranks.world, parameters(config)
     how = f"ranks: {fleet}{' (assumed)' * assumed}, --shard {c.shard}"
-    memory, where = CARDS[0] * 1e9, f"a card of {CARDS[0]} GB"
+    card, where = CARDS[0] * 1e9, f"a card of {CARDS[0]} GB"
     if on_cpu(c):
-        memory, where = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "this machine"
-    parts, slots = plan(c, config, n, width, fleet, memory)
+        card, where = memory(torch.device("cpu")), "this machine"
+    parts, slots = plan(c, config, n, width, fleet, card)
     most = peak_bytes(parts) / 1e9
     print(
         f"responses     {c.max_new_tokens:,} at most, so {width:,} in all; the model's context is "

@@ -181,7 +181,9 @@ class Decoder:
 
     def release(self, everything=False):
         """After a call: what is too large to be kept goes, or everything."""
-        if self.step and (everything or self.step.cache.nbytes > self.KEPT * memory(self.model)):
+        if self.step and (
+            everything or self.step.cache.nbytes > self.KEPT * memory(self.model.device)
+        ):
             self.step = None
 
 
@@ -231,17 +233,24 @@ def cache_bytes(config, itemsize):
     return 2 * config.num_hidden_layers * count * size * itemsize
 
 
-def memory(model):
+def memory(device):
     """All of it, of the GPU or of the machine, in bytes."""
-    if model.device.type == "cuda":
-        return torch.cuda.mem_get_info(model.device)[1]
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def slots_in(free, size, config):
+    """How many slots of `size` bytes of KV cache each fit into `free` bytes, with their logits
+    (fp32, three times).
+    """
+    return int(free // (size + 12 * config.vocab_size))
+
+
 def max_slots(model, longest, dtype, held=0):
-    """How many slots for rows of `longest` tokens fit, with logits (fp32, three times), into half
-    of what is free on the GPU, or a quarter of the machine's memory. -> slots, their width (on CUDA
-    whole SPANs, as far as the model has positions), bytes of one in the KV cache.
+    """How many slots for rows of `longest` tokens fit into half of what is free on the GPU, or a
+    quarter of the machine's memory. -> slots, their width (on CUDA whole SPANs, as far as the model
+    has positions), bytes of one in the KV cache.
 
     held: bytes on the GPU that count as free, of a cache that would go.
     """
@@ -251,9 +260,9 @@ def max_slots(model, longest, dtype, held=0):
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         free = (torch.cuda.mem_get_info(device)[0] + unused + held) // 2
     else:
-        free = memory(model) // 4
+        free = memory(device) // 4
     size = width * cache_bytes(config, dtype.itemsize)
-    return free // (size + 12 * config.vocab_size), width, size
+    return slots_in(free, size, config), width, size
 
 
 def slower_paths(config, dtype, device):
