@@ -44,11 +44,9 @@ class Sampling:
 
     max_new_tokens: int
     eos_ids: tuple
-    temperature: float
-    top_p: float
-    top_k: int
+    draw: partial
+    """sample_token with its options."""
     seed: int
-    backend: str | None
 
 
 def truncate(logits_SV, top_p=1.0, top_k=0):
@@ -232,7 +230,8 @@ def generate(
     """
     options = options or SampleOptions()
     eos_ids = tuple(sorted(eos_id)) if isinstance(eos_id, list | set | tuple) else (eos_id,)
-    sampling = Sampling(max_new_tokens, eos_ids, temperature, top_p, top_k, seed, options.backend)
+    how = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "backend": options.backend}
+    sampling = Sampling(max_new_tokens, eos_ids, partial(sample_token, **how), seed)
     decoder = options.decoder or Decoder(model)
     longest = max(map(len, prompts)) + max_new_tokens
     slots = min(options.slots or n * len(prompts), n * len(prompts))
@@ -265,8 +264,6 @@ def _generate(decode, slots, prompts, n, sampling, options, report):
     part = max(d for d in range(1, min(n, room) + 1) if n % d == 0)
     prompts, n = [prompt for prompt in prompts for _ in range(n // part)], part
     eos_E1 = torch.tensor(sampling.eos_ids, device=model.device)[:, None]
-    names = "temperature", "top_p", "top_k", "backend"
-    draw_token = partial(sample_token, **{name: getattr(sampling, name) for name in names})
     draft = Draft(model, prompts, n, cache.keys.dtype, sampling, options)
     slots = Slots(draft, n)
     # taken from the end: the longest prompt starts first
@@ -282,7 +279,7 @@ def _generate(decode, slots, prompts, n, sampling, options, report):
         slots.longest += 1
         cell_S = slots.cell_S
         newest = draft.tokens_C[cell_S], slots.position_S, draft.chance_C[cell_S]
-        hidden_SD, ids_S, logp_S = decode(*newest, slots.longest, draw_token)
+        hidden_SD, ids_S, logp_S = decode(*newest, slots.longest, sampling.draw)
         if options.states:
             draft.states_CD.index_copy_(0, slots.place_S, hidden_SD.to(draft.states_CD.dtype))
         slots.advance()

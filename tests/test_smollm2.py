@@ -4,7 +4,9 @@ import json
 
 import pytest
 
-from nanomerci import train
+from nanomerci import tasks, train
+from nanomerci.lab import smollm2_sql
+from nanomerci.loop.model import tiny
 from nanomerci.runtime import config
 from nanomerci.runtime.config import UserError
 from nanomerci.tasks import cache_folder
@@ -20,6 +22,23 @@ def smollm2():
         return fetch(cache_folder() / "smollm2-135m-instruct")
     except UserError as error:
         pytest.skip(str(error))
+
+
+def test_sft_on_toy_sql_and_what_it_then_does(tmp_path, capsys):
+    """On a random model over the task's words: what it writes is trained on, and shares add up."""
+    task = tasks.load(config.parse(["toy_sql"]))
+    for part in tiny(task.words, width=32, layers=1, heads=2):
+        part.save_pretrained(tmp_path / "base")
+    how = {"steps": 2, "batch": 4, "problems": 6, "k": 2}
+    for _ in range(2):  # the second time it is there
+        smollm2_sql.main(tmp_path / "base", tmp_path / "out", **how)
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line.split("|") for line in lines if line.startswith(("| easy", "| hard"))]
+    first, second = rows[:4], rows[4:]
+    assert first == second
+    shares = [float(row[3]) for row in first]
+    for one, other in (shares[:2], shares[2:]):  # rounded to three places
+        assert one + other == pytest.approx(1.0, abs=0.0011)
 
 
 @pytest.mark.filterwarnings("default")  # of transformers' GGUF reader

@@ -2,11 +2,11 @@
 
     python -m nanomerci.lab.board grpo+first_use.py:FirstUse
     python -m nanomerci.lab.board best_only.py:best_only --seeds 4
-    python -m nanomerci.lab.board --csv nanomerci/lab/experiments/benchmark.csv    recorded lines
+    python -m nanomerci.lab.board --csv nanomerci/lab/experiments/toy_sql.csv    recorded lines
 
 It says how long it will take, runs the three arms in pairs (the same command resumes after an
 interruption), and prints the method's line: paired differences with intervals, cost, commit,
-processor. docs/your-own.md has the two files, docs/board.md the lines so far.
+processor. docs/your-own.md has the two files.
 """
 
 import os

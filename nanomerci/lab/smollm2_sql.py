@@ -8,7 +8,7 @@ how often that is correct. It is then trained by
     python train.py --task toy_sql --model models/smollm2_sql
 """
 
-from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -16,7 +16,8 @@ import tyro
 
 from nanomerci import tasks
 from nanomerci.lab import stats
-from nanomerci.loop.model import autocast, encode, load
+from nanomerci.loop.evaluate import evaluate
+from nanomerci.loop.model import autocast, load
 from nanomerci.loop.warmstart import sft
 from nanomerci.runtime import config
 from nanomerci.runtime.config import run_command
@@ -25,27 +26,21 @@ from nanomerci.tasks.graders.pool import Pool
 from nanomerci.train import settle
 
 
-def rates(c, sampler, task, problems, k):
-    """Of k responses per problem -> rows (questions, idiom, its share, its accuracy)."""
-    prompts = [encode(sampler.tokenizer, p.prompt) for p in problems]
-    with autocast(c, sampler.model.device):
-        rollout = sampler(prompts, k, seed=c.seed)
-    texts = sampler.tokenizer.batch_decode(rollout.responses(), skip_special_tokens=True)
-    asked = [p for p in problems for _ in range(k)]
-    with Pool(c.graders, c.grade_timeout) as pool:
-        jobs = [task.job(p, text) for p, text in zip(asked, texts, strict=True)]
-        rewards = [grade.reward for grade in pool.grade(jobs)]
-    rows = []
-    for name, hard in (("easy", False), ("hard", True)):
-        found = [
-            (task.rare(p, text), reward)
-            for p, text, reward in zip(asked, texts, rewards, strict=True)
-            if p.hard == hard
-        ]
-        for idiom, rare in (("common", False), ("rare", True)):
-            correct = [reward for is_rare, reward in found if is_rare == rare]
-            accuracy = f"{sum(correct) / len(correct):.3f}" if correct else ""
-            rows.append([name, idiom, f"{len(correct) / len(found):.3f}", accuracy])
+def rates(records, task):
+    """Records of evaluate() -> rows (questions, idiom, its share, its accuracy)."""
+    by_id, rows = {p.id: p for p in task.test}, []
+    for questions, idiom in product(("easy", "hard"), ("common", "rare")):
+        responses, outcomes = 0, []
+        for record in records:
+            problem = by_id[record["id"]]
+            if problem.hard == (questions == "hard"):
+                responses += len(record["answers"])
+                for text, outcome in zip(record["answers"], record["outcomes"], strict=True):
+                    if task.rare(problem, text) == (idiom == "rare"):
+                        outcomes.append(outcome == "right")
+        accuracy = f"{sum(outcomes) / len(outcomes):.3f}" if outcomes else ""
+        share = f"{len(outcomes) / responses:.3f}" if responses else ""
+        rows.append([questions, idiom, share, accuracy])
     return rows
 
 
@@ -85,8 +80,11 @@ def main(
         tokenizer.save_pretrained(out)
     policy, tokenizer = load(out)
     sampler = Sampler(policy, tokenizer, c.max_new_tokens)
-    rows = rates(replace(c, model=str(out)), sampler, task, task.test[:problems], k)
-    print("\n".join(stats.table(["questions", "idiom", "share", "accuracy"], rows)))
+    with Pool(c.graders, c.grade_timeout) as pool, autocast(c, policy.device):
+        how = {"K": k, "greedy": False, "run_seed": seed}
+        _, records = evaluate(sampler, task, task.test[:problems], pool, **how)
+    head = ["questions", "idiom", "share", "accuracy"]
+    print("\n".join(stats.table(head, rates(records, task))))
 
 
 if __name__ == "__main__":

@@ -152,9 +152,9 @@ def states(model, tokens_BT, mask_BT, whole=False):
 
     The rows of a group share their prompt, and it is forwarded once: prompts first, then responses
     that read the prompts' keys and values. That is done where it saves a quarter of the tokens,
-    unless `whole` rows are asked for, which every kind of attention computes. It
-    is not worth the explicit mask where responses are long, and sharded models must not do it, as
-    all ranks have to call their layers equally often.
+    unless `whole` rows are asked for, which every kind of attention computes. It is not worth the
+    explicit mask where responses are long, and sharded models must not do it, as all ranks have to
+    call their layers equally often.
     """
     column_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
     start_B = mask_BT.argmax(1).clamp(min=1)
@@ -223,9 +223,9 @@ def states_and_logp(model, tokens_BT, mask_BT, temperature=1.0, backend=None):
     return states_BKD, before_B, empty_BT.index_put(at, logp_N), empty_BT.index_put(at, entropy_N)
 
 
-def token_logp(*arguments):
+def token_logp(model, tokens_BT, mask_BT, temperature=1.0, backend=None):
     """states_and_logp() -> log-prob and entropy alone."""
-    return states_and_logp(*arguments)[2:]
+    return states_and_logp(model, tokens_BT, mask_BT, temperature, backend)[2:]
 
 
 @dataclass(frozen=True)

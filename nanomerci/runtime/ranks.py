@@ -175,7 +175,7 @@ def shard(model, how, dtype, device):
     policy = fsdp.MixedPrecisionPolicy(
         param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
-    for module in _slice(model, device, mp_policy=policy):
+    for module in _shard(model, device, mp_policy=policy):
         # gradients are summed, not averaged: loss weights are 1 over all ranks
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
@@ -192,11 +192,11 @@ def frozen(model, how, dtype, device):
     if how == "none" or world == 1:
         return cast_copy(model, dtype, device).eval()
     model = cast_copy(model, dtype, torch.device("cpu")).eval()
-    _slice(model, device, reshard_after_forward=True)
+    _shard(model, device, reshard_after_forward=True)
     return model
 
 
-def _slice(model, device, **options):
+def _shard(model, device, **options):
     """Keep on this rank its slice of every weight. -> the modules that gather theirs to compute."""
     mesh = td.init_device_mesh(device.type, (world,))
     modules = [*model.base_model.layers, model]  # the last holds embedding, norm and head
