@@ -37,10 +37,11 @@ from nanomerci.loop.metrics import sample_record, step_metrics
 from nanomerci.loop.model import (
     StateReader,
     autocast,
+    distinct_rows,
     enable_gradient_checkpointing,
     token_logp,
 )
-from nanomerci.loop.rollout import Batch, Rollout, SampleOptions, micro_batches
+from nanomerci.loop.rollout import Batch, Rollout, SampleOptions
 from nanomerci.loop.warmstart import load_models
 from nanomerci.runtime import checkpoint, ranks
 from nanomerci.runtime.config import UserError
@@ -177,9 +178,10 @@ class Run:
         self.task = tasks.load(c)
         models = Models.load(c, self.folder, self.task, self.device)
         self.models = models
-        self.optimizer = torch.optim.AdamW(
-            models.policy.parameters(), lr=c.lr, betas=(0.9, c.beta2), weight_decay=c.weight_decay
-        )
+        how = {"lr": c.lr, "betas": (0.9, c.beta2), "weight_decay": c.weight_decay}
+        # one pass over memory in place of a dozen; None: what torch takes on a GPU
+        how["fused"] = self.device.type == "cpu" or None
+        self.optimizer = torch.optim.AdamW(models.policy.parameters(), **how)
         self.bonus = bonuses.find(c.bonus)(c, models.policy.config.hidden_size, self.device, ranks)
         self.sampler = Sampler(
             models.actor, models.tokenizer, c.max_new_tokens, c.temperature, backend=c.backend
@@ -302,14 +304,13 @@ def update(c, models, optimizer, bonus, batch, adv, fresh, step):
         rows = (learning_B & batch_B).nonzero()[:, 0]
         if not ranks.any_rank(len(rows)):
             continue  # on no rank is there anything to learn from
-        parts = micro_batches(rollout.end_B[rows], c.micro_batch_tokens)
-        for part in ranks.pad_micro_batches(models.policy, parts):
+        for part in distinct_rows(models.policy, rollout, rows, c.micro_batch_tokens):
             if part is None:  # nothing left here, but other ranks need our slice of the weights
                 blank = Rollout.blank(adv.device)
                 (logp.forward(models.policy, blank)[0] * 0).sum().backward()
                 continue
-            here, logp_bT, entropy_bT = logp.current(models.policy, rows[part])
-            adv_b = adv[here] if adv.dim() == 2 else adv[rows[part]]
+            here, logp_bT, entropy_bT = logp.current(models.policy, *part)
+            adv_b = adv[here] if adv.dim() == 2 else adv[here[0]]
             adv_b = bonus.at_tokens(adv_b, entropy_bT.detach())
             old_bT = logp.old_BT[here]
             loss_bT = objective.surrogate(logp_bT, old_bT, adv_b, c.clip_low, c.clip_high)
@@ -342,14 +343,17 @@ class LogProbs:
     def recompute_old(self, model):
         """The policy's own before the update, in place of the sampler's, of rows it generated."""
         own = self.on_policy_B.nonzero()[:, 0]
-        for part in micro_batches(self.rollout.end_B[own], self.c.micro_batch_tokens):
-            rows = own[part]
-            logp_bT = self.forward(model, self.rollout.rows(rows))[0]
+        for part in distinct_rows(model, self.rollout, own, self.c.micro_batch_tokens):
+            once_u, rows, place_b = part
+            logp_bT = self.forward(model, self.rollout.rows(once_u))[0][place_b]
             self.old_BT[rows, : logp_bT.shape[1]] = logp_bT
 
-    def current(self, policy, rows):
-        """-> the place of these rows (only as wide as they need), logp_bT and entropy_bT there."""
-        logp_bT, entropy_bT = self.forward(policy, self.rollout.rows(rows))
+    def current(self, policy, once_u, rows, place_b):
+        """A micro-batch of distinct_rows() -> the place of these rows (only as wide as they need),
+        logp_bT and entropy_bT there.
+        """
+        both_uT = self.forward(policy, self.rollout.rows(once_u))
+        logp_bT, entropy_bT = (x_uT[place_b] for x_uT in both_uT)
         here = rows, slice(logp_bT.shape[1])
         self.new_BT[here] = logp_bT.detach()
         if self.c.minibatches == 1:  # the batch is used once: pi_old is pi, the ratio 1

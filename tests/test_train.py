@@ -118,6 +118,27 @@ def test_micro_batches_do_not_change_the_result(run, algo, kl):
         assert x.get("grad_norm", 0) == pytest.approx(y.get("grad_norm", 0), rel=1e-4)
 
 
+def test_equal_responses_are_learned_from_once(run, monkeypatch):
+    """No two rows of a forward are alike, and every row gets what it alone would."""
+    rows_seen, current = [], train.LogProbs.current
+
+    def watched(self, policy, once_u, row_b, place_b):
+        here, *ours = current(self, policy, once_u, row_b, place_b)
+        theirs = self.forward(policy, self.rollout.rows(row_b))
+        for our_bT, their_bT in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(our_bT, their_bT, rtol=1e-4, atol=1e-5)
+        once = self.rollout.rows(once_u)
+        texts = torch.cat([once.tokens_BT, once.mask_BT.long()], 1).tolist()
+        assert len(set(map(tuple, texts))) == len(texts)
+        rows_seen.append((len(once_u), len(row_b)))
+        return here, *ours
+
+    monkeypatch.setattr(train.LogProbs, "current", watched)
+    run("one", minibatches=1, temperature=0.5, group=16, steps=2)
+    computed, learned = map(sum, zip(*rows_seen, strict=True))
+    assert 0 < computed < learned
+
+
 def test_it_learns(run):
     size = {"prompts": 8, "group": 8, "eval_problems": 8, "eval_k": 16}
     before, *_, after = metrics(run("long", steps=40, eval_every=0, save_every=0, **size))

@@ -21,7 +21,7 @@ from nanomerci import tasks
 from nanomerci.kernels.logprob import TILE_BYTES
 from nanomerci.loop.collect import needs_reference, reads_sampler_states
 from nanomerci.loop.decode import Decoder, cache_bytes, memory, slots_in
-from nanomerci.loop.model import encode, tiny
+from nanomerci.loop.model import encode, kinds, tiny
 from nanomerci.loop.rollout import CACHED, Batch
 from nanomerci.runtime import ranks
 from nanomerci.runtime.config import UserError
@@ -100,7 +100,8 @@ def utilisation(c, policy, rounds, batch, adv, seconds):
         return {}
     config, n = policy.config, policy.num_parameters()
     learned_B = (adv.view(len(adv), -1) != 0).any(1) | (c.kl_coef > 0)
-    flops = 3 * forward_flops(config, n, batch.rollout.end_B * learned_B)
+    learned = batch.rollout.rows(learned_B)
+    flops = 3 * forward_flops(config, n, learned.end_B[kinds(learned)[1]])
     least = 0.0
     for groups in rounds:
         sampled = Batch.of(groups, c.group, adv.device).rollout

@@ -257,19 +257,18 @@ class StateReader:
         novelty_BT, logp_BT = torch.zeros_like(rollout.logp_BT), torch.zeros_like(rollout.logp_BT)
         share = self.limit / max(float(rollout.visited_BT.sum()), 1.0)
         hiddens, addresses = [], []
-        kind_B, first_U = kinds(rollout)
-        batches = micro_batches(rollout.end_B[first_U], self.budget)
-        for here_u in ranks.pad_micro_batches(self.model, batches):
-            if here_u is None:  # nothing left here, but other ranks need our slice of the weights
+        every_B = torch.arange(len(logp_BT), device=logp_BT.device)
+        for part in distinct_rows(self.model, rollout, every_B, self.budget):
+            if part is None:  # nothing left here, but other ranks need our slice of the weights
                 self.read(Rollout.blank(rollout.logp_BT.device))
                 continue
-            once = rollout.rows(first_U[here_u])
+            once_u, row_b, place_b = part
+            once = rollout.rows(once_u)
             if rollout.states_BRD is None:
                 states_uKD, before_u, logp_uT = self.read(once)
             else:
-                states_uKD, logp_uT = rollout.states_BRD[first_U[here_u]], None
+                states_uKD, logp_uT = rollout.states_BRD[once_u], None
                 before_u = once.mask_BT.argmax(1) + 1
-            row_b, place_b = (kind_B[:, None] == here_u).nonzero(as_tuple=True)
             if logp_uT is not None:
                 logp_BT[row_b, : logp_uT.shape[1]] = logp_uT[place_b]
             if self.score is not None:
@@ -293,14 +292,28 @@ class StateReader:
         return *ranks.call(self.model, states, *text, self.whole), None
 
 
-def kinds(rollout):
-    """Which rows are the same tokens, as most are once a small policy is sure of its answer. ->
-    kind_B, and first_U, a row of each kind.
+def distinct_rows(model, rollout, row_B, budget):
+    """Micro-batches of these rows in which equal ones stand once: once a small policy is sure of
+    its answer, half of a batch need not be computed. -> for each: once_u, the rows to compute;
+    row_b, all rows that they stand for; place_b, where row_b[i] is in once_u. Then None, as
+    ranks.pad_micro_batches() says.
     """
+    kind_B, first_U = kinds(rollout.rows(row_B))
+    batches = micro_batches(rollout.end_B[row_B[first_U]], budget)
+    for here_u in ranks.pad_micro_batches(model, batches):
+        if here_u is None:
+            yield None
+            continue
+        at_b, place_b = (kind_B[:, None] == here_u).nonzero(as_tuple=True)
+        yield row_B[first_U[here_u]], row_B[at_b], place_b
+
+
+def kinds(rollout):
+    """Which rows are the same, prompt and response. -> kind_B, and first_U, a row of each kind."""
     both_B2T = torch.cat([rollout.tokens_BT, rollout.mask_BT.long()], 1)
-    kind_B = torch.unique(both_B2T, dim=0, return_inverse=True)[1]
-    first_U = torch.zeros(int(kind_B.max()) + 1, dtype=torch.int64, device=kind_B.device)
-    return kind_B, first_U.scatter_(0, kind_B, torch.arange(len(kind_B), device=kind_B.device))
+    kind_U2T, kind_B = both_B2T.unique(dim=0, return_inverse=True)
+    row_B = torch.arange(len(kind_B), device=kind_B.device)
+    return kind_B, torch.zeros_like(kind_U2T[:, 0]).scatter_(0, kind_B, row_B)
 
 
 def enable_gradient_checkpointing(model):
