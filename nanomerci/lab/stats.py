@@ -282,9 +282,11 @@ def results(command, runs, curves=None, recorded=None):
         return r | as_recorded(recorded)
     if arms and curves is not None:
         r["curves"] = {n: bands(curves, n) for n in (*primary, *CURVES) if curves[n].notna().any()}
-        timed = at_seconds(curves, r["seconds"], primary)
-        r["table_seconds"] = by_arm(timed, primary)
-        r["differences_seconds"] = differences(timed, contrasts, primary)
+        # a straight line from the first evaluation to the last one says nothing of the time between
+        if curves.dropna(subset=primary).groupby(KEY).size().min() > 2:
+            timed = at_seconds(curves, r["seconds"], primary)
+            r["table_seconds"] = by_arm(timed, primary)
+            r["differences_seconds"] = differences(timed, contrasts, primary)
     return r
 
 
@@ -379,7 +381,7 @@ def intervals(axes, title, metrics, rows):
             reach = np.clip([[middle - low], [high - middle]], 0, None)
             look = {"color": report.COLOURS[number], "capsize": 2, "marker": "o", "linestyle": ""}
             look |= {} if sure else {"mfc": "white"}
-            y = 0.12 - 0.24 * number - i
+            y = 0.12 * (len(metrics) - 1) - 0.24 * number - i
             axes.errorbar(middle, y, xerr=reach, label=None if i else metric, **look)
     axes.set_yticks([-i for i in range(len(rows))], list(rows))
     axes.set_title(title, loc="left")
@@ -401,13 +403,14 @@ def picture(r, path):
         figure = Figure(figsize=(13, height), layout="constrained")
         left, *right = figure.subplots(1, 1 + bool(paired), squeeze=False)[0]
         title = f"{r['task']}, after equally many responses; bars: 95 %; dashed: before RL"
-        intervals(left, title, r["primary"], ends)
-        for name, colour in zip(r["primary"], report.COLOURS, strict=False):
-            left.axvline(r["before"][name][0], color=colour, linestyle="--", linewidth=1)
+        intervals(left, title, r["tested"], ends)
+        for name, colour in zip(r["tested"], report.COLOURS, strict=False):
+            if name in r["before"]:
+                left.axvline(r["before"][name][0], color=colour, linestyle="--", linewidth=1)
         named = left.get_legend_handles_labels()
         figure.legend(*named, loc="outside lower center", ncols=len(r["tested"]), frameon=False)
         for axes in right:
-            title = "paired differences; bars: 95 %; filled: p < 0.05 (Holm)"
+            title = "paired differences; filled: p < 0.05 (Holm)"
             intervals(axes, title, r["tested"], paired)
             axes.axvline(0, color="0.4", linewidth=1)
         report.save(figure, path)

@@ -27,7 +27,8 @@ PAGE = Path(__file__).parent / "page"
 STEPS = 500  # shown at most: steps per curve,
 ANSWER = 4000  # characters per response,
 SAMPLES = 2_500_000  # bytes of samples in all
-COLOURS = BLUE, ORANGE = "#0072b2", "#d55e00"  # for colour-blind readers too (Okabe and Ito)
+# for colour-blind readers too (Okabe and Ito)
+COLOURS = BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"
 BONUS = {"cfn/invn": "mean 1/n", "merci/bonus": "mean B"}
 CURVES = {  # file: (title, {metric: label})
     "reward.png": ("mean reward of the step's responses", {"reward/mean": None}),
