@@ -547,15 +547,19 @@ def test_the_phase_diagram_pools_pairs_over_starts_and_pictures_them(tmp_path, m
         phase.rows_of(phase_runs().assign(arm="grpo"))
 
 
-def test_a_comparison_tests_the_metrics_that_it_names():
-    """Without --tested the means and pass rates; Holm counts what is tested."""
+def test_a_comparison_tests_the_metrics_that_it_names(tmp_path):
+    """Without --tested the means and pass rates; Holm counts what is tested, and the picture shows
+    it.
+    """
     runs = phase_runs().assign(
         task="t", split="s", problems=1, experiment="e", hard=0.5, seconds=1.0
     )
     runs["mean@8"] = runs["rare"]
     named = "x --contrasts grpo+cfn:rare_share=0.01/grpo:rare_share=0.01"
-    found = stats.results(f"{named} --tested hard,pass@8", runs)["differences"]
-    assert [d["metric"] for d in found] == ["hard", "pass@8"]
+    r = stats.results(f"{named} --tested hard,pass@8,rare", runs)
+    assert [d["metric"] for d in r["differences"]] == ["hard", "pass@8", "rare"]
+    stats.picture(r, tmp_path / "compare.png")
+    assert (tmp_path / "compare.png").stat().st_size > 10_000
     assert {d["metric"] for d in stats.results(named, runs)["differences"]} == {"mean@8", "pass@8"}
 
 
@@ -575,10 +579,11 @@ def test_the_boards_line():
 
 
 def test_the_boards_lines_of_recorded_runs(capsys):
-    board.main(csv=ROOT / "nanomerci/lab/experiments/toy_sql.csv")
+    board.main(csv=ROOT / "nanomerci/lab/experiments/benchmark.csv")
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("| method | paper |") and len(lines) == 2 + 9
-    assert "| `grpo+cfn` | 2402.03300, 2510.16614 | 30 | +0.064 [+0.046, +0.082] |" in lines[2]
+    assert lines[0].startswith("| method | paper |") and len(lines) == 2 + 18
+    assert "| `grpo+cfn` | 2402.03300, 2510.16614 | 30 | +0.073 [+0.052, +0.093] |" in lines[2]
+    assert "\n".join(lines) in (ROOT / "docs/board.md").read_text()
     with pytest.raises(UserError, match="expected an arm"):
         board.main()
     with pytest.raises(UserError, match="expected runs of grpo and"):

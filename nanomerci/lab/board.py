@@ -2,11 +2,11 @@
 
     python -m nanomerci.lab.board grpo+first_use.py:FirstUse
     python -m nanomerci.lab.board best_only.py:best_only --seeds 4
-    python -m nanomerci.lab.board --csv nanomerci/lab/experiments/toy_sql.csv    recorded lines
+    python -m nanomerci.lab.board --csv nanomerci/lab/experiments/benchmark.csv    recorded lines
 
 It says how long it will take, runs the three arms in pairs (the same command resumes after an
 interruption), and prints the method's line: paired differences with intervals, cost, commit,
-processor. docs/your-own.md has the two files.
+processor. docs/your-own.md has the two files, docs/board.md the lines so far.
 """
 
 import os
@@ -21,7 +21,7 @@ from nanomerci.lab import compare, stats
 from nanomerci.runtime.config import UserError, run_command
 from nanomerci.runtime.log import log0
 
-RECORD = Path(__file__).parent / "experiments/toy_sql.csv"  # how long a run took there
+RECORD = Path(__file__).parent / "experiments/benchmark.csv"  # how long a run took there
 METRICS = ["pass@8", "hard", "mean@8"]
 AGAINST_OURS = "pass@8 − GRPO + CFN"
 HEAD = ["method", "paper", "pairs", *(f"{m} − GRPO" for m in METRICS), AGAINST_OURS]
