@@ -244,6 +244,7 @@ def test_the_readmes_table_is_the_recorded_one():
     "title, name, count",
     [
         ("## The benchmark", "benchmark", 20),
+        ("### At equal seconds", "benchmark_seconds", 6),
         ("## `toy_sql`", "toy_sql", 11),
         ("### Follow-up", "toy_sql_later", 4),
         ("## SmolLM2", "smollm2_arithmetic", 5),
