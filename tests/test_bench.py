@@ -62,6 +62,7 @@ def test_the_sampler_table(monkeypatch, capsys):
         for name in ("nanomerci", "transformers generate", "transformers continuous_batching")
     )
     assert "does not run here" not in text and "equal: weights" in text
+    assert "at least: arithmetic 0." in text and "ours: aten::" in text
 
 
 def test_answers_of_the_sampler_bench_are_of_natural_lengths():

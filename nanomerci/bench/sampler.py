@@ -117,6 +117,48 @@ def peers_that_run(model, given):
     return peers
 
 
+def fastest(function, *arguments, rounds=5):
+    """Seconds of the fastest of some calls."""
+    found = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        function(*arguments)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        found.append(time.perf_counter() - start)
+    return min(found)
+
+
+def floor(model, prompts, group, lengths):
+    """What a round takes at least, in words: the arithmetic of its tokens, and reading the weights
+    at every step, each at the rate of one large operation measured here.
+    """
+    how = {"dtype": model.dtype, "device": model.device}
+    square, line = torch.randn(2048, 2048, **how), torch.zeros(1 << 27, **how)
+    flops = 2 * 2048**3 / fastest(torch.mm, square, square)
+    bandwidth = 2 * line.nbytes / fastest(line.clone)
+    start_B = torch.tensor([len(prompt) for prompt in prompts]).repeat_interleave(group)
+    end_B, n = start_B + torch.tensor(lengths), model.num_parameters()
+    size, prompts_once = model.dtype.itemsize, start_B[::group]
+    work = cost.forward_flops(model.config, n, end_B - start_B)
+    work += cost.forward_flops(model.config, n, prompts_once)
+    least = cost.bytes_read(model.config, n * size, start_B, end_B, len(start_B), size)
+    return (
+        f"at least: arithmetic {work / flops:.2f} s at {flops / 1e9:,.0f} GFLOP/s, reading "
+        f"{least / bandwidth:.2f} s at {bandwidth / 1e9:,.0f} GB/s"
+    )
+
+
+def profile(model, given, shown=6):
+    """Which operations a round of ours spends its time in, in words."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        ours(model, *given)
+    events = sorted(profiler.key_averages(), key=lambda event: -event.self_cpu_time_total)
+    total = sum(event.self_cpu_time_total for event in events)
+    parts = [(e.key, e.self_cpu_time_total / total, e.count) for e in events[:shown]]
+    return "ours: " + ", ".join(f"{name} {share:.0%} ({n:,} calls)" for name, share, n in parts)
+
+
 def run(o):
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = build(o.shape, getattr(torch, o.dtype), device)
@@ -143,6 +185,9 @@ def run(o):
         "rounds in turn. Not equal: the\nrandom numbers, so responses differ a little in length: "
         "tokens are those generated, end tokens included, pads not."
     )
+    print(floor(model, prompts, o.group, ours(model, *given)))
+    if device.type == "cpu":
+        print(profile(model, given))
     if device.type == "cpu" and decode.inference_copy(model) is not model:
         print(
             "Nor the arithmetic: this processor has none in bf16, and ours widens the weights to "
