@@ -547,6 +547,14 @@ def test_the_phase_diagram_pools_pairs_over_starts_and_pictures_them(tmp_path, m
         phase.rows_of(phase_runs().assign(arm="grpo"))
 
 
+def test_the_published_phase_diagram_is_printed_again(capsys):
+    records = ROOT / "nanomerci/lab/experiments"
+    phase.main(records / "benchmark_phase.csv")
+    printed = capsys.readouterr().out
+    assert "| on each start |" in printed and "warm start" not in printed
+    assert printed.strip() in (records / "benchmark.md").read_text()
+
+
 def test_a_comparison_tests_the_metrics_that_it_names(tmp_path):
     """Without --tested the means and pass rates; Holm counts what is tested, and the picture shows
     it.
