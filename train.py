@@ -178,10 +178,14 @@ class Run:
         self.task = tasks.load(c)
         models = Models.load(c, self.folder, self.task, self.device)
         self.models = models
-        how = {"lr": c.lr, "betas": (0.9, c.beta2), "weight_decay": c.weight_decay}
-        # one pass over memory in place of a dozen; None: what torch takes on a GPU
-        how["fused"] = self.device.type == "cpu" or None
-        self.optimizer = torch.optim.AdamW(models.policy.parameters(), **how)
+        self.optimizer = torch.optim.AdamW(
+            models.policy.parameters(),
+            lr=c.lr,
+            betas=(0.9, c.beta2),
+            weight_decay=c.weight_decay,
+            # one pass over memory in place of a dozen; None: what torch takes on a GPU
+            fused=self.device.type == "cpu" or None,
+        )
         self.bonus = bonuses.find(c.bonus)(c, models.policy.config.hidden_size, self.device, ranks)
         self.sampler = Sampler(
             models.actor, models.tokenizer, c.max_new_tokens, c.temperature, backend=c.backend

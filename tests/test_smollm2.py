@@ -45,7 +45,6 @@ def test_sft_on_toy_sql_and_what_it_then_does(tmp_path, capsys):
 def test_two_steps_of_the_arithmetic_recipe(smollm2, tmp_path):
     small = "--steps=2 --prompts=3 --group=4 --eval_problems=2 --eval_k=2 --save_every=0".split()
     words = ["smollm2_arithmetic", f"--model={smollm2}", *small, f"--out={tmp_path / 'run'}"]
-    words.append("--dtype=float32")
     train.main(config.parse(words))
     start, *steps = map(json.loads, (tmp_path / "run/metrics.jsonl").read_text().splitlines())
     assert start["eval/problems"] == 2 and len(steps) == 2

@@ -185,11 +185,11 @@ def run(o):
         "rounds in turn. Not equal: the\nrandom numbers, so responses differ a little in length: "
         "tokens are those generated, end tokens included, pads not."
     )
-    print(floor(model, prompts, o.group, ours(model, *given)))
-    if device.type == "cpu":
-        print(profile(model, given))
     if device.type == "cpu" and decode.inference_copy(model) is not model:
         print(
             "Nor the arithmetic: this processor has none in bf16, and ours widens the weights to "
             "fp32 for the round."
         )
+    print(floor(model, prompts, o.group, ours(model, *given)))
+    if device.type == "cpu":
+        print(profile(model, given))

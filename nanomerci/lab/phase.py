@@ -94,9 +94,9 @@ def main(csv: tyro.conf.Positional[Path], out: Path | None = None):
     _, runs, *_ = stats.read(csv)
     rows = rows_of(runs[runs["failed"].isna()])
     found = tests(rows)
-    parts = [f"- {stats.conclusion(d)}" for d in found], table(rows), stats.paired_table(found)
-    text = "\n\n".join("\n".join(lines) for lines in parts)
-    print(text.replace("on each warm start", "on each start"))  # over which the pairs are pooled
+    paired = stats.paired_table(found, "on each start")  # over which the pairs are pooled
+    parts = [f"- {stats.conclusion(d)}" for d in found], table(rows), paired
+    print("\n\n".join("\n".join(lines) for lines in parts))
     if out:
         picture(rows, out / "phase_toy_sql.png")
 

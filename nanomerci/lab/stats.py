@@ -348,13 +348,13 @@ def arms_table(arms, start=None):
     return table(["arm", *names], rows)
 
 
-def paired_table(found):
+def paired_table(found, last="on each warm start"):
     rows = []
     for d in found:
         p_values = f"{d['p']:.2g}", f"{d['p_holm']:.2g}"
         each = ", ".join(f"{value:+.3f}" for value in d["by_warm_start"])
         rows.append([f"{d['arm']} - {d['base']}", d["metric"], *signed(d), *p_values, each])
-    head = ["difference", "in", "mean", "95 %", "p", "corrected", "on each warm start"]
+    head = ["difference", "in", "mean", "95 %", "p", "corrected", last]
     return table(head, rows)
 
 
