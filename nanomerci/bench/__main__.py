@@ -25,6 +25,7 @@ OPTIONS = {  # option: (the default, or the choices and the default first; meani
     "steps": (12, "step: steps that count"),
     "shape": ([*sampler.SHAPES], "sampler: the model's shape, random weights"),
     "dtype": (["float32", "bfloat16"], "sampler: of the weights"),
+    "compiled": (["no", "yes"], "sampler: also generate with a static cache, compiled (minutes)"),
     "bonus": (["cfn", "none"], "step: ours with or without the counter"),
     "cfn_features": (["frozen", "policy"], "step: as in train.py"),
 }

@@ -10,6 +10,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoModelForCausalLM,
+    CompileConfig,
     ContinuousBatchingConfig,
     GenerationConfig,
     LlamaConfig,
@@ -65,13 +66,21 @@ def repeated(prompts, group):
     return list(chain.from_iterable([prompt] * group for prompt in prompts))
 
 
-def generate(model, prompts, group, length, ends):
+def generate(model, prompts, group, length, ends, **how):
     rows = [torch.tensor(prompt, device=model.device) for prompt in repeated(prompts, group)]
     tokens = pad_sequence(rows, batch_first=True, padding_side="left")
-    how = {"attention_mask": tokens.sign(), "generation_config": plain_sampling(length, ends)}
+    how |= {"attention_mask": tokens.sign(), "generation_config": plain_sampling(length, ends)}
     with torch.no_grad():
         full = model.generate(tokens, **how)
     return (full[:, tokens.shape[1] :] != 0).sum(1).tolist()
+
+
+def compiled_generate(*arguments):
+    """generate with a static cache, its decoding step compiled, as it is on a GPU."""
+    compilation = CompileConfig()
+    compilation._compile_all_devices = True  # else not on a CPU
+    how = {"cache_implementation": "static", "compile_config": compilation}
+    return generate(*arguments, **how)
 
 
 def continuous_batching(model, prompts, group, length, ends):
@@ -102,10 +111,12 @@ def timed(model, function, *arguments):
     return time.perf_counter() - start, int(sum(lengths))
 
 
-def peers_that_run(model, given):
+def peers_that_run(model, given, compiled):
     """The first call of each sets things up, and is not counted."""
-    peers = {}
-    for name, function in PEERS.items():
+    wanted, peers = dict(PEERS), {}
+    if compiled == "yes":
+        wanted["generate, static and compiled"] = compiled_generate
+    for name, function in wanted.items():
         try:
             timed(model, function, *given)
             peers[name] = function
@@ -169,7 +180,7 @@ def run(o):
         f"{o.rows} rows in groups of {o.group}, at most {o.length} new tokens\n"
         f"{'peer':32s} {'tokens/s':>10s} {'tokens':>8s} {'seconds':>8s} {'ours is':>8s}"
     )
-    peers = peers_that_run(model, given)
+    peers = peers_that_run(model, given, o.compiled)
     runs = {name: [] for name in peers}
     for _ in range(o.rounds):
         for name, function in peers.items():  # in turn, so that a busy machine slows all alike

@@ -1,0 +1,69 @@
+"""products: a product answered at once or worked out, for a pretrained model that is first shown
+both (lab/smollm2_products.py).
+
+    What is 7 times 46?      322                                                        (common)
+                             7 times 40 is 280, 7 times 6 is 42, 280 plus 42 is 322     (rare)
+
+A small model is seldom correct at once and mostly when it works the product out. All answers of the
+SFT demonstrations are correct. Half of their questions end with "Work it out." and are worked out,
+so that the model can; of the others --rare_share are, so that it seldom does. Training and
+evaluation ask only the others.
+"""
+
+import random
+import re
+import zlib
+from dataclasses import dataclass
+
+from nanomerci.tasks import Task, arithmetic
+
+
+@dataclass(frozen=True)
+class Problem:
+    id: str
+    prompt: str
+    gold: str
+    a: int
+    b: int
+
+
+def worked(a, b):
+    tens, units = b // 10 * 10, b % 10
+    parts = f"{a} times {tens} is {a * tens}, {a} times {units} is {a * units}"
+    return f"{parts}, {a * tens} plus {a * units} is {a * b}"
+
+
+class Products(Task):
+    """A digit from 2 to 9 times a number of two digits; one question of five is held out."""
+
+    def __init__(self, rare_share):
+        """rare_share: of the demonstrations that do not ask for it, how many are worked out."""
+        super().__init__()
+        self.rare_share = rare_share
+        pairs = [(a, b) for b in range(11, 100) for a in range(2, 10) if b % 10]
+        for a, b in random.Random(17).sample(pairs, len(pairs)):
+            asked = f"What is {a} times {b}?"
+            held_out = zlib.crc32(asked.encode()) % 5 == 0
+            problems = self.test if held_out else self.train
+            problems.append(Problem(f"products/{a}*{b}", asked, str(a * b), a, b))
+
+    def demonstration(self, rng):
+        problem = rng.choice(self.train)
+        in_steps = worked(problem.a, problem.b)
+        if rng.random() < 0.5:
+            return f"{problem.prompt} Work it out.", in_steps
+        return problem.prompt, in_steps if rng.random() < self.rare_share else problem.gold
+
+    def job(self, problem, text):
+        return arithmetic.grade, problem.gold, text
+
+    def answer(self, text):
+        return arithmetic.answer(text)
+
+    def rare(self, problem, text):
+        """Whether a response works the product out, correctly or not (the experiments count it)."""
+        return re.search(r"times .* is .* plus .* is ", text) is not None
+
+
+def load(c):
+    return Products(c.rare_share)
