@@ -215,12 +215,12 @@ class Job(NamedTuple):
         return 0
 
 
-def run_all(jobs, places, description, unit):
-    """Each job in a process of its own, one per place at a time. The processes are forks of this
+def run_all(jobs, where, description, unit):
+    """Each job in a process of its own, one at a time per place. The processes are forks of this
     one, so torch is imported once; they die with it, however it dies. -> {job: status}
     """
     fork, todo, done = multiprocessing.get_context("fork"), list(jobs), 0
-    free, running, statuses, told = list(places), {}, {}, False
+    free, running, statuses, told = list(where), {}, {}, False
     tqdm.monitor_interval = 0  # no thread may be there when a process forks
     with (
         GracefulShutdown() as stop,
