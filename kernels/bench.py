@@ -367,14 +367,18 @@ def resident_peak(function):
     return resident("VmHWM") - before
 
 
-def in_turn(cases, rounds, clock):
-    """{name: function} -> {name: [seconds]}; in turn, so that all are equally disturbed."""
+def in_turn(cases, rounds, clock, unit="s", scale=1):
+    """{name: function} -> rows of the median and the least time, in seconds x scale; in turn, so
+    that all are equally disturbed.
+    """
     times = {name: [] for name in cases}
     for _, (name, function) in product(range(rounds), cases.items()):
         start = clock()
         function()
-        times[name].append(clock() - start)
-    return times
+        times[name].append(scale * (clock() - start))
+    columns = "method", f"median_{unit}", f"least_{unit}"
+    rows = ((name, sorted(found)[rounds // 2], min(found)) for name, found in times.items())
+    return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
 def head_table(rounds=7):
@@ -388,10 +392,8 @@ def head_table(rounds=7):
         methods["TRL chunked"] = trl_chunked
     cases = {name: partial(learn, method, inputs, ids_N) for name, method in methods.items()}
     peaks = {name: resident_peak(function) for name, function in cases.items()}
-    rows = []
-    for name, seconds in in_turn(cases, rounds, time.perf_counter).items():
-        row = {"method": name, "median_s": sorted(seconds)[rounds // 2], "least_s": min(seconds)}
-        rows.append(row | {"MiB": peaks[name] / MIB})
+    rows = in_turn(cases, rounds, time.perf_counter)
+    rows = [row | {"MiB": peaks[row["method"]] / MIB} for row in rows]
     gradients = sum(x.nbytes for x in inputs) / MIB
     threads = torch.get_num_threads()
     title = f"The head of SmolLM2-135M, N = 2048, fp32, {threads} threads, forward + backward."
@@ -413,11 +415,8 @@ def toy_table():
         "network, no gradient": partial(torch.no_grad()(scores["eager (fp32)"]), inputs[0]),
         "cfn_score, torch": partial(scores["ours"], inputs[0].detach()),
     }
-    rows = []
-    for name, seconds in in_turn(cases, 100, time.thread_time).items():
-        ms = [1e3 * s for s in seconds]
-        rows.append({"method": name, "median_ms": sorted(ms)[50], "least_ms": min(ms)})
-    return show("Toy size on one CPU thread, forward + backward (the network: forward).", rows)
+    title = "Toy size on one CPU thread, forward + backward (the network: forward)."
+    return show(title, in_turn(cases, 100, time.thread_time, "ms", 1e3))
 
 
 def cuda_tables(quick):

@@ -46,34 +46,23 @@ def fold(net, dtype, multiple_D, multiple_H, multiple_C):
     """
 
     def pad(a, *multiples):
-        sizes = [
-            size
-            for n, m in zip(reversed(a.shape), reversed(multiples), strict=False)
-            for size in (0, -n % m)
-        ]
-        return torch.nn.functional.pad(a, sizes).contiguous()
+        sizes = [n + -n % m for n, m in zip(a.shape, multiples, strict=True)]
+        padded = a.new_zeros(sizes)
+        padded[tuple(map(slice, a.shape))] = a
+        return padded
 
     def bias(linear):
-        return (
-            torch.zeros(linear.out_features, device=linear.weight.device)
-            if linear.bias is None
-            else linear.bias.float()
-        )
+        return 0.0 if linear.bias is None else linear.bias.float()
 
-    mean_D = (
-        torch.zeros_like(net.mean_D) if dtype == torch.float32 else net.mean_D
-    )  # fp32: the kernel takes it off
+    # in fp32 the kernel takes the mean off
+    mean_D = torch.zeros_like(net.mean_D) if dtype == torch.float32 else net.mean_D
     s_C, head, prior = net.prior_scale_C.float(), net.head, net.prior
     last_CH = [head[-1].weight.float(), prior[-1].weight.float() * s_C[:, None]]
     shift_C = bias(head[-1]) + (bias(prior[-1]) - net.prior_mean_C) * s_C
     if len(head) == 1:
         first_CD = pad(((last_CH[0] + last_CH[1]) * net.scale_D).to(dtype), multiple_C, multiple_D)
-        return (
-            first_CD,
-            None,
-            None,
-            pad(shift_C, multiple_C) - first_CD[:, : len(mean_D)].float() @ mean_D,
-        )
+        mean_C = first_CD[:, : len(mean_D)].float() @ mean_D
+        return first_CD, None, None, pad(shift_C, multiple_C) - mean_C
     first_HD = (torch.cat([head[0].weight, prior[0].weight]).float() * net.scale_D).to(dtype)
     bias_H = torch.cat([bias(head[0]), bias(prior[0])]) - first_HD.float() @ mean_D
     second_CH = torch.cat(last_CH, 1).to(dtype)
@@ -122,10 +111,7 @@ else:
         """
         PRECISION: tl.constexpr = "tf32x3" if CENTRE else "ieee"
         n = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)
-        live, n = (
-            n < N,
-            tl.minimum(n, N - 1),
-        )  # rows beyond the last compute it again, and store nothing
+        live, n = n < N, tl.minimum(n, N - 1)  # beyond the last: computed again, not stored
         h, c, d = tl.arange(0, BH), tl.arange(0, BC), tl.arange(0, BD)
         f = tl.zeros([BN, BC], tl.float32)
         for h0 in range(0, H, BH):
@@ -144,9 +130,8 @@ else:
                 f += z
             else:
                 z += tl.load(bias + h0 + h)[None, :]
-                z = tl.where(z < 0, 0.0, z).to(
-                    first.dtype.element_ty
-                )  # unlike maximum(z, 0), keeps a NaN
+                # unlike maximum(z, 0), keeps a NaN
+                z = tl.where(z < 0, 0.0, z).to(first.dtype.element_ty)
                 w2 = tl.load(second + c[None, :] * H + (h0 + h)[:, None])
                 if UPCAST:
                     z, w2 = z.to(tl.float32), w2.to(tl.float32)
@@ -167,36 +152,22 @@ def launch_shape(dtype, H, C):
     else:
         BN, BD, BH = 128 if BC == 32 else 64, 64, 128 if H <= 128 else 256
         warps = 8 if H and BN * BH >= 128 * 128 else 4
-    return (BN, BD, BH if H else BC, BC), {
-        "num_warps": warps,
-        "num_stages": 3,
-        "enable_fp_fusion": True,
-    }
+    options = {"num_warps": warps, "num_stages": 3, "enable_fp_fusion": True}
+    return (BN, BD, BH if H else BC, BC), options
 
 
 @torch.no_grad()
 def cfn_score_triton(hidden_ND, net):
     hidden_ND = hidden_ND if hidden_ND.stride(1) == 1 else hidden_ND.contiguous()
     (N, D), C, two = hidden_ND.shape, net.head[-1].out_features, len(net.head) > 1
-    (BN, BD, BH, BC), options = launch_shape(
-        hidden_ND.dtype, 2 * net.head[0].out_features if two else 0, C
-    )
-    first, bias, second, shift = fold(net, hidden_ND.dtype, BD, BH, BC)
+    H = 2 * net.head[0].out_features if two else 0
+    (BN, BD, BH, BC), options = launch_shape(hidden_ND.dtype, H, C)
+    first, *rest = fold(net, hidden_ND.dtype, BD, BH, BC)
     invn_N = torch.empty(N, device=hidden_ND.device)
     if N:
+        states = hidden_ND, hidden_ND.stride(0), net.mean_D
         score_kernel[-(-N // BN),](
-            hidden_ND,
-            hidden_ND.stride(0),
-            net.mean_D,
-            first,
-            bias,
-            second,
-            shift,
-            invn_N,
-            N,
-            D,
-            first.shape[1],
-            C,
+            *(*states, first, *rest, invn_N, N, D, first.shape[1], C),
             H=len(first),
             BN=BN,
             BD=BD,
@@ -225,8 +196,6 @@ def cfn_score(hidden_ND, net, backend=None):
         )
     if hidden_ND.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise TypeError(f"got {hidden_ND.dtype}; expected float32, bfloat16 or float16")
-    return (
-        cfn_score_triton
-        if choose(backend, hidden_ND, score_kernel) == "triton"
-        else cfn_score_reference
-    )(hidden_ND, net)
+    if choose(backend, hidden_ND, score_kernel) == "triton":
+        return cfn_score_triton(hidden_ND, net)
+    return cfn_score_reference(hidden_ND, net)

@@ -25,12 +25,11 @@ OPTIONS = {"num_warps": 8, "enable_fp_fusion": True}
 def draw_reference(logits_SV, uniform_S, temperature=1.0):
     """The plain-torch twin. (S, V) any float, (S,) -> ids_S int64, logp_S fp32."""
     logits_SV = logits_SV.float()
+    scaled_SV = logits_SV if temperature in (0, 1) else logits_SV / temperature
+    logp_SV = scaled_SV.log_softmax(-1)
     if temperature == 0:
-        logp_SV = logits_SV.log_softmax(-1)
         ids_S = logp_SV.argmax(-1)
     else:
-        scaled_SV = logits_SV if temperature == 1 else logits_SV / temperature
-        logp_SV = scaled_SV.log_softmax(-1)
         cdf_SV = logp_SV.exp().cumsum(-1)
         mark_S1 = uniform_S[:, None] * cdf_SV[:, -1:]
         # right=True: the first token whose cdf is *beyond* the mark, so a token of probability 0

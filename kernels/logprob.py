@@ -232,6 +232,9 @@ def gradient_triton(x_Nv, ids_N, first, rows, dtype, reuse=False):
     return dx_Nv
 
 
+PASSES = {"torch": (scan_torch, gradient_torch), "triton": (scan_triton, gradient_triton)}
+
+
 # ---- Tiles
 
 
@@ -315,7 +318,7 @@ class _Logits(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, logits_NV, ids_N, inverse_t_N, scan, gradient, block):
+    def forward(ctx, logits_NV, ids_N, inverse_t_N, block, scan, gradient):
         cut = [a.split(block) for a in (logits_NV, ids_N, inverse_t_N)]
         parts = [
             scan(x_nV, ids_n, 0, inverse_t_n, None, True)
@@ -377,11 +380,8 @@ def linear_logprob_entropy(hidden_ND, weight_VD, ids_N, temperature=1.0, backend
             "one of them"
         )
     inverse_t_N = _check(hidden_ND, len(weight_VD), ids_N, temperature)
-    if choose(backend, hidden_ND, scan_kernel) == "triton":
-        return _Linear.apply(
-            hidden_ND, weight_VD, ids_N.contiguous(), inverse_t_N, scan_triton, gradient_triton
-        )
-    return _Linear.apply(hidden_ND, weight_VD, ids_N, inverse_t_N, scan_torch, gradient_torch)
+    passes = PASSES[choose(backend, hidden_ND, scan_kernel)]
+    return _Linear.apply(hidden_ND, weight_VD, ids_N.contiguous(), inverse_t_N, *passes)
 
 
 def logprob_entropy(logits_NV, ids_N, temperature=1.0, backend=None):
@@ -391,28 +391,12 @@ def logprob_entropy(logits_NV, ids_N, temperature=1.0, backend=None):
     if logits_NV.dim() != 2:
         raise ValueError(f"got logits {tuple(logits_NV.shape)}; expected (N, V)")
     inverse_t_N = _check(logits_NV, logits_NV.shape[1], ids_N, temperature)
-    if choose(backend, logits_NV, scan_kernel) == "triton":
-        logits_NV = logits_NV if logits_NV.stride(1) == 1 else logits_NV.contiguous()
-        return _Logits.apply(
-            logits_NV,
-            ids_N.contiguous(),
-            inverse_t_N,
-            scan_triton,
-            gradient_triton,
-            max(len(logits_NV), 1),
-        )
+    backend = choose(backend, logits_NV, scan_kernel)
     block = max(1, TILE_BYTES // (4 * logits_NV.shape[1]))  # rows whose fp32 copies fill a tile
-    return _Logits.apply(logits_NV, ids_N, inverse_t_N, scan_torch, gradient_torch, block)
-
-
-def linear_logprob_entropy_reference(hidden_ND, weight_VD, ids_N, temperature=1.0):
-    """The plain-torch twin: same tiles, same numbers."""
-    return linear_logprob_entropy(hidden_ND, weight_VD, ids_N, temperature, backend="torch")
-
-
-def logprob_entropy_reference(logits_NV, ids_N, temperature=1.0):
-    """The plain-torch twin: the same, a block of rows at a time."""
-    return logprob_entropy(logits_NV, ids_N, temperature, backend="torch")
+    if backend == "triton":
+        block = max(1, len(logits_NV))
+        logits_NV = logits_NV if logits_NV.stride(1) == 1 else logits_NV.contiguous()
+    return _Logits.apply(logits_NV, ids_N.contiguous(), inverse_t_N, block, *PASSES[backend])
 
 
 def _check(x, V, ids_N, temperature):

@@ -35,17 +35,22 @@ def child(command, **environment):
     return usage.ru_maxrss / 1024
 
 
+def options(o):
+    """The run that both make, in train.py's words."""
+    words = f"--prompts {o.rows // o.group} --group {o.group} --steps {o.steps + SKIPPED}"
+    words += f" --max_new_tokens {o.length} --bonus {o.bonus} --cfn_features {o.cfn_features}"
+    words += " --minibatches 1 --eval_every 0 --eval_problems 2 --eval_k 1 --save_every 0"
+    return ["toy_sql", *words.split()]
+
+
 def our_step(o, folder):
     """train.py itself, the default recipe with every stage of it -> seconds per step, tokens per
     response, peak memory, seconds per phase.
     """
     run = folder / "ours"
     shutil.rmtree(run, ignore_errors=True)
-    words = f"--prompts {o.rows // o.group} --group {o.group} --steps {o.steps + SKIPPED}"
-    words += f" --max_new_tokens {o.length} --bonus {o.bonus} --cfn_features {o.cfn_features}"
-    words += " --minibatches 1 --eval_every 0 --eval_problems 2 --eval_k 1 --save_every 0"
-    python = [sys.executable, str(ROOT / "train.py"), "toy_sql", f"--out={run}", "--report=False"]
-    memory = child([*python, *words.split()])
+    python = [sys.executable, str(ROOT / "train.py"), *options(o)]
+    memory = child([*python, f"--out={run}", "--report=False"])
     steps = [m for m in read_lines(run / "metrics.jsonl") if m["step"] > SKIPPED]
     seconds = [m["time/step"] - m.get("time/eval", 0.0) for m in steps]
     phases = {name: median(m[f"time/{name}"] for m in steps) for name in PHASES}
@@ -57,60 +62,64 @@ def trl_step(o, folder):
     per step, tokens per response, peak memory.
     """
     out, policy = folder / "trl.json", folder / "ours/checkpoints/step_000000/model"
-    numbers = [o.rows // o.group, o.group, o.length, o.steps + SKIPPED]
-    command = [sys.executable, "-m", "nanomerci.bench.step", policy, out, *numbers]
-    memory = child([*map(str, command)], PYTHONPATH=str(ROOT), HF_HUB_OFFLINE="1")
+    command = [sys.executable, "-m", "nanomerci.bench.step", str(policy), str(out), *options(o)]
+    memory = child(command, PYTHONPATH=str(ROOT), HF_HUB_OFFLINE="1")
     found = json.loads(out.read_text())
     return found["seconds"][SKIPPED:], found["lengths"][SKIPPED:], memory, None
 
 
-def trl_config(scratch, prompts, group, length, steps):
-    """GRPO as train.py's default recipe has it, without a bonus."""
+def trl_arguments(scratch, c, task, problems, **more):
+    """What a GRPOTrainer of TRL takes to train on these problems as c, a Config of ours, says,
+    without a bonus; more: of GRPOConfig.
+    """
+    from datasets import Dataset
     from trl import GRPOConfig
 
-    return GRPOConfig(
+    by_id = {problem.id: problem for problem in problems}
+
+    def reward(completions, id, **_):
+        jobs = (task.job(by_id[i], m["content"]) for i, (m,) in zip(id, completions, strict=True))
+        return [grade(*arguments).reward for grade, *arguments in jobs]
+
+    args = GRPOConfig(
         scratch,
-        per_device_train_batch_size=prompts * group,
-        num_generations=group,
-        max_completion_length=length,
-        max_steps=steps,
-        learning_rate=4e-4,
-        beta=0.0,
-        temperature=1.0,
-        top_k=0,
+        per_device_train_batch_size=c.prompts * c.group // c.minibatches,
+        steps_per_generation=c.minibatches,
+        gradient_accumulation_steps=1,
+        num_generations=c.group,
+        max_completion_length=c.max_new_tokens,
+        max_steps=c.steps * c.minibatches,
+        learning_rate=c.lr,
+        lr_scheduler_type="linear" if c.lr_decay else "constant",
         loss_type="grpo",
+        beta=0.0,
+        temperature=c.temperature,
+        top_k=c.top_k,
         bf16=False,
         use_cpu=True,
-        report_to=[],
-        logging_steps=1,
-        save_strategy="no",
         gradient_checkpointing=False,
+        report_to=[],
+        save_strategy="no",
         disable_tqdm=True,
-        shuffle_dataset=False,
         dataloader_pin_memory=False,
+        **more,
     )
+    rows = [{"prompt": [{"role": "user", "content": p.prompt}], "id": p.id} for p in problems]
+    return {"reward_funcs": reward, "args": args, "train_dataset": Dataset.from_list(rows)}
 
 
-def trl(policy, out, prompts, group, length, steps):
+def trl(policy, out, words):
     """In a process of its own: train, and write what it took."""
-    from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import GRPOTrainer
 
     from nanomerci import tasks
     from nanomerci.runtime import config
 
-    task = tasks.load(config.parse(["toy_sql"]))
-    problems = tasks.pick(task.train, list(range(prompts * steps)), 0)
-    by_prompt, seconds, lengths = {p.prompt: p for p in problems}, [], []
-
-    def reward(prompts, completions, **_):
-        rewards = []
-        for asked, said in zip(prompts, completions, strict=True):
-            problem = by_prompt[asked[-1]["content"]]
-            grade, *arguments = task.job(problem, said[-1]["content"])
-            rewards.append(grade(*arguments).reward)
-        return rewards
+    c = config.parse(words)
+    task = tasks.load(c)
+    problems = tasks.pick(task.train, list(range(c.prompts * c.steps)), c.seed)
+    seconds, lengths = [], []
 
     class Watch(TrainerCallback):
         def on_step_begin(self, *_, **__):
@@ -123,15 +132,13 @@ def trl(policy, out, prompts, group, length, steps):
             if "completions/mean_length" in (logs or {}):
                 lengths.append(logs["completions/mean_length"])
 
-    asked = [{"prompt": [{"role": "user", "content": p.prompt}]} for p in problems]
+    how = {"logging_steps": 1, "shuffle_dataset": False}
     with tempfile.TemporaryDirectory() as scratch:
         GRPOTrainer(
             AutoModelForCausalLM.from_pretrained(policy, dtype="float32"),
-            reward,
-            trl_config(scratch, prompts, group, length, steps),
-            train_dataset=Dataset.from_list(asked),
             processing_class=AutoTokenizer.from_pretrained(policy, padding_side="left"),
             callbacks=[Watch()],
+            **trl_arguments(scratch, c, task, problems, **how),
         ).train()
     Path(out).write_text(json.dumps({"seconds": seconds, "lengths": lengths}))
 
@@ -168,4 +175,4 @@ def run(o):
 
 
 if __name__ == "__main__":
-    trl(*sys.argv[1:3], *map(int, sys.argv[3:]))
+    trl(*sys.argv[1:3], sys.argv[3:])

@@ -32,7 +32,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from itertools import chain, product
+from itertools import chain, cycle, islice, product
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import NamedTuple
@@ -43,7 +43,7 @@ from tqdm import tqdm
 from nanomerci import tasks, train
 from nanomerci.lab import stats
 from nanomerci.loop.warmstart import tiny_policy
-from nanomerci.runtime import config
+from nanomerci.runtime import checkpoint, config
 from nanomerci.runtime.config import UserError
 from nanomerci.runtime.log import GracefulShutdown, log0, progress_bar
 from nanomerci.view import report
@@ -51,8 +51,8 @@ from nanomerci.view import report
 # to settle --dtype asks for a GPU, which by default starts CUDA, and then no fork can use it
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 ROOT = Path(__file__).parents[2]
-# options of train.py that the arms and cells decide
 STARTS = 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32  # shares of the rare idiom, of the phase diagram
+# options of train.py that the arms and cells decide
 OURS = {"algo", "bonus", "seed", "sft_seed", "resume", "dry_run"}
 
 
@@ -97,8 +97,6 @@ class Comparison:
     """Runs at a time; 0 = one per GPU, or one per core."""
     out: Path = Path("runs/compare")
     """Folder of the comparison."""
-    keep_models: bool = False
-    """Keep the checkpoints of finished runs."""
 
 
 def arguments(argv):
@@ -174,7 +172,7 @@ def plan(a, words):
             raise UserError(
                 f"--contrasts {'/'.join(pair)}: expected ARM/ARM of the arms {', '.join(arms)}"
             )
-    recipe = [words[0]] if words and not words[0].startswith("-") else []
+    recipe = words[:1] if config.named(words) else []
     common = ["--budget", str(base.steps * base.prompts), "--threads", "1", "--graders", "1"]
     common += ["--report", "False", *words[len(recipe) :]]
     argv = {arm: [*recipe, *common, *options(arm)] for arm in arms}
@@ -217,12 +215,12 @@ class Job(NamedTuple):
         return 0
 
 
-def run_all(jobs, slots, gpus, description, unit):
-    """Each job in a process of its own, `slots` at a time. The processes are forks of this one, so
-    torch is imported once; they die with it, however it dies. -> {job: status}
+def run_all(jobs, where, description, unit):
+    """Each job in a process of its own, one at a time per place. The processes are forks of this
+    one, so torch is imported once; they die with it, however it dies. -> {job: status}
     """
     fork, todo, done = multiprocessing.get_context("fork"), list(jobs), 0
-    running, statuses, told = {}, {}, False
+    free, running, statuses, told = list(where), {}, {}, False
     tqdm.monitor_interval = 0  # no thread may be there when a process forks
     with (
         GracefulShutdown() as stop,
@@ -230,16 +228,15 @@ def run_all(jobs, slots, gpus, description, unit):
     ):
         try:
             while running or todo and not stop.requested:
-                free = sorted(set(range(slots)) - {slot for _, slot, _ in running.values()})
                 while todo and free and not stop.requested:
-                    job, slot = todo.pop(0), free.pop(0)
-                    gpu = gpus[slot % len(gpus)] if gpus else None
+                    job, gpu = todo.pop(0), free.pop(0)
                     process = fork.Process(target=_child, args=(job, os.getpid(), gpu))
                     process.start()
-                    running[process.sentinel] = process, slot, job
+                    running[process.sentinel] = process, gpu, job
                 for sentinel in wait(list(running), timeout=0.5):
-                    process, _, job = running.pop(sentinel)
+                    process, gpu, job = running.pop(sentinel)
                     process.join()
+                    free.append(gpu)
                     statuses[job], done = process.exitcode, done + job.size
                 if stop.requested and not told:
                     told = True
@@ -274,14 +271,16 @@ def _child(job, parent, gpu):
     config.run_command(job.function)
 
 
-def visible_gpus(c):
-    if c.device == "cpu":
-        return []
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return visible.split(",") if visible else list(map(str, range(torch.cuda.device_count())))
+def places(c, jobs):
+    """The GPU, or None, of each run that is made at the same time."""
+    gpus, visible = [], os.environ.get("CUDA_VISIBLE_DEVICES")
+    if c.device != "cpu":
+        gpus = visible.split(",") if visible else list(map(str, range(torch.cuda.device_count())))
+    at_a_time = jobs or len(gpus) or len(os.sched_getaffinity(0))
+    return list(islice(cycle(gpus or [None]), at_a_time))
 
 
-def warm_starts(todo, slots, gpus):
+def warm_starts(todo, where):
     """The tiny models that these cells start from: made once, then cached."""
     logs, work = todo[0].folder.parent, []
     for (warm, share), c in {(cell.warm, cell.c.rare_share): cell.c for cell in todo}.items():
@@ -290,36 +289,34 @@ def warm_starts(todo, slots, gpus):
             work.append(Job(logs / f"warm-{warm}-{share}", partial(tiny_policy, task, warm)))
     if not work:
         return
-    statuses = run_all(work, slots, gpus, "warm starts (once, then cached)", "model")
+    statuses = run_all(work, where, "warm starts (once, then cached)", "model")
     for job, status in statuses.items():
         if status:
             raise UserError(f"{job.folder.name}: status {status}; see {job.log}")
 
 
-def run(cells, jobs, keep_models):
+def run(cells, jobs):
     """Warm starts once, then every cell that is not finished. -> {folder's name: what failed}"""
-    todo, gpus = [cell for cell in cells if not cell.finished], visible_gpus(cells[0].c)
-    slots = jobs or len(gpus) or len(os.sched_getaffinity(0))
+    todo, where = [cell for cell in cells if not cell.finished], places(cells[0].c, jobs)
     if todo:
-        warm_starts(todo, slots, gpus)
+        warm_starts(todo, where)
     git = ["git", "-C", ROOT, "describe", "--always", "--dirty", "--exclude=*"]
     commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
-    for cell in set(cells) - set(todo) if not keep_models else ():  # a kill may have left them
+    for cell in set(cells) - set(todo):  # a kill may have left them
         shutil.rmtree(cell.folder / "checkpoints", ignore_errors=True)
     work = {}
     for cell in todo:
-        function = partial(run_cell, cell, keep_models, commit)
-        work[Job(cell.folder, function, cell.c.steps + 1)] = cell
-    log0(f"{len(cells)} runs, {len(cells) - len(todo)} of them finished, {slots} at a time")
+        work[Job(cell.folder, partial(run_cell, cell, commit), cell.c.steps + 1)] = cell
+    log0(f"{len(cells)} runs, {len(cells) - len(todo)} of them finished, {len(where)} at a time")
     failed = {}
-    for job, status in run_all(work, slots, gpus, "steps", "step").items():
+    for job, status in run_all(work, where, "steps", "step").items():
         if status or not work[job].finished:
             said = job.log.read_text(errors="replace").strip().splitlines() or ["said nothing"]
             failed[job.folder.name] = f"{job.folder.name}: status {status}, {said[-1]}"
     return failed
 
 
-def run_cell(cell, keep_models, commit):
+def run_cell(cell, commit):
     """In its own process: begin, or go on from the newest checkpoint. Finished, the metrics and the
     answers stay.
     """
@@ -332,7 +329,7 @@ def run_cell(cell, keep_models, commit):
     made_by = {"commit": commit or None, "processor": processor(cell.c)}
     report.write(folder / "made_by.json", json.dumps(made_by))
     train.main(config.parse(list(argv)))
-    if cell.finished and not keep_models:
+    if cell.finished:
         shutil.rmtree(checkpoints)
 
 
@@ -347,8 +344,7 @@ def main(argv):
     a, words = arguments(argv)
     cells = plan(a, words)
     logs = a.out / "cells"
-    if logs.exists() and not logs.is_dir() or a.out.is_file():
-        raise UserError(f"--out {a.out}: is a file; choose another --out")
+    checkpoint.writable(logs, "--out", "choose another")
     logs.mkdir(parents=True, exist_ok=True)
     with open(a.out / ".lock", "w") as lock:
         try:
@@ -360,7 +356,7 @@ def main(argv):
             ) from None
         for cell in cells:
             check(cell)
-        failed = run(cells, a.jobs, a.keep_models)
+        failed = run(cells, a.jobs)
     command = shlex.join(["python", "-m", "nanomerci.lab.compare", *argv])
     print(stats.write(a.out, command, *stats.collect(cells, failed)))
     if failed:
