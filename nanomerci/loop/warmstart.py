@@ -125,13 +125,11 @@ def sft(model, tokenizer, task, seed, steps, batch, lr):
 
 def demonstrations(task, tokenizer, rng, eos, batch):
     """-> tokens_BT, mask_BT of so many demonstrations."""
-    prompts, responses = [], []
+    rows, masks = [], []
     for _ in range(batch):
         prompt, response = task.demonstration(rng)
-        prompts.append(encode(tokenizer, prompt))
-        responses.append([*tokenizer(response, add_special_tokens=False)["input_ids"], eos])
-    tokens_BT = pad([p + r for p, r in zip(prompts, responses, strict=True)])
-    column_T = torch.arange(tokens_BT.shape[1])
-    start_B1 = torch.tensor([len(p) for p in prompts])[:, None]
-    end_B1 = start_B1 + torch.tensor([len(r) for r in responses])[:, None]
-    return tokens_BT, ((column_T >= start_B1) & (column_T < end_B1)).float()
+        asked = encode(tokenizer, prompt)
+        written = [*tokenizer(response, add_special_tokens=False)["input_ids"], eos]
+        rows.append(asked + written)
+        masks.append([0] * len(asked) + [1] * len(written))
+    return pad(rows), pad(masks).float()
