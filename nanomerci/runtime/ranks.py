@@ -12,7 +12,6 @@ to sample from.
 import copy
 import datetime
 import os
-from bisect import bisect
 from functools import wraps
 from types import MethodType
 
@@ -131,9 +130,8 @@ def global_order(number_P):
     """Each group's place in the order of the groups of all ranks. Numbers are positions in the
     stream of problems -> int64.
     """
-    order = sorted(gather(number_P.tolist()))
-    place_P = [bisect(order, n) - 1 for n in number_P.tolist()]
-    return torch.tensor(place_P, dtype=torch.int64, device=number_P.device)
+    order_N = number_P.new_tensor(sorted(gather(number_P.tolist())))
+    return torch.searchsorted(order_N, number_P)
 
 
 def mini_batch(number_P, parts):
