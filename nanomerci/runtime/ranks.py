@@ -31,8 +31,6 @@ def start(device, rank_timeout=1800.0):
 
     rank_timeout: seconds a rank waits for the others before it takes them for dead.
     """
-    if device not in ("auto", "cpu", "cuda"):
-        raise UserError(f"--device {device}: expected cpu, cuda or auto")
     usable = torch.cuda.is_available()
     if device == "cuda" and not usable:
         raise UserError("--device cuda: torch finds no GPU on this machine; try --device cpu")
