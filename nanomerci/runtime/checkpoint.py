@@ -19,7 +19,7 @@ import os
 import shutil
 import tempfile
 import zlib
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -249,12 +249,10 @@ def truncate(path, step):
     """Drop the lines a killed run wrote after the checkpoint it resumes from, and a half line."""
     if path.exists():
         kept = []
-        for line in path.read_text().splitlines():
-            try:
+        with suppress(json.JSONDecodeError):  # a half line is the last
+            for line in path.read_text().splitlines():
                 if json.loads(line)["step"] <= step:
                     kept.append(line + "\n")
-            except json.JSONDecodeError:
-                break
         scratch = path.with_suffix(".partial")
         scratch.write_text("".join(kept))
         sync(scratch)
