@@ -94,7 +94,6 @@ def tiny_policy(task, seed=0):
                 tokenizer.save_pretrained(scratch)
                 if not folder.exists():  # another process may have been faster
                     os.rename(scratch, folder)
-                    os.mkdir(scratch)
         except (OSError, SafetensorError) as error:
             raise UserError(
                 f"the cache {folder.parent}: cannot be written ({reason(error)}); make room, or "
