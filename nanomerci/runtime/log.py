@@ -199,8 +199,7 @@ class StepTimer:
     """timer("sample") charges the time since the last call to time/sample."""
 
     def __init__(self):
-        self.times, self.start = {}, time.perf_counter()
-        self.last = self.start
+        self.times, self.last = {}, time.perf_counter()
 
     def __call__(self, name):
         now = time.perf_counter()
@@ -209,7 +208,7 @@ class StepTimer:
 
     @property
     def metrics(self):
-        return self.times | {"time/step": self.last - self.start}
+        return self.times | {"time/step": sum(self.times.values())}
 
 
 class GracefulShutdown:
