@@ -67,8 +67,7 @@ def save(run, step, models, parts, keep):
     """Write checkpoint `step`, all ranks together; then forget all but the newest `keep` (and step
     0, the run's initial policy).
 
-    models: with policy, actor (a whole copy of it) and tokenizer. parts: {name: part}; of a sharded
-    run the optimizer's state goes into the shards.
+    models: with policy, actor (a whole copy of it) and tokenizer. parts: {name: part}.
     """
     folder = Path(run) / "checkpoints"
     final, scratch = folder / f"step_{step:06d}", folder / f".step_{step:06d}.partial"

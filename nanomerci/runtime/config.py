@@ -1,8 +1,6 @@
 """Options and commands. Options are sections of frozen dataclasses; a recipe overrides their
 defaults, the command line both: two ways to write {option: value}. Nothing here imports torch.
 
-    python train.py [RECIPE] [--option value ...]
-
 Numbers of the MERCI paper are marked (MERCI), of DAPO (DAPO); a choice of ours where the paper is
 silent, (ours).
 """

@@ -4,9 +4,8 @@ function is the identity.
 `torchrun --nproc-per-node=N train.py ...` sets RANK and WORLD_SIZE; nothing else of the project
 knows about ranks. A rank samples, scores and differentiates its own share of the prompts; sums make
 it one batch again. `--shard none`: every rank holds all of the policy and gradients are summed.
-`--shard fsdp`: a rank holds its slice of the fp32 weights, gradients and moments (torch's
-fully_shard) and of the frozen copy, and beside them one whole copy in the dtype of the arithmetic
-to sample from.
+`--shard fsdp`: a rank holds its slice of weights, gradients and moments, by torch's fully_shard:
+see shard() and frozen().
 """
 
 import copy
