@@ -65,7 +65,7 @@ class Log:
             m = m | {"tokens_per_s": m["length/mean"] * responses / seconds}
         self.write("metrics.jsonl", m)
         if "eval/problems" in m:
-            log0(f"step {m['step']}: held-out " + ", ".join(headline(m)))
+            log0(f"step {m['step']}: held-out " + ", ".join(headline(m, self.c.eval_k)))
         if self.bar is not None and m["step"]:
             self.bar.set_postfix({short: f"{m[name]:.3f}" for short, name in WATCHED.items()})
             found = alarms(m, self.c)
@@ -104,10 +104,8 @@ class Log:
                     sync(self.folder / name)
 
 
-def headline(m):
+def headline(m, K):
     """mean@K and pass@K of an evaluation, in words."""
-    means = [name for name in m if name.startswith("eval/mean@") and name[-1].isdigit()]
-    K = max(int(name.split("@")[1]) for name in means)
     names = [name for name in (f"mean@{K}", f"pass@{K}") if f"eval/{name}" in m]
     return [f"{name} {m[f'eval/{name}']:.3f}" for name in names]
 
