@@ -241,10 +241,8 @@ def memory(device):
 
 
 def slots_in(free, size, config):
-    """How many slots of `size` bytes of KV cache each fit into `free` bytes, with their logits
-    (fp32, three times).
-    """
-    return int(free // (size + 12 * config.vocab_size))
+    """How many slots, each of `size` bytes of KV cache and its logits, fit into `free` bytes."""
+    return int(free // (size + 12 * config.vocab_size))  # logits: fp32, three times
 
 
 def max_slots(model, longest, dtype, held=0):

@@ -34,9 +34,7 @@ def pass_at_k(n, c, k):
 
 
 def bootstrap(value_P, draws=1000, level=0.95):
-    """(low, high) of the mean of value_P when the problems are drawn again; the problems are the
-    sample, not their answers.
-    """
+    """(low, high) of the mean of value_P when the problems, not their answers, are drawn again."""
     value_P = torch.as_tensor(value_P, dtype=torch.float64)
     rng = torch.Generator().manual_seed(0)
     means = value_P[torch.randint(len(value_P), (draws, len(value_P)), generator=rng)].mean(1)

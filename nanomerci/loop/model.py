@@ -114,9 +114,7 @@ def autocast(c, device):
 
 
 def hidden_states(model, tokens_BT):
-    """Final hidden states (B, T, D): column t summarises the prefix that ends in token t.
-    Right-padded rows need no mask.
-    """
+    """Final hidden states (B, T, D): column t is after token t. Right-padded rows need no mask."""
     return model.base_model(tokens_BT, use_cache=False).last_hidden_state
 
 
@@ -308,9 +306,7 @@ def kinds(rollout):
 
 
 def enable_gradient_checkpointing(model):
-    """Keep only what enters each layer, and compute the layer again on the way back. The numbers
-    stay the same.
-    """
+    """Keep only what enters each layer, and compute it again on the way back: the same numbers."""
     for layer in model.modules():
         if isinstance(layer, GradientCheckpointingLayer):  # its layers, whatever they are called
             layer.forward = partial(_checkpointed, layer.forward)
@@ -324,9 +320,7 @@ def _checkpointed(forward, *arguments, **options):
 
 
 def tiny(words, width=96, layers=3, heads=4, seed=0):
-    """A small Llama from scratch over a vocabulary of words, and its tokenizer: both save and load
-    like any other.
-    """
+    """A small Llama from scratch over a vocabulary of words, and its tokenizer."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     words = ["<pad>", "<eos>", "<unk>", "answer:", *words]

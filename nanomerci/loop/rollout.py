@@ -41,9 +41,7 @@ class SampleOptions:
 
 @dataclass(frozen=True)
 class Rollout:
-    """Row p*G + g is response g to prompt p. Later stages make new tensors, they never edit
-    these.
-    """
+    """Row p*G + g is response g to prompt p. Later stages make new tensors and edit none."""
 
     tokens_BT: torch.Tensor
     """int64"""
@@ -66,9 +64,7 @@ class Rollout:
 
     @property
     def visited_BT(self):
-        """bool: tokens whose state is counted. The state after a response's last token is terminal:
-        nothing follows it.
-        """
+        """bool: tokens whose state is counted; that after a response's last token is terminal."""
         column_T = torch.arange(1, self.mask_BT.shape[1] + 1, device=self.mask_BT.device)
         return (self.mask_BT > 0) & (column_T < self.end_B[:, None])
 
@@ -104,9 +100,7 @@ class Group:
     """
 
     number: int
-    """The prompt's position in the run's stream of prompts, by which all that is random is
-    addressed.
-    """
+    """The prompt's position in the run's stream of prompts: the address of all that is random."""
     problem: object
     tokens_GT: torch.Tensor
     mask_GT: torch.Tensor

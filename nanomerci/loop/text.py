@@ -10,9 +10,7 @@ import torch
 
 
 def noise_mask(tokenizer, roll, spans_B):
-    """Character spans of every response -> noise_BT, true on the tokens that hold any character of
-    a span.
-    """
+    """Character spans of every response -> noise_BT, true on the tokens that hold any of them."""
     noise_BT = torch.zeros_like(roll.mask_BT, dtype=torch.bool)
     for row, spans in enumerate(spans_B):
         if spans:

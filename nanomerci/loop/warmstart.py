@@ -1,5 +1,4 @@
-"""What RL starts from: a pretrained model, or a tiny one trained by SFT on the task's synthetic
-demonstrations.
+"""What RL starts from: a pretrained model, or a tiny one after SFT on synthetic demonstrations.
 
 The tiny one is cached between runs under a hash of what makes it: the demonstrations, the numbers
 of its training, the seed.
@@ -71,9 +70,7 @@ def check_lengths(c, task, tokenizer, limit):
 
 
 def tiny_policy(task, seed=0):
-    """-> model, tokenizer: a tiny model that answers the task's prompts the way its demonstrations
-    do.
-    """
+    """-> model, tokenizer: a tiny model that answers prompts as the task's demonstrations do."""
     model, tokenizer = tiny(task.words, seed=seed)
     rng = random.Random(seed)
     shown = [task.demonstration(rng) for _ in range(16 * BATCH)]  # the first of those it will learn

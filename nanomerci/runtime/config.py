@@ -468,9 +468,7 @@ def recipe_path(recipe):
 
 
 def parse(argv):
-    """Command line -> Config. `--help` and `--list` print and end with 0; whatever is wrong raises
-    UserError.
-    """
+    """Command line -> Config, or UserError. `--help` and `--list` print and exit with 0."""
     recipe, words = named(argv), argv[1:] if named(argv) else argv
     if "--list" in words:
         print(listing())
@@ -515,9 +513,7 @@ def run_options(run):
 
 
 def differing(c, saved):
-    """Names of the options in which c is not the run whose options are saved. What c leaves open,
-    train.py has chosen for the run.
-    """
+    """Options in which c is not the saved run; what c leaves open, train.py has chosen there."""
     open_ = {("clip_high", -1), ("max_gen_rounds", 0), ("dtype", "auto")}
     changed = dict(asdict(c).items() - saved.items() - open_).keys() & saved.keys()
     return [name for name in TYPES if name in changed - {"out", "resume"}]

@@ -171,9 +171,7 @@ def tensorboard(c, folder, done):
 
 
 def weights_and_biases(c, folder, done):
-    """Logs to Weights & Biases; a resumed run goes on in the same place. Offline:
-    WANDB_MODE=offline.
-    """
+    """Logs to Weights & Biases, a resumed run in the same place. Offline: WANDB_MODE=offline."""
     import wandb
 
     known = folder / "wandb_id"
@@ -211,8 +209,7 @@ class StepTimer:
 
 class GracefulShutdown:
     """`with GracefulShutdown() as shutdown:` the first Ctrl-C or SIGTERM only sets
-    shutdown.requested, so that the step in hand can be finished and saved; the second interrupts at
-    once.
+    shutdown.requested, for the step in hand to be finished and saved; the second interrupts.
     """
 
     def __enter__(self):

@@ -124,9 +124,7 @@ def count(items):
 
 
 def global_order(number_P):
-    """Each group's place in the order of the groups of all ranks. Numbers are positions in the
-    stream of problems -> int64.
-    """
+    """Each group's place, int64, among those of all ranks, by its position in the stream."""
     order_N = number_P.new_tensor(sorted(gather(number_P.tolist())))
     return torch.searchsorted(order_N, number_P)
 
@@ -218,9 +216,7 @@ def cast_copy(model, dtype, device):
 
 
 def call(model, function, *arguments):
-    """function(model, *arguments), with the weights of a sharded model gathered around it, as they
-    are around its forward.
-    """
+    """function(model, *arguments), a sharded model's weights gathered as around its forward."""
     if is_sharded(model):
         return model.call(function, *arguments)
     return function(model, *arguments)
@@ -293,9 +289,7 @@ def load_shards(folder, model, optimizer):
 
 
 def _slices(model, optimizer, moments):
-    """moments: False before the first step; asked for what it does not have, torch would make the
-    optimiser step.
-    """
+    """moments: False before the first step: asked for them, torch would make the optimiser step."""
     mine = {"policy": slices.get_model_state_dict(model)}
     if moments:
         mine["optimizer"] = slices.get_optimizer_state_dict(model, optimizer)
