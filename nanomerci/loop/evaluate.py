@@ -76,13 +76,8 @@ def evaluate(sampler, task, problems, pool, *, K, greedy=True, run_seed=0, first
 
     def ask(n, temperature):
         row_B = number_P.repeat_interleave(n) * n + torch.arange(n).repeat(len(mine))
-        rollout = sampler(
-            prompts,
-            n,
-            seed=seed("evaluate", run_seed),
-            options=replace(options, rows=row_B),
-            temperature=temperature,
-        )
+        how = {"options": replace(options, rows=row_B), "temperature": temperature}
+        rollout = sampler(prompts, n, seed=seed("evaluate", run_seed), **how)
         texts = sampler.tokenizer.batch_decode(rollout.responses(), skip_special_tokens=True)
         problem_B = [problems[i] for i in mine for _ in range(n)]
         grades = pool.grade([task.job(p, text) for p, text in zip(problem_B, texts, strict=True)])
