@@ -4,6 +4,7 @@ Axes: P prompts, G responses per prompt, B = P*G rows, T token positions.
 """
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -49,18 +50,13 @@ class Collector:
         """One step's groups: P of them, from one round of sampling or, with dynamic sampling, from
         as many as it takes until P groups carry signal. -> groups, rounds of groups.
         """
-        c = self.c
-
-        def one_round():
-            return self.round(clock)
-
+        c, one_round = self.c, partial(self.round, clock)
         if c.max_gen_rounds == 1:
             groups = one_round()
-            rounds = [groups]
-        else:
-            groups, rounds = dapo.fill(
-                self.leftover, one_round, c.prompts, c.max_gen_rounds, ranks.count
-            )
+            return groups, [groups]
+        groups, rounds = dapo.fill(
+            self.leftover, one_round, c.prompts, c.max_gen_rounds, ranks.count
+        )
         number_P = torch.tensor([group.number for group in groups], dtype=torch.int64)
         place_P = ranks.global_order(number_P).tolist()
         first = [g for g, place in zip(groups, place_P, strict=True) if place < c.prompts]

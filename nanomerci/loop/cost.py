@@ -191,9 +191,7 @@ def peak_bytes(parts):
 
 
 def verdict(c, config, n, width, fleet, card):
-    """Whether a rank's share fits a card of so many bytes, and if not, which one option or number
-    of ranks would make it fit.
-    """
+    """Whether a rank's share fits a card of so many bytes; if not, which option or fleet would."""
 
     def fits(c, fleet):
         parts, slots = plan(c, config, n, width, fleet, card)

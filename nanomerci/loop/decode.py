@@ -6,7 +6,6 @@ Axes: S active slots, R rows of a captured graph, V vocabulary, D hidden width.
 
 import copy
 import os
-import sys
 from functools import cache
 
 import torch
@@ -14,7 +13,7 @@ from transformers.integrations import sdpa_attention
 
 from nanomerci.loop.families import computed_in, heads, masks
 from nanomerci.loop.model import CACHE, context
-from nanomerci.runtime import ranks
+from nanomerci.runtime.log import log0
 
 announced_bytes = 0  # the largest KV cache that was announced
 
@@ -241,10 +240,8 @@ def memory(device):
 
 
 def slots_in(free, size, config):
-    """How many slots of `size` bytes of KV cache each fit into `free` bytes, with their logits
-    (fp32, three times).
-    """
-    return int(free // (size + 12 * config.vocab_size))
+    """How many slots, each of `size` bytes of KV cache and its logits, fit into `free` bytes."""
+    return int(free // (size + 12 * config.vocab_size))  # logits: fp32, three times
 
 
 def max_slots(model, longest, dtype, held=0):
@@ -281,17 +278,13 @@ def slower_paths(config, dtype, device):
 
 @cache
 def say_once(text):
-    if ranks.rank == 0:
-        print(f"slower: {text}", file=sys.stderr)
+    log0(f"slower: {text}")
 
 
 def announce(slots, size, width):
     """Say how large the KV cache is: once, and again when it is half as much more."""
     global announced_bytes
-    if ranks.rank == 0 and slots * size > 1.5 * announced_bytes:
+    if slots * size > 1.5 * announced_bytes:
         announced_bytes = slots * size
-        mebibytes = slots * size / 2**20
-        print(
-            f"sampler: {slots} slots of {width} positions, {mebibytes:,.0f} MiB of KV cache",
-            file=sys.stderr,
-        )
+        mebibytes = announced_bytes / 2**20
+        log0(f"sampler: {slots} slots of {width} positions, {mebibytes:,.0f} MiB of KV cache")

@@ -34,9 +34,7 @@ def pass_at_k(n, c, k):
 
 
 def bootstrap(value_P, draws=1000, level=0.95):
-    """(low, high) of the mean of value_P when the problems are drawn again; the problems are the
-    sample, not their answers.
-    """
+    """(low, high) of the mean of value_P when the problems, not their answers, are drawn again."""
     value_P = torch.as_tensor(value_P, dtype=torch.float64)
     rng = torch.Generator().manual_seed(0)
     means = value_P[torch.randint(len(value_P), (draws, len(value_P)), generator=rng)].mean(1)
@@ -78,13 +76,8 @@ def evaluate(sampler, task, problems, pool, *, K, greedy=True, run_seed=0, first
 
     def ask(n, temperature):
         row_B = number_P.repeat_interleave(n) * n + torch.arange(n).repeat(len(mine))
-        rollout = sampler(
-            prompts,
-            n,
-            seed=seed("evaluate", run_seed),
-            options=replace(options, rows=row_B),
-            temperature=temperature,
-        )
+        how = {"options": replace(options, rows=row_B), "temperature": temperature}
+        rollout = sampler(prompts, n, seed=seed("evaluate", run_seed), **how)
         texts = sampler.tokenizer.batch_decode(rollout.responses(), skip_special_tokens=True)
         problem_B = [problems[i] for i in mine for _ in range(n)]
         grades = pool.grade([task.job(p, text) for p, text in zip(problem_B, texts, strict=True)])

@@ -139,9 +139,7 @@ def special_tokens(tokenizer):
 
 
 def encode_literally(tokenizer, prompt):
-    """encode() of a prompt in which there are special tokens: tokenised by itself, and put between
-    the two halves of the template.
-    """
+    """encode() of a prompt with special tokens in it: by itself, between the template's halves."""
     alone = {"add_special_tokens": False}
     ids = tokenizer(prompt, split_special_tokens=True, **alone)["input_ids"]
     special = special_tokens(tokenizer)

@@ -114,9 +114,7 @@ def autocast(c, device):
 
 
 def hidden_states(model, tokens_BT):
-    """Final hidden states (B, T, D): column t summarises the prefix that ends in token t.
-    Right-padded rows need no mask.
-    """
+    """Final hidden states (B, T, D): column t is after token t. Right-padded rows need no mask."""
     return model.base_model(tokens_BT, use_cache=False).last_hidden_state
 
 
@@ -195,19 +193,6 @@ def states(model, tokens_BT, mask_BT, whole=False):
     return torch.cat([first_B1D, response_BRD], 1), start_B
 
 
-def head_logp(model, hidden_ND, ids_N, temperature, backend):
-    """The fused head, in the precision autocast asks for (its own custom backward is invisible to
-    autocast).
-    """
-    weight_VD = model.get_output_embeddings().weight
-    device = hidden_ND.device.type
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        hidden_ND = hidden_ND.to(dtype)
-        weight_VD = weight_VD.to(dtype)
-    return linear_logprob_entropy(hidden_ND, weight_VD, ids_N, temperature, backend=backend)
-
-
 def states_and_logp(model, tokens_BT, mask_BT, temperature=1.0, backend=None):
     """-> states_BKD, before_B of states(), and log-prob and entropy of every response token given
     its prefix, both (B, T) float32 and 0 where mask is 0.
@@ -217,8 +202,12 @@ def states_and_logp(model, tokens_BT, mask_BT, temperature=1.0, backend=None):
     """
     at = row_N, column_N = mask_BT.nonzero(as_tuple=True)
     states_BKD, before_B = states(model, tokens_BT, mask_BT)
-    hidden_ND = states_BKD[row_N, column_N - before_B[row_N]]
-    logp_N, entropy_N = head_logp(model, hidden_ND, tokens_BT[at], temperature, backend)
+    dtype = computed_in(model)  # autocast does not see a head whose backward is its own
+    hidden_ND = states_BKD[row_N, column_N - before_B[row_N]].to(dtype)
+    weight_VD = model.get_output_embeddings().weight.to(dtype)
+    logp_N, entropy_N = linear_logprob_entropy(
+        hidden_ND, weight_VD, tokens_BT[at], temperature, backend
+    )
     empty_BT = torch.zeros(mask_BT.shape, device=mask_BT.device)
     return states_BKD, before_B, empty_BT.index_put(at, logp_N), empty_BT.index_put(at, entropy_N)
 
@@ -317,9 +306,7 @@ def kinds(rollout):
 
 
 def enable_gradient_checkpointing(model):
-    """Keep only what enters each layer, and compute the layer again on the way back. The numbers
-    stay the same.
-    """
+    """Keep only what enters each layer, and compute it again on the way back: the same numbers."""
     for layer in model.modules():
         if isinstance(layer, GradientCheckpointingLayer):  # its layers, whatever they are called
             layer.forward = partial(_checkpointed, layer.forward)
@@ -333,9 +320,7 @@ def _checkpointed(forward, *arguments, **options):
 
 
 def tiny(words, width=96, layers=3, heads=4, seed=0):
-    """A small Llama from scratch over a vocabulary of words, and its tokenizer: both save and load
-    like any other.
-    """
+    """A small Llama from scratch over a vocabulary of words, and its tokenizer."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     words = ["<pad>", "<eos>", "<unk>", "answer:", *words]

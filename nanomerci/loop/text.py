@@ -3,15 +3,14 @@
 Axes: B rows, T token positions.
 """
 
+from bisect import bisect
 from functools import partial
 
 import torch
 
 
 def noise_mask(tokenizer, roll, spans_B):
-    """Character spans of every response -> noise_BT, true on the tokens that hold any character of
-    a span.
-    """
+    """Character spans of every response -> noise_BT, true on the tokens that hold any of them."""
     noise_BT = torch.zeros_like(roll.mask_BT, dtype=torch.bool)
     for row, spans in enumerate(spans_B):
         if spans:
@@ -30,21 +29,15 @@ def token_spans(tokenizer, ids, spans):
     """
     marked = torch.zeros(len(ids), dtype=torch.bool)
 
-    def first_token_past(char):
-        # smallest k such that the first k tokens reach beyond this character
-        low, high = 1, len(ids)
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (
-                (low, middle)
-                if len(tokenizer.decode(ids[:middle], skip_special_tokens=True)) > char
-                else (middle + 1, high)
-            )
-        return low
+    def characters(k):
+        return len(tokenizer.decode(ids[:k], skip_special_tokens=True))
 
     for start, end in spans:
         if end > start and ids:
-            marked[first_token_past(start) - 1 : first_token_past(end - 1)] = True
+            # the tokens that hold its first and its last character
+            first = bisect(range(1, len(ids)), start, key=characters)
+            last = bisect(range(1, len(ids)), end - 1, key=characters)
+            marked[first : last + 1] = True
     return marked
 
 

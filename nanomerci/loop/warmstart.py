@@ -1,5 +1,4 @@
-"""What RL starts from: a pretrained model, or a tiny one trained by SFT on the task's synthetic
-demonstrations.
+"""What RL starts from: a pretrained model, or a tiny one after SFT on synthetic demonstrations.
 
 The tiny one is cached between runs under a hash of what makes it: the demonstrations, the numbers
 of its training, the seed.
@@ -71,9 +70,7 @@ def check_lengths(c, task, tokenizer, limit):
 
 
 def tiny_policy(task, seed=0):
-    """-> model, tokenizer: a tiny model that answers the task's prompts the way its demonstrations
-    do.
-    """
+    """-> model, tokenizer: a tiny model that answers prompts as the task's demonstrations do."""
     model, tokenizer = tiny(task.words, seed=seed)
     rng = random.Random(seed)
     shown = [task.demonstration(rng) for _ in range(16 * BATCH)]  # the first of those it will learn
@@ -94,7 +91,6 @@ def tiny_policy(task, seed=0):
                 tokenizer.save_pretrained(scratch)
                 if not folder.exists():  # another process may have been faster
                     os.rename(scratch, folder)
-                    os.mkdir(scratch)
         except (OSError, SafetensorError) as error:
             raise UserError(
                 f"the cache {folder.parent}: cannot be written ({reason(error)}); make room, or "
@@ -125,13 +121,11 @@ def sft(model, tokenizer, task, seed, steps, batch, lr):
 
 def demonstrations(task, tokenizer, rng, eos, batch):
     """-> tokens_BT, mask_BT of so many demonstrations."""
-    prompts, responses = [], []
+    rows, masks = [], []
     for _ in range(batch):
         prompt, response = task.demonstration(rng)
-        prompts.append(encode(tokenizer, prompt))
-        responses.append([*tokenizer(response, add_special_tokens=False)["input_ids"], eos])
-    tokens_BT = pad([p + r for p, r in zip(prompts, responses, strict=True)])
-    column_T = torch.arange(tokens_BT.shape[1])
-    start_B1 = torch.tensor([len(p) for p in prompts])[:, None]
-    end_B1 = start_B1 + torch.tensor([len(r) for r in responses])[:, None]
-    return tokens_BT, ((column_T >= start_B1) & (column_T < end_B1)).float()
+        asked = encode(tokenizer, prompt)
+        written = [*tokenizer(response, add_special_tokens=False)["input_ids"], eos]
+        rows.append(asked + written)
+        masks.append([0] * len(asked) + [1] * len(written))
+    return pad(rows), pad(masks).float()

@@ -19,7 +19,7 @@ import os
 import shutil
 import tempfile
 import zlib
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -67,8 +67,7 @@ def save(run, step, models, parts, keep):
     """Write checkpoint `step`, all ranks together; then forget all but the newest `keep` (and step
     0, the run's initial policy).
 
-    models: with policy, actor (a whole copy of it) and tokenizer. parts: {name: part}; of a sharded
-    run the optimizer's state goes into the shards.
+    models: with policy, actor (a whole copy of it) and tokenizer. parts: {name: part}.
     """
     folder = Path(run) / "checkpoints"
     final, scratch = folder / f"step_{step:06d}", folder / f".step_{step:06d}.partial"
@@ -249,12 +248,10 @@ def truncate(path, step):
     """Drop the lines a killed run wrote after the checkpoint it resumes from, and a half line."""
     if path.exists():
         kept = []
-        for line in path.read_text().splitlines():
-            try:
+        with suppress(json.JSONDecodeError):  # a half line is the last
+            for line in path.read_text().splitlines():
                 if json.loads(line)["step"] <= step:
                     kept.append(line + "\n")
-            except json.JSONDecodeError:
-                break
         scratch = path.with_suffix(".partial")
         scratch.write_text("".join(kept))
         sync(scratch)

@@ -1,8 +1,6 @@
 """Options and commands. Options are sections of frozen dataclasses; a recipe overrides their
 defaults, the command line both: two ways to write {option: value}. Nothing here imports torch.
 
-    python train.py [RECIPE] [--option value ...]
-
 Numbers of the MERCI paper are marked (MERCI), of DAPO (DAPO); a choice of ours where the paper is
 silent, (ours).
 """
@@ -250,8 +248,8 @@ class Run:
     """Draw report.html during training, and the curves at every checkpoint."""
     logger: Literal["none", "tensorboard", "wandb"] = "none"
     """Also send metrics to RUN/tensorboard or Weights & Biases; metrics.jsonl always gets them."""
-    device: str = "auto"
-    """cpu, cuda, or auto."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto = a GPU if there is one."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of forward and backward (weights: float32); auto = bfloat16 where it is fast."""
     kernels: Literal["auto", "torch", "triton"] = "auto"
@@ -470,9 +468,7 @@ def recipe_path(recipe):
 
 
 def parse(argv):
-    """Command line -> Config. `--help` and `--list` print and end with 0; whatever is wrong raises
-    UserError.
-    """
+    """Command line -> Config, or UserError. `--help` and `--list` print and exit with 0."""
     recipe, words = named(argv), argv[1:] if named(argv) else argv
     if "--list" in words:
         print(listing())
@@ -517,9 +513,7 @@ def run_options(run):
 
 
 def differing(c, saved):
-    """Names of the options in which c is not the run whose options are saved. What c leaves open,
-    train.py has chosen for the run.
-    """
+    """Options in which c is not the saved run; what c leaves open, train.py has chosen there."""
     open_ = {("clip_high", -1), ("max_gen_rounds", 0), ("dtype", "auto")}
     changed = dict(asdict(c).items() - saved.items() - open_).keys() & saved.keys()
     return [name for name in TYPES if name in changed - {"out", "resume"}]

@@ -65,7 +65,7 @@ class Log:
             m = m | {"tokens_per_s": m["length/mean"] * responses / seconds}
         self.write("metrics.jsonl", m)
         if "eval/problems" in m:
-            log0(f"step {m['step']}: held-out " + ", ".join(headline(m)))
+            log0(f"step {m['step']}: held-out " + ", ".join(headline(m, self.c.eval_k)))
         if self.bar is not None and m["step"]:
             self.bar.set_postfix({short: f"{m[name]:.3f}" for short, name in WATCHED.items()})
             found = alarms(m, self.c)
@@ -104,10 +104,8 @@ class Log:
                     sync(self.folder / name)
 
 
-def headline(m):
+def headline(m, K):
     """mean@K and pass@K of an evaluation, in words."""
-    means = [name for name in m if name.startswith("eval/mean@") and name[-1].isdigit()]
-    K = max(int(name.split("@")[1]) for name in means)
     names = [name for name in (f"mean@{K}", f"pass@{K}") if f"eval/{name}" in m]
     return [f"{name} {m[f'eval/{name}']:.3f}" for name in names]
 
@@ -173,9 +171,7 @@ def tensorboard(c, folder, done):
 
 
 def weights_and_biases(c, folder, done):
-    """Logs to Weights & Biases; a resumed run goes on in the same place. Offline:
-    WANDB_MODE=offline.
-    """
+    """Logs to Weights & Biases, a resumed run in the same place. Offline: WANDB_MODE=offline."""
     import wandb
 
     known = folder / "wandb_id"
@@ -199,8 +195,7 @@ class StepTimer:
     """timer("sample") charges the time since the last call to time/sample."""
 
     def __init__(self):
-        self.times, self.start = {}, time.perf_counter()
-        self.last = self.start
+        self.times, self.last = {}, time.perf_counter()
 
     def __call__(self, name):
         now = time.perf_counter()
@@ -209,13 +204,12 @@ class StepTimer:
 
     @property
     def metrics(self):
-        return self.times | {"time/step": self.last - self.start}
+        return self.times | {"time/step": sum(self.times.values())}
 
 
 class GracefulShutdown:
     """`with GracefulShutdown() as shutdown:` the first Ctrl-C or SIGTERM only sets
-    shutdown.requested, so that the step in hand can be finished and saved; the second interrupts at
-    once.
+    shutdown.requested, for the step in hand to be finished and saved; the second interrupts.
     """
 
     def __enter__(self):

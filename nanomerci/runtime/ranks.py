@@ -4,15 +4,13 @@ function is the identity.
 `torchrun --nproc-per-node=N train.py ...` sets RANK and WORLD_SIZE; nothing else of the project
 knows about ranks. A rank samples, scores and differentiates its own share of the prompts; sums make
 it one batch again. `--shard none`: every rank holds all of the policy and gradients are summed.
-`--shard fsdp`: a rank holds its slice of the fp32 weights, gradients and moments (torch's
-fully_shard) and of the frozen copy, and beside them one whole copy in the dtype of the arithmetic
-to sample from.
+`--shard fsdp`: a rank holds its slice of weights, gradients and moments, by torch's fully_shard:
+see shard() and frozen().
 """
 
 import copy
 import datetime
 import os
-from bisect import bisect
 from functools import wraps
 from types import MethodType
 
@@ -32,8 +30,6 @@ def start(device, rank_timeout=1800.0):
 
     rank_timeout: seconds a rank waits for the others before it takes them for dead.
     """
-    if device not in ("auto", "cpu", "cuda"):
-        raise UserError(f"--device {device}: expected cpu, cuda or auto")
     usable = torch.cuda.is_available()
     if device == "cuda" and not usable:
         raise UserError("--device cuda: torch finds no GPU on this machine; try --device cpu")
@@ -128,12 +124,9 @@ def count(items):
 
 
 def global_order(number_P):
-    """Each group's place in the order of the groups of all ranks. Numbers are positions in the
-    stream of problems -> int64.
-    """
-    order = sorted(gather(number_P.tolist()))
-    place_P = [bisect(order, n) - 1 for n in number_P.tolist()]
-    return torch.tensor(place_P, dtype=torch.int64, device=number_P.device)
+    """Each group's place, int64, among those of all ranks, by its position in the stream."""
+    order_N = number_P.new_tensor(sorted(gather(number_P.tolist())))
+    return torch.searchsorted(order_N, number_P)
 
 
 def mini_batch(number_P, parts):
@@ -223,9 +216,7 @@ def cast_copy(model, dtype, device):
 
 
 def call(model, function, *arguments):
-    """function(model, *arguments), with the weights of a sharded model gathered around it, as they
-    are around its forward.
-    """
+    """function(model, *arguments), a sharded model's weights gathered as around its forward."""
     if is_sharded(model):
         return model.call(function, *arguments)
     return function(model, *arguments)
@@ -298,9 +289,7 @@ def load_shards(folder, model, optimizer):
 
 
 def _slices(model, optimizer, moments):
-    """moments: False before the first step; asked for what it does not have, torch would make the
-    optimiser step.
-    """
+    """moments: False before the first step: asked for them, torch would make the optimiser step."""
     mine = {"policy": slices.get_model_state_dict(model)}
     if moments:
         mine["optimizer"] = slices.get_optimizer_state_dict(model, optimizer)
