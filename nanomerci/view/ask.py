@@ -240,7 +240,7 @@ def respond(a, sampler, prompts, ids, run, grading):
     from nanomerci.view import heatmap
 
     alone = len(prompts) == a.n == 1 and not a.color
-    typewriter = Typewriter(sampler.tokenizer) if alone else None
+    typewriter = heatmap.Typewriter(sampler.tokenizer) if alone else None
     together = max(1, 64 // a.n)
     for first in range(0, len(prompts), together):
         part = range(first, min(first + together, len(prompts)))
@@ -266,43 +266,6 @@ def respond(a, sampler, prompts, ids, run, grading):
             if typewriter:
                 typewriter.end(texts[0], grades[0])
             else:
-                show(a, texts, grades, shown)
+                heatmap.show(a, texts, grades, shown)
             if shown:
                 yield shown
-
-
-def show(a, texts, grades, shown):
-    """Print the responses to one prompt, in colour if asked for."""
-    from nanomerci.view import heatmap
-
-    low, high, place = heatmap.scale([shown]) if a.color else (0, 0, None)
-    for g, (text, grade) in enumerate(zip(texts, grades, strict=True)):
-        if a.n > 1 or grade:
-            print(f"--- response {g + 1}" + (f": {grade.outcome}" if grade else ""))
-        coloured = heatmap.ansi(shown["samples"][g], place) if place else heatmap.visible(text)
-        print(coloured, flush=True)
-    if place:
-        print(heatmap.ansi_bar(low, high))
-
-
-class Typewriter:
-    """Prints a response token by token, made harmless for a terminal."""
-
-    def __init__(self, tokenizer):
-        from nanomerci.loop.text import StreamingDetokenizer
-        from nanomerci.view.heatmap import visible
-
-        self.add = StreamingDetokenizer(tokenizer, skip_special_tokens=True)
-        self.visible, self.typed = visible, ""
-
-    def __call__(self, row, token):
-        self.type(self.add(token))
-
-    def type(self, text):
-        self.typed += text
-        print(self.visible(text), end="", flush=True)
-
-    def end(self, text, grade):
-        """The response is whole: what still waits of it, half a character perhaps, follows."""
-        self.type(text[len(self.typed) :])
-        print(f"\n--- {grade.outcome}" if grade else "")
