@@ -62,16 +62,6 @@ def suppress(kept_BT, noise_BT):  # [MERCI:noise]
     return kept_BT & ~noise_BT
 
 
-def filters_passed(novelty_BT, mask_BT, top, run, noise_BT=None):
-    """The three filters, one after the other. -> passed_BT int64, how many each token passed; what
-    passed all 3 is kept. noise_BT: None turns the third off.
-    """
-    top_BT = percentile(novelty_BT, mask_BT, top)
-    run_BT = coherent(top_BT, run)
-    kept_BT = run_BT if noise_BT is None else suppress(run_BT, noise_BT)
-    return torch.stack([top_BT, run_BT, kept_BT]).sum(0)
-
-
 def trajectory_bonus(invn_BT, kept_BT, mask_BT):  # [MERCI:bonus]
     """B = sqrt((1/l) sum_kept 1/n) with l the response's length: variances are averaged, then one
     root. -> bonus_B.
