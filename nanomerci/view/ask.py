@@ -178,7 +178,7 @@ def answer(a, sampler_class, check):
     with Pool(deadline=10.0) as pool:
         groups = list(respond(a, sampler, asked, run, partial(mark, a, task, pool)))
     for file in a.heatmap:
-        heatmap.draw(file, f"Novelty of tokens: {Path(a.model).name}", groups, heatmap.options(run))
+        heatmap.draw(file, f"Novelty of tokens: {Path(a.model).name}", groups, run)
         log0(f"heat map: {file}")
 
 

@@ -39,7 +39,6 @@ from nanomerci.view import report
 # blue, white, red, as in page/common.js
 LOW, MIDDLE, HIGH = (67, 132, 196), (247, 247, 247), (202, 54, 48)
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
-OPTIONS = ("top", "run", "gamma", "alpha", "noise_filter")
 # control characters, and those that turn the direction of text around, as in page/common.js
 HIDDEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
@@ -120,14 +119,12 @@ def group(sampler, rollout, prompt, counter, grades, noise_B):
     return {"prompt": prompt, "note": counter.note, "samples": samples}
 
 
-def options(run):
-    """What the sliders start from: the run's options, or the defaults."""
+def draw(path, title, groups, run):
+    """Write what group() said of some prompts as an HTML page, whose sliders start from the run's
+    options or, if run is None, the defaults.
+    """
     c = run.options if run else Config()
-    return {name: getattr(c, name) for name in OPTIONS}
-
-
-def draw(path, title, groups, start):
-    """Write what group() said of some prompts as an HTML page. start: options()."""
+    start = {name: getattr(c, name) for name in ("top", "run", "gamma", "alpha", "noise_filter")}
     data = {"title": title, "options": start, "groups": groups}
     report.write(Path(path), report.page("heat", title, data))
 
