@@ -98,8 +98,7 @@ def held_out(name, data_folder="", limit=None):
     NAME: a task that needs no data, a set of tasks/math.py, a hub id, a file of problems, a Spider
     or BIRD folder, reasoning_gym:NAME.
     """
-    with_data = {"math", "sql"}
-    built_in = [task for task in tasks.names() if task not in with_data]
+    built_in = [task for task in tasks.names() if task not in ("math", "sql")]
     if name.partition(":")[0] in built_in:
         return tasks.load(Config(task=name)), 16
     place = Path(data_folder or ".") / name
