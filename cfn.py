@@ -86,13 +86,10 @@ class CoinFlipNet(nn.Module):
         self.head, self.prior = (self._mlp(width, hidden, coins, rng) for _ in range(2))
         nn.init.zeros_(self.head[-1].weight)
         self.prior.requires_grad_(False)
-        for name, value in (
-            ("mean_D", torch.zeros(width)),
-            ("scale_D", torch.ones(width)),
-            ("prior_mean_C", torch.zeros(coins)),
-            ("prior_scale_C", torch.full((coins,), float(prior))),
-        ):
-            self.register_buffer(name, value)
+        self.register_buffer("mean_D", torch.zeros(width))
+        self.register_buffer("scale_D", torch.ones(width))
+        self.register_buffer("prior_mean_C", torch.zeros(coins))
+        self.register_buffer("prior_scale_C", torch.full((coins,), float(prior)))
 
     @staticmethod
     def _mlp(width, hidden, coins, rng):
@@ -159,49 +156,16 @@ class ReplayBuffer:
 
     def draw(self, count, stamp):
         """About `count` (over all ranks) of the visits kept, chosen anew for each stamp."""
-        pick_N = uniform(address("replay", stamp, self.address_N)) < count / max(
-            min(self.total, self.capacity), 1
-        )
+        kept = max(min(self.total, self.capacity), 1)  # about so many are here
+        pick_N = uniform(address("replay", stamp, self.address_N)) < count / kept
         return self.hidden_ND[pick_N].float(), self.address_N[pick_N]
 
     def state_dict(self):
         return {"hidden_ND": self.hidden_ND, "address_N": self.address_N, "total": self.total}
 
     def load_state_dict(self, state):
-        self.hidden_ND, self.address_N, self.total = (
-            state["hidden_ND"],
-            state["address_N"],
-            state["total"],
-        )
-
-
-def learn(
-    net, optimizer, hidden_ND, address_N, coins_NC, *, epochs=1, batch=512, all_sum=lambda x: x
-):
-    """Regress on the coins of these visits: `epochs` times over them in batches of about `batch`
-    (over all ranks).
-
-    Which batch a visit falls in is a hash of its address, so every rank layout makes the same
-    updates. Returns the mean loss of the last epoch, before its updates (a float; the best there is
-    is 1 - mean 1/n).
-    """
-    visits = all_sum(torch.tensor(float(len(address_N)), device=hidden_ND.device))
-    batches = max(1, round(float(visits) / batch))
-    for epoch in range(epochs):
-        batch_N = (uniform(address("pass", epoch, address_N)) * batches).long()
-        losses = torch.zeros(2, device=hidden_ND.device)
-        for b in range(batches):
-            rows = (batch_N == b).nonzero()[:, 0]
-            loss_N = coin_loss(net(hidden_ND[rows]), coins_NC[rows])
-            here = torch.tensor(float(len(rows)), device=loss_N.device)
-            total = all_sum(torch.stack([loss_N.detach().sum(), here]))
-            optimizer.zero_grad()
-            (loss_N.sum() / total[1].clamp(min=1)).backward()
-            for parameter in net.head.parameters():
-                all_sum(parameter.grad)
-            optimizer.step()
-            losses += total
-    return float(losses[0] / losses[1].clamp(min=1))
+        self.hidden_ND, self.address_N = state["hidden_ND"], state["address_N"]
+        self.total = state["total"]
 
 
 @dataclass(frozen=True)
@@ -245,7 +209,7 @@ class Counter:
         """
         self.net.calibrate(hidden_ND, all_sum=self.all_sum)
         self.replay.add(hidden_ND, address_N, self._everywhere(address_N))
-        return self._learn(hidden_ND, address_N, epochs)
+        return self.learn(hidden_ND, address_N, epochs)
 
     def update(self, hidden_ND, address_N, replayed, stamp):
         """Learn the new visits together with about `replayed` remembered ones, then remember the
@@ -253,22 +217,35 @@ class Counter:
         """
         old_hidden_ND, old_address_N = self.replay.draw(replayed, stamp)
         both_ND = torch.cat([hidden_ND.float(), old_hidden_ND])
-        loss = self._learn(both_ND, torch.cat([address_N, old_address_N]), 1)
+        loss = self.learn(both_ND, torch.cat([address_N, old_address_N]), 1)
         self.replay.add(hidden_ND, address_N, self.replay.total + self._everywhere(address_N))
         return loss
 
-    def _learn(self, hidden_ND, address_N, epochs):
+    def learn(self, hidden_ND, address_N, epochs):
+        """Regress on the coins of these visits: `epochs` times over them in batches of about
+        self.batch (over all ranks).
+
+        Which batch a visit falls in is a hash of its address, so every rank layout makes the same
+        updates. Returns the mean loss of the last epoch, before its updates (a float; the best
+        there is is 1 - mean 1/n).
+        """
         coins_NC = self.targets(address_N, self.net.head[-1].out_features)
-        return learn(
-            self.net,
-            self.optimizer,
-            hidden_ND,
-            address_N,
-            coins_NC,
-            epochs=epochs,
-            batch=self.batch,
-            all_sum=self.all_sum,
-        )
+        batches = max(1, round(self._everywhere(address_N) / self.batch))
+        for epoch in range(epochs):
+            batch_N = (uniform(address("pass", epoch, address_N)) * batches).long()
+            losses = torch.zeros(2, device=hidden_ND.device)
+            for b in range(batches):
+                rows = (batch_N == b).nonzero()[:, 0]
+                loss_N = coin_loss(self.net(hidden_ND[rows]), coins_NC[rows])
+                here = torch.tensor(float(len(rows)), device=loss_N.device)
+                total = self.all_sum(torch.stack([loss_N.detach().sum(), here]))
+                self.optimizer.zero_grad()
+                (loss_N.sum() / total[1].clamp(min=1)).backward()
+                for parameter in self.net.head.parameters():
+                    self.all_sum(parameter.grad)
+                self.optimizer.step()
+                losses += total
+        return float(losses[0] / losses[1].clamp(min=1))
 
     def _everywhere(self, address_N):
         """How many visits these are over all ranks."""
@@ -307,7 +284,6 @@ if __name__ == "__main__":
         "state  visits     1/n  estimate   (4096 coins; a state never visited counts as one "
         "visit: optimism)"
     )
-    for s, (n, estimate) in enumerate(
-        zip(visits, inverse_count(net(one_hot_SD)).tolist(), strict=False)
-    ):
+    estimates = inverse_count(net(one_hot_SD)).tolist()
+    for s, (n, estimate) in enumerate(zip(visits, estimates, strict=True)):
         print(f"{s:5d} {n:7d} {1 / max(n, 1):7.4f} {estimate:9.4f}")

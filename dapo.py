@@ -58,13 +58,9 @@ def overlong_penalty(length_B, limit, buffer, factor=1.0):  # [DAPO:overlong]
 if __name__ == "__main__":
     length_B = torch.tensor([10.0, 16, 17, 18, 19, 20])
     print("length ", [int(n) for n in length_B])
-    print(
-        "penalty", overlong_penalty(length_B, limit=20, buffer=4).tolist(), " (limit 20, buffer 4)"
-    )
+    penalty_B = overlong_penalty(length_B, limit=20, buffer=4)
+    print("penalty", penalty_B.tolist(), " (limit 20, buffer 4)")
     mask_BT = torch.tensor([[1.0, 1, 1, 1], [1, 0, 0, 0]])
     print("GRPO weights", grpo.weights(mask_BT, grpo.units(mask_BT)).tolist(), " each response 1/2")
-    print(
-        "DAPO weights",
-        (weights(mask_BT, units(mask_BT)) * 1.0).numpy().round(3).tolist(),
-        " each token 1/5",
-    )
+    weight_BT = weights(mask_BT, units(mask_BT))
+    print("DAPO weights", weight_BT.numpy().round(3).tolist(), " each token 1/5")

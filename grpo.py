@@ -101,16 +101,12 @@ def weights_constant(mask_BT, total, length):  # [DrGRPO:reduction]
 if __name__ == "__main__":
     reward_PG = torch.tensor([[1.0, 0, 0, 1], [0, 0, 1, 0]])
     adv_PG = advantage(reward_PG)
-    by_hand = [
-        [0.866, -0.866, -0.866, 0.866],
-        [-0.5, -0.5, 1.5, -0.5],
-    ]  # (1 - .5) / sqrt(1/3), (1 - .25) / sqrt(1/4)
+    # (1 - .5) / sqrt(1/3), (1 - .25) / sqrt(1/4)
+    by_hand = [[0.866, -0.866, -0.866, 0.866], [-0.5, -0.5, 1.5, -0.5]]
     print("rewards             advantages                          by hand")
-    for reward_G, adv_G, hand in zip(reward_PG.tolist(), adv_PG.tolist(), by_hand, strict=False):
-        print(
-            f"{str([int(r) for r in reward_G]):14s}  {str([round(a, 3) for a in adv_G]):34s}  "
-            f"{hand}"
-        )
+    for reward_G, adv_G, hand in zip(reward_PG.int(), adv_PG.tolist(), by_hand, strict=True):
+        rounded = [round(a, 3) for a in adv_G]
+        print(f"{str(reward_G.tolist()):14s}  {str(rounded):34s}  {hand}")
     mask_BT = torch.ones(8, 3)
     rho_B = torch.tensor([1.5, 1.1, 0.5, 0.9, 1.0, 1.0, 1.3, 1.0])
     loss_BT = surrogate(rho_B.log()[:, None].expand(8, 3), torch.zeros(8, 3), adv_PG.flatten())

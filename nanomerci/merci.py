@@ -37,11 +37,10 @@ def percentile(invn_BT, mask_BT, top):  # [MERCI:percentile]
     """First filter: per response the `top` share (0..1] of its tokens with the largest 1/n, ties
     kept. -> kept_BT.
     """
-    rank_B = (top * mask_BT.sum(1).double() - 1e-6).ceil().long().clamp(
-        min=1
-    ) - 1  # .3 of 10 is 3 also in floating point
+    # .3 of 10 is 3 also in floating point
+    kept_B = (top * mask_BT.sum(1).double() - 1e-6).ceil().long().clamp(min=1)
     novelty_BT = invn_BT.masked_fill(mask_BT == 0, -torch.inf)
-    threshold_B = novelty_BT.sort(1, descending=True).values.gather(1, rank_B[:, None])
+    threshold_B = novelty_BT.sort(1, descending=True).values.gather(1, kept_B[:, None] - 1)
     return (novelty_BT >= threshold_B) & (mask_BT > 0)
 
 
@@ -49,10 +48,10 @@ def coherent(kept_BT, run):  # [MERCI:coherence]
     """Second filter: kept tokens in a run of at least `run` adjacent kept ones; isolated
     spikes are dropped. -> kept_BT.
     """
-    if run <= 1 or kept_BT.shape[1] < run:
-        return kept_BT if run <= 1 else torch.zeros_like(kept_BT)
-    starts = kept_BT.unfold(1, run, 1).all(-1)  # (B, T - run + 1): a full run starts here
     covered_BT = torch.zeros_like(kept_BT)
+    if kept_BT.shape[1] < run:
+        return covered_BT
+    starts = kept_BT.unfold(1, run, 1).all(-1)  # (B, T - run + 1): a full run starts here
     for offset in range(run):
         covered_BT[:, offset : offset + starts.shape[1]] |= starts
     return covered_BT
@@ -61,16 +60,6 @@ def coherent(kept_BT, run):  # [MERCI:coherence]
 def suppress(kept_BT, noise_BT):  # [MERCI:noise]
     """Third filter: drop tokens that the task marks as noise. -> kept_BT."""
     return kept_BT & ~noise_BT
-
-
-def filters_passed(novelty_BT, mask_BT, top, run, noise_BT=None):
-    """The three filters, one after the other. -> passed_BT int64, how many each token passed; what
-    passed all 3 is kept. noise_BT: None turns the third off.
-    """
-    top_BT = percentile(novelty_BT, mask_BT, top)
-    run_BT = coherent(top_BT, run)
-    kept_BT = run_BT if noise_BT is None else suppress(run_BT, noise_BT)
-    return torch.stack([top_BT, run_BT, kept_BT]).sum(0)
 
 
 def trajectory_bonus(invn_BT, kept_BT, mask_BT):  # [MERCI:bonus]
@@ -101,10 +90,8 @@ def bonus_to_go(novelty_BT, kept_BT, mask_BT):  # [UBE:per-token]
     The uncertainty from token t on, by the UBE's recursion, over the tokens from t on; the first
     column is trajectory_bonus.
     """
-    return (
-        uncertainty_to_go(novelty_BT * kept_BT, mask_BT)
-        / uncertainty_to_go(mask_BT, mask_BT).clamp(min=1)
-    ).sqrt()
+    tokens_BT = uncertainty_to_go(mask_BT, mask_BT).clamp(min=1)
+    return (uncertainty_to_go(novelty_BT * kept_BT, mask_BT) / tokens_BT).sqrt()
 
 
 def exploration_advantage(bonus_PG, floor=0.01):  # [MERCI:exploration-advantage]
@@ -125,10 +112,9 @@ def per_token_advantage(bonus_BT, mask_BT, group, floor=0.01):
     mask is 0.
     """
     bonus_PN, mask_PN = (x.reshape(-1, group * x.shape[1]) for x in (bonus_BT, mask_BT))
-    mean_P1 = (bonus_PN * mask_PN).sum(1, keepdim=True) / mask_PN.sum(1, keepdim=True).clamp(min=1)
-    var_P1 = ((bonus_PN - mean_P1).square() * mask_PN).sum(1, keepdim=True) / mask_PN.sum(
-        1, keepdim=True
-    ).clamp(min=1)
+    tokens_P1 = mask_PN.sum(1, keepdim=True).clamp(min=1)
+    mean_P1 = (bonus_PN * mask_PN).sum(1, keepdim=True) / tokens_P1
+    var_P1 = ((bonus_PN - mean_P1).square() * mask_PN).sum(1, keepdim=True) / tokens_P1
     std_P1 = torch.maximum(var_P1.sqrt(), floor * mean_P1).clamp(min=1e-12)
     return (((bonus_PN - mean_P1) / std_P1).clamp(min=0) * mask_PN).view_as(bonus_BT)
 
@@ -137,9 +123,8 @@ def merge_dead(adv, adv_expl, gamma, alpha):
     """Opt-in (not in the paper): where A = 0, as in groups of zero reward variance, min(gamma
     A_expl, alpha) instead of nothing.
     """
-    return torch.where(
-        adv == 0, (gamma * adv_expl).clamp(max=alpha), merge(adv, adv_expl, gamma, alpha)
-    )
+    instead = (gamma * adv_expl).clamp(max=alpha)
+    return torch.where(adv == 0, instead, merge(adv, adv_expl, gamma, alpha))
 
 
 def merge(adv, adv_expl, gamma, alpha):  # [MERCI:merge]

@@ -366,9 +366,9 @@ def test_answers_of_a_run(run, cached, monkeypatch, capsys, tmp_path):
 def test_one_answer_is_typed_as_it_is_drawn(run, cached, monkeypatch, capsys):
     words = (run, "who is oldest in 'ops' ?")
     several = command(monkeypatch, capsys, *words, "-n", 2)
-    typed, real = [], ask.Typewriter.type
+    typed, real = [], heatmap.Typewriter.type
     monkeypatch.setattr(
-        ask.Typewriter, "type", lambda self, text: typed.append(text) or real(self, text)
+        heatmap.Typewriter, "type", lambda self, text: typed.append(text) or real(self, text)
     )
     assert several.split("\n")[1] == command(monkeypatch, capsys, *words).split("\n")[0]
     assert len([text for text in typed if text]) > 5

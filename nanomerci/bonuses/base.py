@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from nanomerci import merci
-from nanomerci.counts import PrefixCounts
+from nanomerci.counts import AnswerCounts, PrefixCounts
 
 BONUSES = {}
 FORMS = {
@@ -59,14 +59,17 @@ class Bonus:
     """
 
     counts_states = False  # whether hidden states are scored and counted
-    counts_answers = False  # whether final answers are counted
+    counts_answers = False  # whether final answers are counted, in self.answers
     counts_prefixes = False  # whether there is a table of exact prefix counts, self.prefixes
     pretrains = False  # whether it learns what the initial policy visits before the first step
 
     def __init__(self, options, width, device, ranks):
-        self.options, self.ranks = options, ranks
-        exact = self.counts_prefixes or options.oracle_counts
-        self.prefixes = PrefixCounts(ranks.gather) if exact else None
+        self.options, self.ranks, self.tables = options, ranks, {}
+        if self.counts_prefixes or options.oracle_counts:
+            self.tables["prefixes"] = PrefixCounts(ranks.gather)
+        if self.counts_answers:
+            self.tables["answers"] = AnswerCounts(ranks.gather)
+        self.prefixes, self.answers = self.tables.get("prefixes"), self.tables.get("answers")
 
     def score(self, hidden_ND):
         """Novelty of hidden states, for a bonus with counts_states. (N, D) -> (N,)."""
@@ -120,11 +123,11 @@ class Bonus:
 
     def state_dict(self):
         """What is the same on every rank; under "own", what this rank has for itself."""
-        return {"prefixes": self.prefixes.state_dict()} if self.prefixes else {}
+        return {name: table.state_dict() for name, table in self.tables.items()}
 
     def load_state_dict(self, state):
-        if self.prefixes:
-            self.prefixes.load_state_dict(state["prefixes"])
+        for name, table in self.tables.items():
+            table.load_state_dict(state[name])
 
 
 class Shaped(Bonus):
@@ -148,8 +151,8 @@ class Shaped(Bonus):
 
 
 class StateCounter(Shaped):
-    """A bonus whose novelty is what a counter of hidden states reads. `counter` makes it: an object
-    with score(hidden_ND), pretrain, update, state_dict, load_state_dict (see cfn.Counter).
+    """A bonus whose novelty is what a counter of hidden states reads. `make_counter` makes it: an
+    object with score(hidden_ND), pretrain, update, state_dict, load_state_dict (see cfn.Counter).
     """
 
     counts_states = pretrains = True

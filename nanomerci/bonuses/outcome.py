@@ -3,7 +3,6 @@
 import torch
 
 from nanomerci.bonuses.base import Shaped, register
-from nanomerci.counts import AnswerCounts
 
 
 @register("outcome")
@@ -18,10 +17,6 @@ class Outcome(Shaped):
 
     counts_answers = True
 
-    def __init__(self, options, width, device, ranks):
-        super().__init__(options, width, device, ranks)
-        self.answers = AnswerCounts(ranks.gather)
-
     def value(self, visits, novelty_BT, kept_BT):  # [Outcome:bonus]
         n_B = self.answers.including(visits.problem_B, visits.answer_B)
         return torch.tensor([n**-0.5 for n in n_B], device=novelty_BT.device)
@@ -30,10 +25,3 @@ class Outcome(Shaped):
         for v in visits:
             self.answers.add(v.problem_B, v.answer_B)
         return {}
-
-    def state_dict(self):
-        return super().state_dict() | {"answers": self.answers.state_dict()}
-
-    def load_state_dict(self, state):
-        super().load_state_dict(state)
-        self.answers.load_state_dict(state["answers"])

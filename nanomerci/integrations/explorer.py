@@ -17,10 +17,10 @@ import torch
 from nanomerci import bonuses, merci
 from nanomerci.address import address
 from nanomerci.bonuses import BONUSES, Bonus, Shaped, Visits
+from nanomerci.loop.collect import filter_tokens
 from nanomerci.loop.metrics import length_correlation, per_response
 from nanomerci.loop.model import StateReader
 from nanomerci.loop.rollout import Rollout
-from nanomerci.loop.text import noise_mask
 from nanomerci.runtime.config import Count, Counter, Exploration, Seed, UserError
 
 
@@ -101,7 +101,10 @@ class Explorer:
         o, adv, (rollout, at_BC) = self.options, batch["advantages"], right_padded(batch)
         texts = self.tokenizer.batch_decode(rollout.responses(), skip_special_tokens=True)
         visits = self.visit(rollout, rows, texts)
-        passed_BT = self.filter(visits, rows, texts)
+        spans_B = ()
+        if o.noise:
+            spans_B = map(o.noise, rows, texts)
+        passed_BT = filter_tokens(o, self.tokenizer, visits, spans_B)
         bonus_B = self.value(visits, passed_BT == 3)
         extra = self.exploration(visits, passed_BT == 3, bonus_B, group)
         teaching = self.bonus.pretrains and self.rounds < o.cfn_pretrain
@@ -158,13 +161,6 @@ class Explorer:
                 novelty_BT[at], _, hidden_ND, address_N = self.reader(part, address_BT[at])
             self.features.train(training)
         return {"hidden_ND": hidden_ND, "address_N": address_N, "novelty_BT": novelty_BT}
-
-    def filter(self, visits, rows, texts):
-        """MERCI's three filters, one after the other. -> passed_BT, how many each token passed."""
-        o, rollout, noise_BT = self.options, visits.rollout, None
-        if o.noise_filter and o.noise:
-            noise_BT = noise_mask(self.tokenizer, rollout, map(o.noise, rows, texts))
-        return merci.filters_passed(visits.novelty_BT, rollout.mask_BT, o.top, o.run, noise_BT)
 
     def value(self, visits, kept_BT):
         """-> bonus_B. An answer is counted among those of its group, which may straddle ranks."""

@@ -29,6 +29,17 @@ def reads_sampler_states(c):
     return bonuses.find(c.bonus).counts_states and c.cfn_features == "policy"
 
 
+def filter_tokens(c, tokenizer, visits, spans_B):
+    """MERCI's three filters, one after the other. spans_B: the characters of each response that are
+    noise. -> passed_BT int64, how many filters each token passed; what passed all 3 is kept.
+    """
+    top_BT = merci.percentile(visits.novelty_BT, visits.rollout.mask_BT, c.top)
+    run_BT = kept_BT = merci.coherent(top_BT, c.run)
+    if c.noise_filter:
+        kept_BT = merci.suppress(run_BT, noise_mask(tokenizer, visits.rollout, spans_B))
+    return torch.stack([top_BT, run_BT, kept_BT]).sum(0)
+
+
 class Collector:
     """Collects groups, and holds what waits between steps: how far the stream of prompts was read,
     groups that an earlier step had too many of, visits that the bonus has yet to count.
@@ -77,7 +88,7 @@ class Collector:
         needed = self.bonus.counts_answers or objectives.find(c.algo).reads_outcomes
         answer_B = [task.answer(text) if needed else None for text in text_B]
         visits, logp_ref_BT = self.score(rollout, visit_BT, problem_B, answer_B)
-        passed_BT = self.filter(visits, problem_B, text_B)
+        passed_BT = filter_tokens(c, tokenizer, visits, map(task.noise, problem_B, text_B))
         bonus_B = self.bonus.value(visits, visits.novelty_BT, passed_BT == 3)
         clock("score")
         grade_B = grades.result()
@@ -125,15 +136,6 @@ class Collector:
             visits = replace(visits, novelty_BT=self.bonus.novelty(visits))
         self.visits.append(visits)
         return visits, logp_ref_BT
-
-    def filter(self, visits, problem_B, text_B):
-        """MERCI's three filters, one after the other. -> passed_BT, how many each token passed."""
-        c, rollout, noise_BT = self.c, visits.rollout, None
-        if c.noise_filter:
-            spans_B = map(self.task.noise, problem_B, text_B)
-            noise_BT = noise_mask(self.sampler.tokenizer, rollout, spans_B)
-        novelty_BT, mask_BT = visits.novelty_BT, rollout.mask_BT
-        return merci.filters_passed(novelty_BT, mask_BT, c.top, c.run, noise_BT)
 
     def visit_before_training(self):
         """Sample what the initial policy visits, for the bonus to learn."""

@@ -174,11 +174,11 @@ def answer(a, sampler_class, check):
             f"{a.model} is a base model (no chat template): it continues the prompt as it stands, "
             "so word it as a text whose next words are the answer; --raw silences this note"
         )
-    ids = tokenize(a, sampler, prompts)
+    asked = tokenize(a, sampler, prompts)
     with Pool(deadline=10.0) as pool:
-        groups = list(respond(a, sampler, prompts, ids, run, partial(mark, a, task, pool)))
+        groups = list(respond(a, sampler, asked, run, partial(mark, a, task, pool)))
     for file in a.heatmap:
-        heatmap.draw(file, f"Novelty of tokens: {Path(a.model).name}", groups, heatmap.options(run))
+        heatmap.draw(file, f"Novelty of tokens: {Path(a.model).name}", groups, run)
         log0(f"heat map: {file}")
 
 
@@ -198,7 +198,7 @@ def read_prompts(a):
 
 
 def tokenize(a, sampler, prompts):
-    """-> token ids of each prompt, which must fit into the model's context."""
+    """-> [(prompt, token ids)]; they must fit into the model's context."""
     from nanomerci.loop.model import context, encode
 
     found, tokenizer, limit = [], sampler.tokenizer, context(sampler.model)
@@ -211,7 +211,7 @@ def tokenize(a, sampler, prompts):
                 f"--max_new_tokens {sampler.max_new_tokens}: with a prompt of {len(tokens)} tokens "
                 f"that exceeds the model's context of {limit}"
             )
-        found.append(tokens)
+        found.append((prompt, tokens))
     return found
 
 
@@ -231,78 +231,42 @@ def mark(a, task, pool, prompt, texts):
     return pool.grade(jobs) or [None] * len(texts), noise
 
 
-def respond(a, sampler, prompts, ids, run, grading):
-    """Sample and print, 64 responses at once. -> what the heat map shows of each prompt."""
+def respond(a, sampler, asked, run, grading):
+    """Sample and print, 64 responses at once. asked: prompts with their token ids. -> what the heat
+    map shows of each prompt.
+    """
     import torch
 
     from nanomerci.loop.rollout import SampleOptions
     from nanomerci.runtime.log import progress_bar
     from nanomerci.view import heatmap
 
-    alone = len(prompts) == a.n == 1 and not a.color
-    typewriter = Typewriter(sampler.tokenizer) if alone else None
+    alone = len(asked) == a.n == 1 and not a.color
+    typewriter = heatmap.Typewriter(sampler.tokenizer) if alone else None
     together = max(1, 64 // a.n)
-    for first in range(0, len(prompts), together):
-        part = range(first, min(first + together, len(prompts)))
-        row_B = torch.arange(first * a.n, (part[-1] + 1) * a.n)
+    for first in range(0, len(asked), together):
+        part = asked[first : first + together]
+        row_B = torch.arange(first * a.n, (first + len(part)) * a.n)
         bar = nullcontext()
         if not alone:
             bar = progress_bar(len(row_B), "sample", "response")
         with bar as progress:
             told = progress and progress.update
             options = SampleOptions(row_B, progress=told, stream=typewriter)
-            rollout = sampler([ids[i] for i in part], a.n, seed=a.seed, options=options)
-        for i in part:
-            rows = torch.arange(a.n, device=sampler.model.device) + (i - first) * a.n
-            mine = rollout.rows(rows)
+            rollout = sampler([ids for _, ids in part], a.n, seed=a.seed, options=options)
+        for i, (prompt, ids) in enumerate(part):
+            mine = rollout.rows(torch.arange(i * a.n, (i + 1) * a.n))
             texts = sampler.tokenizer.batch_decode(mine.responses(), skip_special_tokens=True)
-            grades, noise = grading(prompts[i], texts)
+            grades, noise = grading(prompt, texts)
             shown = None
             if a.heatmap or a.color:
-                counter = heatmap.counter_for(a, sampler, run, ids[i])
-                shown = heatmap.group(sampler, mine, prompts[i], counter, grades, noise)
-            if len(prompts) > 1:
-                print(f"\n=== {heatmap.visible(prompts[i])}")
+                counter = heatmap.counter_for(a, sampler, run, ids)
+                shown = heatmap.group(sampler, mine, prompt, counter, grades, noise)
+            if len(asked) > 1:
+                print(f"\n=== {heatmap.visible(prompt)}")
             if typewriter:
                 typewriter.end(texts[0], grades[0])
             else:
-                show(a, texts, grades, shown)
+                heatmap.show(a, texts, grades, shown)
             if shown:
                 yield shown
-
-
-def show(a, texts, grades, shown):
-    """Print the responses to one prompt, in colour if asked for."""
-    from nanomerci.view import heatmap
-
-    low, high, place = heatmap.scale([shown]) if a.color else (0, 0, None)
-    for g, (text, grade) in enumerate(zip(texts, grades, strict=True)):
-        if a.n > 1 or grade:
-            print(f"--- response {g + 1}" + (f": {grade.outcome}" if grade else ""))
-        coloured = heatmap.ansi(shown["samples"][g], place) if place else heatmap.visible(text)
-        print(coloured, flush=True)
-    if place:
-        print(heatmap.ansi_bar(low, high))
-
-
-class Typewriter:
-    """Prints a response token by token, made harmless for a terminal."""
-
-    def __init__(self, tokenizer):
-        from nanomerci.loop.text import StreamingDetokenizer
-        from nanomerci.view.heatmap import visible
-
-        self.add = StreamingDetokenizer(tokenizer, skip_special_tokens=True)
-        self.visible, self.typed = visible, ""
-
-    def __call__(self, row, token):
-        self.type(self.add(token))
-
-    def type(self, text):
-        self.typed += text
-        print(self.visible(text), end="", flush=True)
-
-    def end(self, text, grade):
-        """The response is whole: what still waits of it, half a character perhaps, follows."""
-        self.type(text[len(self.typed) :])
-        print(f"\n--- {grade.outcome}" if grade else "")

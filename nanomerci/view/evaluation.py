@@ -3,7 +3,6 @@ written down; the same command goes on after a kill.
 """
 
 import json
-import os
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +12,12 @@ from nanomerci.loop.evaluate import evaluate, summarise
 from nanomerci.loop.model import context, encode
 from nanomerci.loop.rollout import SampleOptions
 from nanomerci.runtime import ranks
-from nanomerci.runtime.checkpoint import newest
+from nanomerci.runtime.checkpoint import newest, sync
 from nanomerci.runtime.config import Config, UserError, closest, read
 from nanomerci.runtime.log import log0, progress_bar
 from nanomerci.tasks import math, sql
 from nanomerci.tasks.graders.pool import Pool
-from nanomerci.view.report import eval_names
+from nanomerci.view.report import eval_names, write
 
 TOGETHER = 1024  # responses asked for at once, on a rank; a kill loses at most these
 
@@ -44,10 +43,8 @@ class Records:
         ranks.barrier()
         if ranks.rank == 0:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            scratch = self.path.with_suffix(".partial")
             kept = [{"settings": settings}, *self.done]
-            scratch.write_text("".join(json.dumps(line) + "\n" for line in kept))
-            os.replace(scratch, self.path)
+            write(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def add(self, lines):
         """On the disk before the next round begins."""
@@ -55,8 +52,7 @@ class Records:
         if ranks.rank == 0:
             with open(self.path, "a") as file:
                 file.write("".join(json.dumps(line) + "\n" for line in lines))
-                file.flush()
-                os.fsync(file.fileno())
+            sync(self.path)
 
 
 def command(a, sampler):
@@ -102,8 +98,7 @@ def held_out(name, data_folder="", limit=None):
     NAME: a task that needs no data, a set of tasks/math.py, a hub id, a file of problems, a Spider
     or BIRD folder, reasoning_gym:NAME.
     """
-    with_data = {"math", "sql"}
-    built_in = [task for task in tasks.names() if task not in with_data]
+    built_in = [task for task in tasks.names() if task not in ("math", "sql")]
     if name.partition(":")[0] in built_in:
         return tasks.load(Config(task=name)), 16
     place = Path(data_folder or ".") / name

@@ -31,7 +31,7 @@ from nanomerci.address import address, seed
 from nanomerci.kernels.cfn_score import cfn_score
 from nanomerci.loop.model import StateReader, token_logp
 from nanomerci.loop.rollout import SampleOptions
-from nanomerci.loop.text import noise_mask, token_texts
+from nanomerci.loop.text import StreamingDetokenizer, noise_mask, token_texts
 from nanomerci.runtime.config import Config
 from nanomerci.runtime.log import progress_bar
 from nanomerci.view import report
@@ -39,7 +39,6 @@ from nanomerci.view import report
 # blue, white, red, as in page/common.js
 LOW, MIDDLE, HIGH = (67, 132, 196), (247, 247, 247), (202, 54, 48)
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
-OPTIONS = ("top", "run", "gamma", "alpha", "noise_filter")
 # control characters, and those that turn the direction of text around, as in page/common.js
 HIDDEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
@@ -120,14 +119,12 @@ def group(sampler, rollout, prompt, counter, grades, noise_B):
     return {"prompt": prompt, "note": counter.note, "samples": samples}
 
 
-def options(run):
-    """What the sliders start from: the run's options, or the defaults."""
+def draw(path, title, groups, run):
+    """Write what group() said of some prompts as an HTML page, whose sliders start from the run's
+    options or, if run is None, the defaults.
+    """
     c = run.options if run else Config()
-    return {name: getattr(c, name) for name in OPTIONS}
-
-
-def draw(path, title, groups, start):
-    """Write what group() said of some prompts as an HTML page. start: options()."""
+    start = {name: getattr(c, name) for name in ("top", "run", "gamma", "alpha", "noise_filter")}
     data = {"title": title, "options": start, "groups": groups}
     report.write(Path(path), report.page("heat", title, data))
 
@@ -186,5 +183,31 @@ def ansi(sample, place):
     return painted(zip(words, map(place, sample["invn"]), strict=True))
 
 
-def ansi_bar(low, high):
-    return f"1/n {low:.2g} {painted((' ', i / 23) for i in range(24))} {high:.2g}"
+def show(a, texts, grades, shown):
+    """Print the responses to one prompt. a: a Request; shown: group() of them, for --color."""
+    low, high, place = scale([shown]) if a.color else (0, 0, None)
+    for g, (text, grade) in enumerate(zip(texts, grades, strict=True)):
+        if a.n > 1 or grade:
+            print(f"--- response {g + 1}" + (f": {grade.outcome}" if grade else ""))
+        print(ansi(shown["samples"][g], place) if place else visible(text), flush=True)
+    if place:
+        print(f"1/n {low:.2g} {painted((' ', i / 23) for i in range(24))} {high:.2g}")
+
+
+class Typewriter:
+    """Prints a response token by token, made harmless for a terminal."""
+
+    def __init__(self, tokenizer):
+        self.add, self.typed = StreamingDetokenizer(tokenizer, skip_special_tokens=True), ""
+
+    def __call__(self, row, token):
+        self.type(self.add(token))
+
+    def type(self, text):
+        self.typed += text
+        print(visible(text), end="", flush=True)
+
+    def end(self, text, grade):
+        """The response is whole: what still waits of it, half a character perhaps, follows."""
+        self.type(text[len(self.typed) :])
+        print(f"\n--- {grade.outcome}" if grade else "")

@@ -9,7 +9,6 @@ in the page's head forbids it to load anything from anywhere.
 
 import dataclasses
 import json
-import math
 import os
 import re
 import shlex
@@ -92,16 +91,9 @@ def page(kind, title, data):
 
 def embed(data):
     """Data -> ASCII JSON without <, >, &, for a <script> block; NaN and infinities are null."""
-    text = json.dumps(finite(data), allow_nan=False, separators=(",", ":"))
+    finite = json.loads(json.dumps(data), parse_constant=lambda _: None)
+    text = json.dumps(finite, allow_nan=False, separators=(",", ":"))
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
-
-
-def finite(x):
-    if isinstance(x, float):
-        return x if math.isfinite(x) else None
-    if isinstance(x, dict):
-        return {str(k): finite(v) for k, v in x.items()}
-    return [finite(v) for v in x] if isinstance(x, list | tuple) else x
 
 
 def evaluations(rows):
