@@ -83,7 +83,7 @@ def make(c):
 
 
 def cache_folder():
-    """Where toy databases and warm starts are kept between runs."""
+    """Where warm starts and what gold queries gave are kept between runs."""
     return Path(os.environ.get("NANOMERCI_CACHE") or Path.home() / ".cache" / "nanomerci")
 
 
