@@ -7,6 +7,7 @@ worker processes, which import this package too: nothing heavy at the top.
 
 import os
 from importlib import import_module
+from itertools import compress
 from pathlib import Path
 
 from nanomerci.runtime.config import UserError, closest
@@ -106,17 +107,16 @@ def fit(task, length, limit, tests):
     longest, left = 0, 0
     for name, problems in (("train", task.train), ("test", task.test[:tests])):
         lengths = [length(p) for p in problems]
-        if limit and max(lengths) > limit:
-            fits = zip(problems, lengths, strict=True)
-            stay = [p for p, tokens in fits if tokens <= limit]
-            left += len(problems) - len(stay)
-            if not stay:
-                raise UserError(
-                    f"--max_prompt_tokens {limit}: every {name} prompt is longer; the shortest has "
-                    f"{min(lengths)} tokens"
-                )
-            setattr(task, name, stay)
-        longest = max(longest, *(n for n in lengths if not limit or n <= limit), 0)
+        fits = [not limit or tokens <= limit for tokens in lengths]
+        if problems and not any(fits):
+            raise UserError(
+                f"--max_prompt_tokens {limit}: every {name} prompt is longer; the shortest has "
+                f"{min(lengths)} tokens"
+            )
+        if not all(fits):
+            setattr(task, name, list(compress(problems, fits)))
+        left += fits.count(False)
+        longest = max(longest, *compress(lengths, fits), 0)
     return longest, left
 
 
