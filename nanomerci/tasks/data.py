@@ -86,9 +86,8 @@ def question(record, given, where):
 
 def _rows(table):
     for batch in table.iter(10_000):
-        yield from (
-            dict(zip(batch, row, strict=False)) for row in zip(*batch.values(), strict=False)
-        )
+        for row in zip(*batch.values(), strict=True):
+            yield dict(zip(batch, row, strict=True))
 
 
 def _read_json(path):
