@@ -50,11 +50,8 @@ TOKEN = re.compile(
     rf"|(?<![A-Za-z])(?:{ASCII})(?![A-Za-z])|\*\*|[A-Za-z]|[-+*/^_!%|(){{}}\[\]&']|\s+|(?P<bad>.)",
     re.ASCII | re.DOTALL,
 )
-CLOSING = dict(
-    zip(
-        "( [ { \\{ | \\lfloor \\lceil".split(), ") ] } \\} | \\rfloor \\rceil".split(), strict=False
-    )
-)
+CLOSING = {"(": ")", "[": "]", "{": "}", "\\{": "\\}", "|": "|"}
+CLOSING |= {"\\lfloor": "\\rfloor", "\\lceil": "\\rceil"}
 AROUND = {"|": "abs", "\\lfloor": "floor", "\\lceil": "ceiling"}
 TIMES = {"*": "*", "\\cdot": "*", "\\times": "*", "/": "/", "\\div": "/"}
 PLUS = frozenset("+-")
@@ -289,7 +286,7 @@ class _Parser:
         self.advance()
         if self.raw() != kind:
             raise NotMathematics("a matrix")
-        return "matrix", *map(tuple, rows)
+        return "matrix", *(("row", *row) for row in rows)
 
 
 def _digits(token):
@@ -318,8 +315,6 @@ def names(tree):
         kind, *rest = todo.pop()
         if kind == "name":
             found.add(rest[0])
-        elif kind == "matrix":
-            todo += sum(rest, ())
         else:
             todo += [x for x in rest if isinstance(x, tuple)]
     return frozenset(found - CONSTANTS)
@@ -354,8 +349,6 @@ class Evaluation:
             return rest[0]
         if kind == "name":
             return self.name(rest[0])
-        if kind == "matrix":
-            return tuple(tuple(map(self.value, row)) for row in rest)
         if kind == "call":  # a function that is not known: a wild one of its argument
             name, argument = rest
             return self.mp.sin(self.inexact(7 * self.value(argument) + point(name, 0)))
@@ -468,6 +461,8 @@ OPERATIONS = {
     "root": Evaluation.root,
     "!": Evaluation.factorial,
     "binom": Evaluation.binomial,
+    "row": lambda self, *values: values,
+    "matrix": lambda self, *rows: rows,
     "abs": lambda self, a: abs(a),
     "floor": Evaluation.floor,
     "ceiling": Evaluation.ceiling,

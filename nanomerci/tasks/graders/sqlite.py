@@ -86,18 +86,14 @@ def refusal(query):
         return "unsafe", "not valid Unicode"
     sqlglot = load("sqlglot", warm)
     try:
-        statements = [
-            s
-            for s in sqlglot.parse(query, read="sqlite")
-            if s and not isinstance(s, sqlglot.exp.Semicolon)
-        ]
+        parsed = sqlglot.parse(query, read="sqlite")
     except (sqlglot.errors.SqlglotError, RecursionError) as error:
         return "unparsable", str(error)[:200]
+    statements = [s for s in parsed if s and not isinstance(s, sqlglot.exp.Semicolon)]
     if len(statements) == 1 and isinstance(statements[0], sqlglot.exp.Query):
         return None
-    if all(
-        isinstance(s, sqlglot.exp.Condition | sqlglot.exp.Alias) for s in statements
-    ):  # words that are no statement
+    words = sqlglot.exp.Condition | sqlglot.exp.Alias  # that are no statement
+    if all(isinstance(s, words) for s in statements):
         return "unparsable", "no statement"
     return "unsafe", "wanted exactly one SELECT"
 
@@ -155,9 +151,8 @@ class Database:
             cursor = self.connection.execute(one_statement(query))
             while batch := cursor.fetchmany(1000):
                 rows += batch
-                size += sum(
-                    len(cell) for row in batch for cell in row if isinstance(cell, str | bytes)
-                )
+                cells = itertools.chain.from_iterable(batch)
+                size += sum(len(cell) for cell in cells if isinstance(cell, str | bytes))
                 if len(rows) > MAX_ROWS or size > MAX_BYTES:
                     raise Rejected("timeout", f"more than {MAX_ROWS} rows or {MAX_BYTES >> 20} MiB")
         except (sqlite3.Error, sqlite3.Warning, ValueError) as error:  # ValueError: no Unicode, NUL
