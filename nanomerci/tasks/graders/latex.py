@@ -487,10 +487,8 @@ def samples(*trees, degree=None):
     """[(values, error), ...] at points where all the trees are defined: those where they are real,
     if there are such. Raises TooLarge.
     """
-    found, real, count = [], [], 1
-    if any(map(names, trees)):
-        count = POINTS
-    for number in range(count):
+    found, real = [], []
+    for number in range(POINTS if any(map(names, trees)) else 1):
         run = Evaluation(number, degree)
         values = [run(tree) for tree in trees]
         if run.scale > 10**15:  # large terms may cancel: so many digits more
@@ -510,7 +508,7 @@ def samples(*trees, degree=None):
 def _flat(value):
     if not isinstance(value, tuple):
         return [value]
-    return sum(map(_flat, sum(value, ())), [])
+    return sum(map(_flat, value), [])
 
 
 def alike(*values):
@@ -523,9 +521,8 @@ def alike(*values):
 def close(a, b, error=0):
     """Two values. error: absolute, what cancelled terms have left."""
     if isinstance(a, tuple) and isinstance(b, tuple):
-        return [len(row) for row in a] == [len(row) for row in b] and all(
-            close(x, y, error) for x, y in zip(_flat(a), _flat(b), strict=False)
-        )
+        pairs = zip(a, b, strict=False)
+        return len(a) == len(b) and all(close(x, y, error) for x, y in pairs)
     if isinstance(a, tuple) or isinstance(b, tuple):
         return False
     a, b = alike(a, b)
