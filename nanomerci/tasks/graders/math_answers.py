@@ -182,16 +182,8 @@ CONDITION = re.compile(  # , k in Z; for all x
     re.ASCII,
 )
 INTERVALS = frozenset(["()", "[)", "(]", "[]"])
-BRACKETS = {
-    ("\\{", "\\}"): "{}",
-    ("(", ")"): "()",
-    ("(", "]"): "(]",
-    ("[", ")"): "[)",
-    ("[", "]"): "[]",
-    ("[", "["): "[)",
-    ("]", "["): "()",
-    ("]", "]"): "(]",
-}
+BRACKETED = re.compile(r"(\\\{|[(\[\]])(.+)(\\\}|[)\[\]])", re.DOTALL)
+BRACKETS = {one: one for one in INTERVALS} | {"\\{\\}": "{}", "[[": "[)", "][": "()", "]]": "(]"}
 
 
 def split(text, separator):
@@ -239,7 +231,7 @@ def _read(text):
     grouped = text.startswith("{") and text.endswith("}") and _balanced(text[1:-1])
     if grouped and not re.search(r"\\(?:over|choose)", text):
         return _read(text[1:-1].strip())  # TeX's own grouping
-    if text[-1:] in (")", "]", "[", "}") and (found := _bracketed(text)):
+    if (match := BRACKETED.fullmatch(text)) and (found := _bracketed(*match.groups())):
         return found
     return _leaf(text)
 
@@ -285,24 +277,23 @@ def _list(text, kind, items):
     return Group(text, kind, tuple(flat))
 
 
-def _bracketed(text):
+def _bracketed(start, inner, end):
     """A set, tuple or interval; None if it is not one."""
-    for (start, end), kind in BRACKETS.items():
-        inner = text[len(start) : -len(end)]
-        if not (text.startswith(start) and text.endswith(end) and inner and _balanced(inner)):
-            continue
-        if kind == "{}" and (such := re.match(r"\s*(\w)\s*[|:](.*)", inner)):
-            found = _read(such[2].strip())  # {x | x > 3}
-            if isinstance(found, Equation) and found.name == such[1]:
-                return found.content
-            return Leaf(text)
-        parts = split(inner, ";")
-        if len(parts) == 1:
-            parts = split(inner, ",")
-        if kind == "{}" and len(parts) == 1:
-            return _read(parts[0])
-        if len(parts) > 1:
-            return Group(text, kind, _items(parts))
+    text, kind = start + inner + end, BRACKETS.get(start + end)
+    if not kind or not _balanced(inner):
+        return None
+    if kind == "{}" and (such := re.match(r"\s*(\w)\s*[|:](.*)", inner)):
+        found = _read(such[2].strip())  # {x | x > 3}
+        if isinstance(found, Equation) and found.name == such[1]:
+            return found.content
+        return Leaf(text)
+    parts = split(inner, ";")
+    if len(parts) == 1:
+        parts = split(inner, ",")
+    if len(parts) > 1:
+        return Group(text, kind, _items(parts))
+    if kind == "{}":
+        return _read(inner.strip())
     return None
 
 
