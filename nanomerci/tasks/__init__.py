@@ -94,11 +94,6 @@ def needed(c):
     return c.train_data
 
 
-def folder_of(c, name):
-    """--data_folder, for a name that is not a path of its own."""
-    return None if not c.data_folder or Path(name).exists() else c.data_folder
-
-
 def fit(task, length, limit, tests):
     """Leave out problems whose prompt is longer than `limit` tokens (0: none). -> tokens of the
     longest prompt that stays, and how many went. length(problem) -> tokens; of the held-out

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from nanomerci.runtime.config import UserError
-from nanomerci.tasks import Task, data, folder_of, needed
+from nanomerci.tasks import Task, data, needed
 from nanomerci.tasks.graders.math_answers import TooLarge, same
 from nanomerci.tasks.graders.pool import Grade
 
@@ -171,14 +171,12 @@ def read_problems(
     """Problems of a data set, in its order, each question once (DAPO-Math-17k repeats every
     question 100 times).
 
-    name: one of SOURCES, a hub id OWNER/NAME, or a local .json, .jsonl, .csv or .parquet file or a
-    folder of them. folder: where to look for FOLDER/NAME or FOLDER/NAME.* first, for machines
-    without network. question, answer: column names, if they are not recognised.
-    limit: at most so many. strict: the first bad record is an error; else bad records are left out
-    and counted, in a line to stderr. template: a prompt in place of ours, with {question} in it.
-    The layouts of DAPO-Math-17k (chat messages, reward_model),
-    MATH (\\boxed in the solution), GSM8K (#### at the end), OlympiadBench (list of answers),
-    MMLU-Pro (options) and GPQA (incorrect answers) are recognised. ValueError: one line.
+    name, folder: one of SOURCES, or as in data.records. question, answer: column names, if they
+    are not recognised. limit: at most so many. strict: the first bad record is an error; else bad
+    records are left out and counted, in a line to stderr. template: a prompt in place of ours, with
+    {question} in it. The layouts of DAPO-Math-17k (chat messages, reward_model), MATH (\\boxed in
+    the solution), GSM8K (#### at the end), OlympiadBench (list of answers), MMLU-Pro (options) and
+    GPQA (incorrect answers) are recognised. ValueError: one line.
     """
     source = SOURCES.get(name, Source("", "train"))
     records = data.records(name, folder, split or source.split, source.hub, source.config)
@@ -208,7 +206,6 @@ def read_problems(
 
 def _fields(record, question, answer_, where):
     """Question, gold answer, and whether it is a choice of letters."""
-    data.check(record, where)
     text = DAPO_WRAPPER.sub("", data.question(record, question, where))
     gold = data.column(record, answer_, ANSWERS, "answer", where)
     choices = list(record.get("options") or ())
@@ -255,5 +252,5 @@ def load(c):
     if len(columns) != 2:
         raise UserError(f"--columns {c.columns}: expected two names, QUESTION,ANSWER")
     train, how = needed(c), {"template": c.prompt_template, "strict": c.strict_data}
-    test = c.test_data and read_problems(c.test_data, folder_of(c, c.test_data), **how)
-    return Math(read_problems(train, folder_of(c, train), *columns, **how), test or ())
+    test = c.test_data and read_problems(c.test_data, c.data_folder, **how)
+    return Math(read_problems(train, c.data_folder, *columns, **how), test or ())

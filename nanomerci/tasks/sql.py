@@ -22,7 +22,7 @@ from functools import lru_cache
 from itertools import chain, pairwise
 from pathlib import Path
 
-from nanomerci.tasks import Task, cache_folder, folder_of, needed
+from nanomerci.tasks import Task, cache_folder, needed
 from nanomerci.tasks.graders.pool import Grade
 from nanomerci.tasks.graders.sqlite import (
     Rejected,
@@ -393,6 +393,8 @@ def _find_database(folder, name, split):
 
 # ---- noise
 
+COMMENT = re.compile(r"--[^\n]*|/\*[^*]*\*/")
+
 
 def noise(text):
     """Character spans that no query needs, for MERCI's third filter: prose after the last ```sql
@@ -400,16 +402,15 @@ def noise(text):
     verbatim repetition. Decided by us: the paper does not say. The reasoning before the query and
     the query itself stay.
     """
-    spans, fences = repeated(text), [found.start() for found in re.finditer("```", text)]
-    for start, end in zip(fences[::2], fences[1::2], strict=False):
-        body = text[start + 3 : end]
-        if body[:3].lower() != "sql":
-            spans.append((start, end + 3))
-            continue
-        comments = re.finditer(r"--[^\n]*|/\*[^*]*\*/", body)
-        spans += [(start + 3 + comment.start(), start + 3 + comment.end()) for comment in comments]
-        if end == fences[-1] and end + 3 < len(text):
-            spans.append((end + 3, len(text)))
+    spans, sql, end = repeated(text), False, 0
+    for fence in re.finditer(r"```(.*?)```", text, re.DOTALL):
+        sql, end = fence[1][:3].lower() == "sql", fence.end()
+        if sql:
+            spans += [comment.span() for comment in COMMENT.finditer(text, *fence.span(1))]
+        else:
+            spans.append(fence.span())
+    if sql and end < len(text) and "```" not in text[end:]:
+        spans.append((end, len(text)))
     return sorted(spans)
 
 
@@ -433,10 +434,9 @@ class SQL(Task):
 
 def load(c):
     """--train_data, --test_data: Spider or BIRD folders. -> SQL."""
-    train, test = needed(c), c.test_data or c.train_data
     how = {"seconds": c.query_seconds, "strict": c.strict_data, "cache": cache_folder()}
     train, test = (
-        read_problems(Path(folder_of(c, name) or ".") / name, split, **how)
-        for name, split in ((train, "train"), (test, "dev"))
+        read_problems(name if Path(name).exists() else Path(c.data_folder, name), split, **how)
+        for name, split in ((needed(c), "train"), (c.test_data or c.train_data, "dev"))
     )
     return SQL(train, test, c.sql_match, c.partial_credit, c.perturbed_copies, c.query_seconds)
