@@ -3,7 +3,7 @@
 A query passes, in this order: a length limit; sqlglot, which must see exactly one statement, a
 SELECT or WITH ... SELECT; a read-only, immutable connection; an authorizer that permits reading the
 database's own tables, functions from a list, and recursion; SQLite's own limits; a progress handler
-with a deadline; caps on rows and bytes. All of it runs in a worker of grading.Pool, whose deadline
+with a deadline; caps on rows and bytes. All of it runs in a worker of pool.Pool, whose deadline
 and memory limit hold where one opcode outruns the progress handler.
 
 A database is named by the path of its SQLite file, or is a Script. Connections and results are
@@ -59,7 +59,7 @@ CLOCK = re.compile(
 
 
 class Rejected(Exception):
-    """A query without a result; `outcome` as in grading.Grade, the text says why."""
+    """A query without a result; `outcome` as in pool.Grade, the text says why."""
 
     def __init__(self, outcome, why):
         super().__init__(why)
