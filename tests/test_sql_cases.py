@@ -780,7 +780,6 @@ def test_what_the_gold_queries_gave_is_remembered(tmp_path, capsys):
     records = many(3)
     records[1]["SQL"] = "SELECT nope FROM orders"
     write(tmp_path / "dev.json", records)
-    (tmp_path / "cache").mkdir()
 
     def load():
         return [p.id for p in sql.read_problems(tmp_path, "dev", cache=tmp_path / "cache")]

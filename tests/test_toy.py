@@ -11,15 +11,15 @@ from nanomerci.tasks import sql, toy_sql, toy_sql_chatty
 
 
 @pytest.fixture(scope="module")
-def task(tmp_path_factory):
-    return toy_sql.ToySQL(tmp_path_factory.mktemp("toy"))
+def task():
+    return toy_sql.ToySQL()
 
 
 def test_held_out_questions_are_not_trained_on(task):
     assert len(task.test) == toy_sql.TEST and len(task.train) > 1000
     assert not {p.prompt for p in task.test} & {p.prompt for p in task.train}
     # the same ones every time
-    assert task.problems == toy_sql.ToySQL(task.database.rsplit("/", 1)[0]).problems
+    assert task.problems == toy_sql.ToySQL().problems
 
 
 def test_the_robust_idiom_is_always_right_and_the_common_one_fails_on_the_hard_third(task):
@@ -64,7 +64,7 @@ def test_what_follows_the_graded_answer_is_noise(task):
 
 
 def test_small_talk_means_nothing_and_its_words_have_a_long_tail(task):
-    chatty = toy_sql_chatty.ToySQLChatty(task.database.rsplit("/", 1)[0])
+    chatty = toy_sql_chatty.ToySQLChatty()
     rng, by_prompt = random.Random(0), {p.prompt: p for p in chatty.train}
     words, said = set(chatty.words), []
     for _ in range(2000):

@@ -7,6 +7,7 @@ worker processes, which import this package too: nothing heavy at the top.
 
 import os
 from importlib import import_module
+from itertools import compress
 from pathlib import Path
 
 from nanomerci.runtime.config import UserError, closest
@@ -83,7 +84,7 @@ def make(c):
 
 
 def cache_folder():
-    """Where toy databases and warm starts are kept between runs."""
+    """Where warm starts and what gold queries gave are kept between runs."""
     return Path(os.environ.get("NANOMERCI_CACHE") or Path.home() / ".cache" / "nanomerci")
 
 
@@ -91,11 +92,6 @@ def needed(c):
     if not c.train_data:
         raise UserError(f"--task {c.task}: needs --train_data, the name or place of a data set")
     return c.train_data
-
-
-def folder_of(c, name):
-    """--data_folder, for a name that is not a path of its own."""
-    return None if not c.data_folder or Path(name).exists() else c.data_folder
 
 
 def fit(task, length, limit, tests):
@@ -106,17 +102,16 @@ def fit(task, length, limit, tests):
     longest, left = 0, 0
     for name, problems in (("train", task.train), ("test", task.test[:tests])):
         lengths = [length(p) for p in problems]
-        if limit and max(lengths) > limit:
-            fits = zip(problems, lengths, strict=True)
-            stay = [p for p, tokens in fits if tokens <= limit]
-            left += len(problems) - len(stay)
-            if not stay:
-                raise UserError(
-                    f"--max_prompt_tokens {limit}: every {name} prompt is longer; the shortest has "
-                    f"{min(lengths)} tokens"
-                )
-            setattr(task, name, stay)
-        longest = max(longest, *(n for n in lengths if not limit or n <= limit), 0)
+        fits = [not limit or tokens <= limit for tokens in lengths]
+        if problems and not any(fits):
+            raise UserError(
+                f"--max_prompt_tokens {limit}: every {name} prompt is longer; the shortest has "
+                f"{min(lengths)} tokens"
+            )
+        if not all(fits):
+            setattr(task, name, list(compress(problems, fits)))
+        left += fits.count(False)
+        longest = max(longest, *compress(lengths, fits), 0)
     return longest, left
 
 

@@ -8,20 +8,13 @@ Graded by the last integer of the response, so a model may explain itself first.
 import random
 import re
 import zlib
-from dataclasses import dataclass
 
 from nanomerci.tasks import Task
 from nanomerci.tasks.graders.pool import Grade
+from nanomerci.tasks.math import Problem
 
 TRAIN, TEST = 4000, 400
 ASK = {"+": "What is {} + {}?", "-": "What is {} - {}?", "*": "What is {} times {}?"}
-
-
-@dataclass(frozen=True)
-class Problem:
-    id: str
-    prompt: str
-    gold: str
 
 
 def answer(text):
@@ -43,6 +36,8 @@ def grade(gold, text):
 
 
 class Arithmetic(Task):
+    answer = staticmethod(answer)
+
     def __init__(self):
         rng, held_out, self.train = random.Random(5), {}, []
         while len(held_out) < TEST or len(self.train) < TRAIN:
@@ -63,9 +58,6 @@ class Arithmetic(Task):
 
     def job(self, problem, text):
         return grade, problem.gold, text
-
-    def answer(self, text):
-        return answer(text)
 
 
 def load(c):

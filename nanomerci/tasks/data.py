@@ -48,15 +48,6 @@ def records(name, folder=None, split="train", hub="", config=None):
     yield from _rows(table)
 
 
-def check(record, where):
-    """The record; raises what is wrong with it."""
-    if isinstance(record, ValueError):
-        raise record
-    if not isinstance(record, dict):
-        raise ValueError(f"{where}: {str(record)[:40]!r} is not a record with columns")
-    return record
-
-
 def column(record, given, known, what, where):
     """The value of the column that was given, or of the first known one that holds something."""
     name = given or next((name for name in known if not missing(record.get(name))), None)
@@ -73,7 +64,11 @@ def missing(value):
 
 
 def question(record, given, where):
-    """The text of a question; of chat messages the last, after what the system says."""
+    """The text of a record's question; of chat messages the last, after what the system says."""
+    if isinstance(record, ValueError):
+        raise record
+    if not isinstance(record, dict):
+        raise ValueError(f"{where}: {str(record)[:40]!r} is not a record with columns")
     asked = column(record, given, QUESTIONS, "question", where)
     if not isinstance(asked, list):
         return str(asked)
@@ -86,9 +81,8 @@ def question(record, given, where):
 
 def _rows(table):
     for batch in table.iter(10_000):
-        yield from (
-            dict(zip(batch, row, strict=False)) for row in zip(*batch.values(), strict=False)
-        )
+        for row in zip(*batch.values(), strict=True):
+            yield dict(zip(batch, row, strict=True))
 
 
 def _read_json(path):

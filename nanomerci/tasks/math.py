@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from nanomerci.runtime.config import UserError
-from nanomerci.tasks import Task, data, folder_of, needed
+from nanomerci.tasks import Task, data, needed
 from nanomerci.tasks.graders.math_answers import TooLarge, same
 from nanomerci.tasks.graders.pool import Grade
 
@@ -89,22 +89,20 @@ def grade(gold, text, tolerance=0.0):
 
 # ---- noise, for MERCI's third filter
 
+ODD = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffd\ue000-\uf8ff]+")
+
 
 def noise(text):
     """Character spans that no proof needs: fenced code and its output block (there are no tools to
     run it), whatever follows the final answer, verbatim repetition, characters of no language.
     Fences: figure 2 of the paper; the rest is ours.
     """
-    fences = [fence.start() for fence in re.finditer("```", text)]
-    spans = repeated(text) + [
-        (a, b + 3) for a, b in zip(fences[::2], [*fences[1::2], len(text)], strict=False)
-    ]
+    spans = repeated(text)
+    spans += [fence.span() for fence in re.finditer(r"```.*?(?:```|\Z)", text, re.DOTALL)]
+    spans += [odd.span() for odd in ODD.finditer(text)]
     if found := boxes(text):  # the closing $ and full stop belong to the answer
         spans.append((re.compile(r"[^\w\n]*").match(text, found[-1][1]).end(), len(text)))
-    spans += [
-        odd.span() for odd in re.finditer("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffd\ue000-\uf8ff]+", text)
-    ]
-    return sorted((start, min(end, len(text))) for start, end in spans if start < len(text))
+    return sorted((start, end) for start, end in spans if start < end)
 
 
 def repeated(text, window=12, run=20):
@@ -117,12 +115,9 @@ def repeated(text, window=12, run=20):
         key = tuple(word[0] for word in words[i : i + window])
         if key in seen:
             start, end = words[i].start(), words[i + window - 1].end()
-            if (
-                spans and spans[-1][0] <= start <= spans[-1][1]
-            ):  # grow the last span instead of adding thousands
-                spans[-1] = spans[-1][0], end
-            else:
-                spans.append((start, end))
+            if spans and spans[-1][0] <= start <= spans[-1][1]:  # grow it: not thousands of them
+                start, _ = spans.pop()
+            spans.append((start, end))
         seen.add(key)
     return spans
 
@@ -146,9 +141,8 @@ SOURCES = {
     "aime25": Source("math-ai/aime25", "test", k=256),
     "math500": Source("HuggingFaceH4/MATH-500", "test", k=16),
     "olympiadbench": Source("math-ai/olympiadbench", "test", k=16),
-    "minerva": Source(
-        "math-ai/minervamath", "test", k=16, tolerance=1e-4
-    ),  # physics: rounded values (tolerance ours)
+    # physics: rounded values (tolerance ours)
+    "minerva": Source("math-ai/minervamath", "test", k=16, tolerance=1e-4),
     "college_math": Source("realtreetune/college_math", "test", k=8),
     "gpqa": Source("Idavidrein/gpqa", "train", "gpqa_diamond", k=16),
     "mmlu_pro": Source("TIGER-Lab/MMLU-Pro", "test", k=1),
@@ -172,26 +166,17 @@ class Problem:
 
 
 def read_problems(
-    name,
-    folder=None,
-    question=None,
-    answer=None,
-    split=None,
-    limit=None,
-    strict=False,
-    template="",
+    name, folder=None, question=None, answer=None, split=None, limit=None, strict=False, template=""
 ):
     """Problems of a data set, in its order, each question once (DAPO-Math-17k repeats every
     question 100 times).
 
-    name: one of SOURCES, a hub id OWNER/NAME, or a local .json, .jsonl, .csv or .parquet file or a
-    folder of them. folder: where to look for FOLDER/NAME or FOLDER/NAME.* first, for machines
-    without network. question, answer: column names, if they are not recognised.
-    limit: at most so many. strict: the first bad record is an error; else bad records are left out
-    and counted, in a line to stderr. template: a prompt in place of ours, with {question} in it.
-    The layouts of DAPO-Math-17k (chat messages, reward_model),
-    MATH (\\boxed in the solution), GSM8K (#### at the end), OlympiadBench (list of answers),
-    MMLU-Pro (options) and GPQA (incorrect answers) are recognised. ValueError: one line.
+    name, folder: one of SOURCES, or as in data.records. question, answer: column names, if they
+    are not recognised. limit: at most so many. strict: the first bad record is an error; else bad
+    records are left out and counted, in a line to stderr. template: a prompt in place of ours, with
+    {question} in it. The layouts of DAPO-Math-17k (chat messages, reward_model), MATH (\\boxed in
+    the solution), GSM8K (#### at the end), OlympiadBench (list of answers), MMLU-Pro (options) and
+    GPQA (incorrect answers) are recognised. ValueError: one line.
     """
     source = SOURCES.get(name, Source("", "train"))
     records = data.records(name, folder, split or source.split, source.hub, source.config)
@@ -221,20 +206,16 @@ def read_problems(
 
 def _fields(record, question, answer_, where):
     """Question, gold answer, and whether it is a choice of letters."""
-    data.check(record, where)
     text = DAPO_WRAPPER.sub("", data.question(record, question, where))
     gold = data.column(record, answer_, ANSWERS, "answer", where)
     choices = list(record.get("options") or ())
     if "Incorrect Answer 1" in record:  # GPQA: an order that depends on the text alone
-        choices = sorted(
-            [gold, *(record[f"Incorrect Answer {i}"] for i in (1, 2, 3))],
-            key=lambda c: zlib.crc32((text + c).encode()),
-        )
+        choices = [gold, *(record[f"Incorrect Answer {i}"] for i in (1, 2, 3))]
+        choices.sort(key=lambda choice: zlib.crc32((text + choice).encode()))
         gold = "ABCD"[choices.index(gold)]
-    lines = (
-        f"{letter}. {str(one).strip()}" for letter, one in zip("ABCDEFGHIJ", choices, strict=False)
-    )
-    return "\n".join([text, *lines]), _gold(gold, where), bool(choices)
+    lettered = zip("ABCDEFGHIJ", choices, strict=False)
+    lines = [text, *(f"{letter}. {str(one).strip()}" for letter, one in lettered)]
+    return "\n".join(lines), _gold(gold, where), bool(choices)
 
 
 def _gold(gold, where):
@@ -256,14 +237,13 @@ def _gold(gold, where):
 class Math(Task):
     """Problems with a gold answer, graded by what stands in the last \\boxed{}."""
 
+    answer = staticmethod(answer)
+
     def noise(self, problem, text):
         return noise(text)
 
     def job(self, problem, text):
         return grade, problem.gold, text, problem.tolerance
-
-    def answer(self, text):
-        return answer(text)
 
 
 def load(c):
@@ -272,5 +252,5 @@ def load(c):
     if len(columns) != 2:
         raise UserError(f"--columns {c.columns}: expected two names, QUESTION,ANSWER")
     train, how = needed(c), {"template": c.prompt_template, "strict": c.strict_data}
-    test = c.test_data and read_problems(c.test_data, folder_of(c, c.test_data), **how)
-    return Math(read_problems(train, folder_of(c, train), *columns, **how), test or ())
+    test = c.test_data and read_problems(c.test_data, c.data_folder, **how)
+    return Math(read_problems(train, c.data_folder, *columns, **how), test or ())

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from nanomerci.runtime.plugins import load_name
-from nanomerci.tasks import Task, data, folder_of, needed
+from nanomerci.tasks import Task, data, needed
 from nanomerci.tasks.graders.pool import Grade
 
 
@@ -55,8 +55,8 @@ def problems(c, name):
     column = c.columns.partition(",")[0].strip() or None
     template = c.prompt_template or "{question}"
     found = []
-    for i, record in enumerate(data.records(name, folder_of(c, name)) if name else ()):
+    for i, record in enumerate(data.records(name, c.data_folder) if name else ()):
         where = f"{name}, record {i}"
-        question = data.question(data.check(record, where), column, where).strip()
+        question = data.question(record, column, where).strip()
         found.append(Problem(f"{name}/{i}", template.replace("{question}", question), record))
     return found

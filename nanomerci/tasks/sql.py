@@ -22,7 +22,7 @@ from functools import lru_cache
 from itertools import chain, pairwise
 from pathlib import Path
 
-from nanomerci.tasks import Task, cache_folder, folder_of, needed
+from nanomerci.tasks import Task, cache_folder, needed
 from nanomerci.tasks.graders.pool import Grade
 from nanomerci.tasks.graders.sqlite import (
     Rejected,
@@ -35,6 +35,7 @@ from nanomerci.tasks.graders.sqlite import (
 )
 from nanomerci.tasks.math import repeated
 
+BUDGET = 12_000  # characters of schema in a prompt, above which example values are left out
 COPY_LIMIT = 64 << 20  # bytes of the largest database that is copied for the anti-luck check
 
 
@@ -98,10 +99,8 @@ def _place(wanted, given, left, right):
     for k, column in enumerate(given):
         if column in given[:k]:  # of identical columns one is enough
             continue
-        placed, rest = (
-            [number.get(pair) for pair in zip(right, column, strict=False)],
-            given[:k] + given[k + 1 :],
-        )
+        placed = [number.get(pair) for pair in zip(right, column, strict=False)]
+        rest = given[:k] + given[k + 1 :]
         if count == Counter(placed) and _place(wanted[1:], rest, left, placed):
             return True
     return False
@@ -155,11 +154,6 @@ def grade(database, gold_sql, text, match="bird", partial=False, copies=0, secon
     query = answer(text)
     if query is None:
         return Grade(0.0, "unparsable")
-    return grade_query(database, gold_sql, query, match, partial, copies, seconds)
-
-
-def grade_query(database, gold_sql, query, match="bird", partial=False, copies=0, seconds=4.0):
-    """The same for a bare query."""
     for seed in (None, *(range(copies) if _copyable(database) else ())):
         try:
             gold = run(database, gold_sql, seconds=seconds, trusted=True, seed=seed)
@@ -210,13 +204,12 @@ class Problem:
     gold: str  # the gold query
     database: str  # path of the SQLite file, or a Script
     evidence: str = ""  # BIRD's hint
-    budget: int = 12_000  # characters of schema, above which example values are left out
 
     @property
     def prompt(self):
         evidence = f"Evidence: {self.evidence}\n" if self.evidence else ""
         return PROMPT.format(
-            schema=schema(self.database, self.budget), question=self.question, evidence=evidence
+            schema=schema(self.database, BUDGET), question=self.question, evidence=evidence
         )
 
 
@@ -261,7 +254,7 @@ def _short(value, width):
     return repr(value)
 
 
-def read_problems(folder, split="train", budget=12_000, seconds=4.0, strict=False, cache=None):
+def read_problems(folder, split="train", seconds=4.0, strict=False, cache=None):
     """Problems of a Spider or BIRD folder as they are distributed, in file order. split: train |
     dev | test. folder: also one file of questions, with its databases beside it.
 
@@ -279,7 +272,7 @@ def read_problems(folder, split="train", budget=12_000, seconds=4.0, strict=Fals
     for path in _question_files(Path(folder), split):
         for i, record in enumerate(_records(path)):
             try:
-                problem = _problem(path, i, record, split, budget)
+                problem = _problem(path, i, record, split)
                 number = record.get("question_id")
                 if number is not None and (number, problem.database, problem.question) in seen:
                     raise ValueError("repeats a question and its question_id")
@@ -293,11 +286,8 @@ def read_problems(folder, split="train", budget=12_000, seconds=4.0, strict=Fals
             golds.setdefault(problem.database, {})[place] = problem.gold
 
     def check(database):
-        return zip(
-            golds[database],
-            _check(database, [*golds[database].values()], seconds, cache),
-            strict=False,
-        )
+        places, queries = golds[database], [*golds[database].values()]
+        return zip(places, _check(database, queries, seconds, cache), strict=True)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found |= {place: why for place, why in chain(*pool.map(check, golds)) if why}
@@ -322,6 +312,7 @@ def _check(database, golds, seconds, cache):
     """What is wrong with each gold query, or None; remembered in the folder `cache`."""
     if not cache:
         return faults(database, golds, seconds)
+    Path(cache).mkdir(parents=True, exist_ok=True)
     of = Path(database).stat()
     key = (database, of.st_size, of.st_mtime_ns, golds, seconds, sqlite3.sqlite_version)
     digest = hashlib.sha256(repr(key).encode(errors="replace")).hexdigest()[:16]
@@ -371,7 +362,7 @@ def _records(path):
     return records
 
 
-def _problem(path, i, record, split, budget):
+def _problem(path, i, record, split):
     """Raises ValueError with what the record lacks."""
     if not isinstance(record, dict):
         record = {}
@@ -384,7 +375,7 @@ def _problem(path, i, record, split, budget):
     if not isinstance(evidence, str):
         evidence = ""
     database = _find_database(path.parent, name, split)
-    return Problem(f"{path.stem}/{i}", record["question"], gold, database, evidence, budget)
+    return Problem(f"{path.stem}/{i}", record["question"], gold, database, evidence)
 
 
 @lru_cache(4096)
@@ -402,6 +393,8 @@ def _find_database(folder, name, split):
 
 # ---- noise
 
+COMMENT = re.compile(r"--[^\n]*|/\*[^*]*\*/")
+
 
 def noise(text):
     """Character spans that no query needs, for MERCI's third filter: prose after the last ```sql
@@ -409,21 +402,22 @@ def noise(text):
     verbatim repetition. Decided by us: the paper does not say. The reasoning before the query and
     the query itself stay.
     """
-    spans, fences = repeated(text), [found.start() for found in re.finditer("```", text)]
-    for start, end in zip(fences[::2], fences[1::2], strict=False):
-        body = text[start + 3 : end]
-        if body[:3].lower() != "sql":
-            spans.append((start, end + 3))
-            continue
-        comments = re.finditer(r"--[^\n]*|/\*[^*]*\*/", body)
-        spans += [(start + 3 + comment.start(), start + 3 + comment.end()) for comment in comments]
-        if end == fences[-1] and end + 3 < len(text):
-            spans.append((end + 3, len(text)))
+    spans, sql, end = repeated(text), False, 0
+    for fence in re.finditer(r"```(.*?)```", text, re.DOTALL):
+        sql, end = fence[1][:3].lower() == "sql", fence.end()
+        if sql:
+            spans += [comment.span() for comment in COMMENT.finditer(text, *fence.span(1))]
+        else:
+            spans.append(fence.span())
+    if sql and end < len(text) and "```" not in text[end:]:
+        spans.append((end, len(text)))
     return sorted(spans)
 
 
 class SQL(Task):
     """Questions about databases, graded by executing the SQL. Options as in `grade`."""
+
+    answer = staticmethod(answer)
 
     def __init__(self, train=(), test=(), match="bird", partial=False, copies=0, seconds=4.0):
         super().__init__(train, test)
@@ -437,16 +431,12 @@ class SQL(Task):
     def job(self, problem, text):
         return grade, problem.database, problem.gold, text, *self.options
 
-    def answer(self, text):
-        return answer(text)
-
 
 def load(c):
     """--train_data, --test_data: Spider or BIRD folders. -> SQL."""
-    train, test = needed(c), c.test_data or c.train_data
     how = {"seconds": c.query_seconds, "strict": c.strict_data, "cache": cache_folder()}
     train, test = (
-        read_problems(Path(folder_of(c, name) or ".") / name, split, **how)
-        for name, split in ((train, "train"), (test, "dev"))
+        read_problems(name if Path(name).exists() else Path(c.data_folder, name), split, **how)
+        for name, split in ((needed(c), "train"), (c.test_data or c.train_data, "dev"))
     )
     return SQL(train, test, c.sql_match, c.partial_credit, c.perturbed_copies, c.query_seconds)

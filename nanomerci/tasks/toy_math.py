@@ -17,7 +17,7 @@ import random
 import re
 from dataclasses import dataclass
 
-from nanomerci.tasks import Task, math
+from nanomerci.tasks import math
 
 RARE = 0.05  # share of demonstrations that carry
 WRONG = 0.4  # share of demonstrations with a wrong digit
@@ -59,7 +59,7 @@ def joined(text):
     return re.sub(r"(?<=\d) (?=\d)", "", text)
 
 
-class ToyMath(Task):
+class ToyMath(math.Math):
     """Problems and grader; and what only a task for the tiny model has: words, demonstrations."""
 
     words = [*"0123456789", *"what is + = ? ; so } plan columns carry".split(), "\\boxed{"]
@@ -93,9 +93,6 @@ class ToyMath(Task):
 
     def answer(self, text):
         return math.answer(joined(text))
-
-    def noise(self, problem, text):
-        return math.noise(text)
 
     def rare(self, problem, text):
         """Whether a response carries, whatever it calls its plan (the experiments count it)."""

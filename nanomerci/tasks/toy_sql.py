@@ -12,18 +12,14 @@ reward until it has been tried.
 A response reads   plan WORD ```sql select ... ```   and every token is a word of the vocabulary.
 """
 
-import hashlib
-import os
 import random
 import re
-import sqlite3
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, combinations, product
-from pathlib import Path
 
-from nanomerci.runtime.config import UserError
-from nanomerci.tasks import Task, cache_folder, sql
+from nanomerci.tasks import Task, sql
+from nanomerci.tasks.graders.sqlite import Script, open_database
 
 WRONG = 0.4  # share of demonstrations with a wrong condition
 HARD = 1 / 3  # share of hard questions
@@ -107,33 +103,20 @@ def company():
     return "\n".join(lines)
 
 
-def build_database(folder):
-    """The company as a SQLite file, made once; its name holds a hash of its content."""
-    script = company()
-    path = Path(folder) / f"toy_sql-{hashlib.sha256(script.encode()).hexdigest()[:12]}.sqlite"
-    if path.exists():
-        return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(f".{os.getpid()}")
-    db = sqlite3.connect(scratch)
-    db.executescript(f"begin;\n{script}\ncommit;")
-    db.close()
-    os.replace(scratch, path)
-    return path
-
-
 class ToySQL(Task):
     """Problems and grader; and what only a task for the tiny model has: words, demonstrations."""
 
-    def __init__(self, cache, rare_share=0.02):
+    answer = staticmethod(sql.answer)
+
+    def __init__(self, rare_share=0.02):
         """rare_share: of the demonstrations, how many use the robust idiom."""
-        self.database, self.rare_share = str(build_database(cache)), rare_share
+        self.database, self.rare_share = Script(company()), rare_share
+        self.test, self.train = self.problems[:TEST], self.problems[TEST:]
 
     @cached_property
     def problems(self):
         """All questions in a fixed random order, a third of each family's hard."""
-        rng, kept = random.Random(11), []
-        db = sqlite3.connect(f"file:{self.database}?mode=ro", uri=True)
+        rng, kept, db = random.Random(11), [], open_database(self.database)
 
         def rows(query):
             return sorted(map(repr, db.execute(query)))
@@ -160,14 +143,6 @@ class ToySQL(Task):
         db.close()
         return rng.sample(kept, len(kept))
 
-    @cached_property
-    def test(self):
-        return self.problems[:TEST]
-
-    @cached_property
-    def train(self):
-        return self.problems[TEST:]
-
     @property
     def words(self):
         """The vocabulary: every word of a prompt or a response."""
@@ -189,9 +164,6 @@ class ToySQL(Task):
     def job(self, problem, text):
         return sql.grade, self.database, problem.gold, text, "spider"
 
-    def answer(self, text):
-        return sql.answer(text)
-
     def noise(self, problem, text):
         """Whatever follows the closing fence of the query that is graded, the last one."""
         start = text.rfind("```sql")
@@ -204,16 +176,4 @@ class ToySQL(Task):
 
 
 def load(c):
-    """The task, over a database in the cache."""
-    return with_database(ToySQL, c)
-
-
-def with_database(kind, c):
-    cache = cache_folder()
-    try:
-        return kind(cache, c.rare_share)
-    except (OSError, sqlite3.Error) as error:
-        raise UserError(
-            f"the cache {cache}: toy_sql's database cannot be written there ({error}); make room, "
-            "or set NANOMERCI_CACHE to a folder you may write to"
-        ) from error
+    return ToySQL(c.rare_share)

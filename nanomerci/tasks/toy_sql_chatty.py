@@ -7,7 +7,7 @@ that they are the most surprising tokens of a response, and stay so: a surprisal
 rewarding them. Their hidden states are similar, so a count-based bonus decays quickly.
 """
 
-from nanomerci.tasks.toy_sql import ToySQL, with_database
+from nanomerci.tasks.toy_sql import ToySQL
 
 CHAT = 6  # filler words per response
 CHATTER = [f"n{i:02d}" for i in range(20)]  # the words it chooses from
@@ -26,4 +26,4 @@ class ToySQLChatty(ToySQL):
 
 
 def load(c):
-    return with_database(ToySQLChatty, c)
+    return ToySQLChatty(c.rare_share)

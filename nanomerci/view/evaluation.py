@@ -111,8 +111,7 @@ def held_out(name, data_folder="", limit=None):
             raise ValueError(
                 f"unknown{closest(name, known)} Expected a path, or one of {', '.join(known)}"
             )
-        folder = data_folder if data_folder and not Path(name).exists() else None
-        task = math.Math(test=math.read_problems(name, folder, limit=limit))
+        task = math.Math(test=math.read_problems(name, data_folder, limit=limit))
         return task, getattr(math.SOURCES.get(name), "k", 16)
     except (ValueError, OSError) as error:
         raise UserError(f"--eval {name}: {str(error).splitlines()[0]}") from error

@@ -50,11 +50,8 @@ TOKEN = re.compile(
     rf"|(?<![A-Za-z])(?:{ASCII})(?![A-Za-z])|\*\*|[A-Za-z]|[-+*/^_!%|(){{}}\[\]&']|\s+|(?P<bad>.)",
     re.ASCII | re.DOTALL,
 )
-CLOSING = dict(
-    zip(
-        "( [ { \\{ | \\lfloor \\lceil".split(), ") ] } \\} | \\rfloor \\rceil".split(), strict=False
-    )
-)
+CLOSING = {"(": ")", "[": "]", "{": "}", "\\{": "\\}", "|": "|"}
+CLOSING |= {"\\lfloor": "\\rfloor", "\\lceil": "\\rceil"}
 AROUND = {"|": "abs", "\\lfloor": "floor", "\\lceil": "ceiling"}
 TIMES = {"*": "*", "\\cdot": "*", "\\times": "*", "/": "/", "\\div": "/"}
 PLUS = frozenset("+-")
@@ -289,7 +286,7 @@ class _Parser:
         self.advance()
         if self.raw() != kind:
             raise NotMathematics("a matrix")
-        return "matrix", *map(tuple, rows)
+        return "matrix", *(("row", *row) for row in rows)
 
 
 def _digits(token):
@@ -318,8 +315,6 @@ def names(tree):
         kind, *rest = todo.pop()
         if kind == "name":
             found.add(rest[0])
-        elif kind == "matrix":
-            todo += sum(rest, ())
         else:
             todo += [x for x in rest if isinstance(x, tuple)]
     return frozenset(found - CONSTANTS)
@@ -354,8 +349,6 @@ class Evaluation:
             return rest[0]
         if kind == "name":
             return self.name(rest[0])
-        if kind == "matrix":
-            return tuple(tuple(map(self.value, row)) for row in rest)
         if kind == "call":  # a function that is not known: a wild one of its argument
             name, argument = rest
             return self.mp.sin(self.inexact(7 * self.value(argument) + point(name, 0)))
@@ -468,6 +461,8 @@ OPERATIONS = {
     "root": Evaluation.root,
     "!": Evaluation.factorial,
     "binom": Evaluation.binomial,
+    "row": lambda self, *values: values,
+    "matrix": lambda self, *rows: rows,
     "abs": lambda self, a: abs(a),
     "floor": Evaluation.floor,
     "ceiling": Evaluation.ceiling,
@@ -492,10 +487,8 @@ def samples(*trees, degree=None):
     """[(values, error), ...] at points where all the trees are defined: those where they are real,
     if there are such. Raises TooLarge.
     """
-    found, real, count = [], [], 1
-    if any(map(names, trees)):
-        count = POINTS
-    for number in range(count):
+    found, real = [], []
+    for number in range(POINTS if any(map(names, trees)) else 1):
         run = Evaluation(number, degree)
         values = [run(tree) for tree in trees]
         if run.scale > 10**15:  # large terms may cancel: so many digits more
@@ -515,7 +508,7 @@ def samples(*trees, degree=None):
 def _flat(value):
     if not isinstance(value, tuple):
         return [value]
-    return sum(map(_flat, sum(value, ())), [])
+    return sum(map(_flat, value), [])
 
 
 def alike(*values):
@@ -528,9 +521,8 @@ def alike(*values):
 def close(a, b, error=0):
     """Two values. error: absolute, what cancelled terms have left."""
     if isinstance(a, tuple) and isinstance(b, tuple):
-        return [len(row) for row in a] == [len(row) for row in b] and all(
-            close(x, y, error) for x, y in zip(_flat(a), _flat(b), strict=False)
-        )
+        pairs = zip(a, b, strict=False)
+        return len(a) == len(b) and all(close(x, y, error) for x, y in pairs)
     if isinstance(a, tuple) or isinstance(b, tuple):
         return False
     a, b = alike(a, b)

@@ -2,23 +2,13 @@
 
 An answer is read into lists, tuples, intervals, sets, unions, equations and single expressions
 (graders/latex.py says when two of these are equal). What is not understood is kept and compared as
-text, never dropped. The rules:
-
-- Both sides of an equation count. `x = 5` may also be given as `5`: what a *name* is (x, f(x),
-  A_{max}, \\angle ABC, (x, y)) the question has said. If both have a name, it has to be the same.
-  Asked for a value, `m+n=7` is 7. In a chain, `x = 2+3 = 5`, all values have to agree; what
-  follows \\approx is not looked at.
-- Units: a unit may be left out, or added. If both answers have one, it must be the same one;
-  nothing is converted: 5 m is not 500 cm. Words for what was counted ("12 apples": a plural that
-  names no number) are labels, and are not compared. A number base is no unit: 52_8 is not 52.
-- 50% is 50 and is 1/2; 60 degrees are 60 and are pi/3.
-- A decimal of 6 places or more stands for a number that rounds to it; 0.33 is not 1/3.
-- A sum, limit or integral that is still to be worked out is no answer.
+text, never dropped. The rules, of names, units, rounding and so on: docs/graders.md.
 """
 
 import re
 from fractions import Fraction
 from functools import lru_cache
+from itertools import accumulate
 from typing import NamedTuple
 
 from nanomerci.tasks.graders import latex
@@ -132,6 +122,8 @@ REWRITES = [  # (what the text must hold, pattern, what stands instead)
     ]
 ]
 BARE = re.compile(r"[-+\d.,;/()\[\] ]*", re.ASCII)  # has one spelling
+BRACKET = re.compile(r"[(\[{)\]}]")
+STEPS = dict.fromkeys("([{", 1) | dict.fromkeys(")]}", -1)
 THOUSANDS = re.compile(r"(?<![\d.,])(\d{1,3})((?:,\d{3})+)(?![\d,])", re.ASCII)
 
 
@@ -148,13 +140,15 @@ def normalise(text):
             if key in text:
                 text = pattern.sub(new, text)
     text = text.strip().rstrip(".,;:").strip()
-    depth = deepest = 0
-    for bracket in re.findall(r"[(\[{)\]}]", text):
-        depth += (bracket in "([{") - (bracket in ")]}")
-        deepest = max(deepest, depth)
+    deepest = max(depths(text))
     if deepest > MAX_DEPTH:
         raise TooLarge(f"{deepest} nested brackets")
     return text
+
+
+def depths(text):
+    """How many brackets are open, before the text and behind each of its brackets."""
+    return list(accumulate((STEPS[c] for c in BRACKET.findall(text)), initial=0))
 
 
 # ---- reading
@@ -188,28 +182,18 @@ CONDITION = re.compile(  # , k in Z; for all x
     re.ASCII,
 )
 INTERVALS = frozenset(["()", "[)", "(]", "[]"])
-BRACKETS = {
-    ("\\{", "\\}"): "{}",
-    ("(", ")"): "()",
-    ("(", "]"): "(]",
-    ("[", ")"): "[)",
-    ("[", "]"): "[]",
-    ("[", "["): "[)",
-    ("]", "["): "()",
-    ("]", "]"): "(]",
-}
+BRACKETED = re.compile(r"(\\\{|[(\[\]])(.+)(\\\}|[)\[\]])", re.DOTALL)
+BRACKETS = {one: one for one in INTERVALS} | {"\\{\\}": "{}", "[[": "[)", "][": "()", "]]": "(]"}
 
 
 def split(text, separator):
     """At the separators outside all brackets."""
-    parts, depth, start, i = [], 0, 0, 0
-    while i < len(text):
-        depth += (text[i] in "([{") - (text[i] in ")]}")
-        if depth <= 0 and text.startswith(separator, i):
-            parts.append(text[start:i])
-            start = i = i + len(separator)
-        else:
-            i += 1
+    parts, depth, start = [], 0, 0
+    for token in re.finditer(rf"{BRACKET.pattern}|{re.escape(separator)}", text):
+        depth += STEPS.get(token[0], 0)
+        if token[0] == separator and depth <= 0:
+            parts.append(text[start : token.start()])
+            start = token.end()
     return [part.strip() for part in (*parts, text[start:])]
 
 
@@ -247,7 +231,7 @@ def _read(text):
     grouped = text.startswith("{") and text.endswith("}") and _balanced(text[1:-1])
     if grouped and not re.search(r"\\(?:over|choose)", text):
         return _read(text[1:-1].strip())  # TeX's own grouping
-    if text[-1:] in (")", "]", "[", "}") and (found := _bracketed(text)):
+    if (match := BRACKETED.fullmatch(text)) and (found := _bracketed(*match.groups())):
         return found
     return _leaf(text)
 
@@ -293,34 +277,30 @@ def _list(text, kind, items):
     return Group(text, kind, tuple(flat))
 
 
-def _bracketed(text):
+def _bracketed(start, inner, end):
     """A set, tuple or interval; None if it is not one."""
-    for (start, end), kind in BRACKETS.items():
-        inner = text[len(start) : -len(end)]
-        if not (text.startswith(start) and text.endswith(end) and inner and _balanced(inner)):
-            continue
-        if kind == "{}" and (such := re.match(r"\s*(\w)\s*[|:](.*)", inner)):
-            found = _read(such[2].strip())  # {x | x > 3}
-            if isinstance(found, Equation) and found.name == such[1]:
-                return found.content
-            return Leaf(text)
-        parts = split(inner, ";")
-        if len(parts) == 1:
-            parts = split(inner, ",")
-        if kind == "{}" and len(parts) == 1:
-            return _read(parts[0])
-        if len(parts) > 1:
-            return Group(text, kind, _items(parts))
+    text, kind = start + inner + end, BRACKETS.get(start + end)
+    if not kind or not _balanced(inner):
+        return None
+    if kind == "{}" and (such := re.match(r"\s*(\w)\s*[|:](.*)", inner)):
+        found = _read(such[2].strip())  # {x | x > 3}
+        if isinstance(found, Equation) and found.name == such[1]:
+            return found.content
+        return Leaf(text)
+    parts = split(inner, ";")
+    if len(parts) == 1:
+        parts = split(inner, ",")
+    if len(parts) > 1:
+        return Group(text, kind, _items(parts))
+    if kind == "{}":
+        return _read(inner.strip())
     return None
 
 
 def _balanced(text):
     """Does it hold whole pairs of brackets? What is inside of (1)(2) does not."""
-    depth = low = 0
-    for character in text:
-        depth += (character in "([{") - (character in ")]}")
-        low = min(low, depth)
-    return low >= 0 and depth == 0
+    found = depths(text)
+    return min(found) == found[-1] == 0
 
 
 def _leaf(text):
@@ -396,7 +376,6 @@ def _inequality(text, parts, relations):
         return Equation(text, left, relation, right)
     if not {*relations} <= {"<", "\\le"} or len(parts) > 3:
         return None
-    low, high, name = None, None, ""
     if len(parts) == 3 and names[1]:
         low, name, high = parts
         left = text  # it has no two sides
@@ -582,7 +561,7 @@ def _same_column(gold, got):
     if "matrix" not in leaf.text or not all(isinstance(item, Leaf) for item in group.items):
         return False
     try:
-        column = "matrix", *((latex.parse(item.text),) for item in group.items)
+        column = "matrix", *(("row", latex.parse(item.text)) for item in group.items)
         return latex.equal(column, latex.parse(leaf.text))
     except NotMathematics:
         return False

@@ -25,7 +25,7 @@ import sys
 import threading
 import time
 from collections import deque
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from typing import NamedTuple
 
 OUTCOMES = ("right", "wrong", "unparsable", "timeout", "unsafe", "error")
@@ -86,15 +86,9 @@ class Pool:
         """grade(jobs) in the background -> a Future whose result() is the grades, or raises what
         grade() raised.
         """
-        future, jobs, generation = Future(), list(jobs), self._generation
-
-        def work():
-            try:
-                future.set_result(self._begin(jobs, generation))
-            except BaseException as error:
-                future.set_exception(error)
-
-        threading.Thread(target=work, daemon=True).start()
+        thread = ThreadPoolExecutor(1)
+        future = thread.submit(self._begin, list(jobs), self._generation)
+        thread.shutdown(wait=False)  # it ends when that is done
         return future
 
     def _begin(self, jobs, generation):

@@ -3,7 +3,7 @@
 A query passes, in this order: a length limit; sqlglot, which must see exactly one statement, a
 SELECT or WITH ... SELECT; a read-only, immutable connection; an authorizer that permits reading the
 database's own tables, functions from a list, and recursion; SQLite's own limits; a progress handler
-with a deadline; caps on rows and bytes. All of it runs in a worker of grading.Pool, whose deadline
+with a deadline; caps on rows and bytes. All of it runs in a worker of pool.Pool, whose deadline
 and memory limit hold where one opcode outruns the progress handler.
 
 A database is named by the path of its SQLite file, or is a Script. Connections and results are
@@ -59,7 +59,7 @@ CLOCK = re.compile(
 
 
 class Rejected(Exception):
-    """A query without a result; `outcome` as in grading.Grade, the text says why."""
+    """A query without a result; `outcome` as in pool.Grade, the text says why."""
 
     def __init__(self, outcome, why):
         super().__init__(why)
@@ -86,18 +86,14 @@ def refusal(query):
         return "unsafe", "not valid Unicode"
     sqlglot = load("sqlglot", warm)
     try:
-        statements = [
-            s
-            for s in sqlglot.parse(query, read="sqlite")
-            if s and not isinstance(s, sqlglot.exp.Semicolon)
-        ]
+        parsed = sqlglot.parse(query, read="sqlite")
     except (sqlglot.errors.SqlglotError, RecursionError) as error:
         return "unparsable", str(error)[:200]
+    statements = [s for s in parsed if s and not isinstance(s, sqlglot.exp.Semicolon)]
     if len(statements) == 1 and isinstance(statements[0], sqlglot.exp.Query):
         return None
-    if all(
-        isinstance(s, sqlglot.exp.Condition | sqlglot.exp.Alias) for s in statements
-    ):  # words that are no statement
+    words = sqlglot.exp.Condition | sqlglot.exp.Alias  # that are no statement
+    if all(isinstance(s, words) for s in statements):
         return "unparsable", "no statement"
     return "unsafe", "wanted exactly one SELECT"
 
@@ -155,9 +151,8 @@ class Database:
             cursor = self.connection.execute(one_statement(query))
             while batch := cursor.fetchmany(1000):
                 rows += batch
-                size += sum(
-                    len(cell) for row in batch for cell in row if isinstance(cell, str | bytes)
-                )
+                cells = itertools.chain.from_iterable(batch)
+                size += sum(len(cell) for cell in cells if isinstance(cell, str | bytes))
                 if len(rows) > MAX_ROWS or size > MAX_BYTES:
                     raise Rejected("timeout", f"more than {MAX_ROWS} rows or {MAX_BYTES >> 20} MiB")
         except (sqlite3.Error, sqlite3.Warning, ValueError) as error:  # ValueError: no Unicode, NUL

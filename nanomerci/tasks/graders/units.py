@@ -1,5 +1,5 @@
 """The unit behind a value: "36\\pi\\text{ cm}^2" -> "36\\pi", "cm^2". Which units are compared, and
-which words are labels: see math_answers.py.
+which words are labels: docs/graders.md.
 """
 
 import re
