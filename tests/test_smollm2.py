@@ -1,15 +1,20 @@
 """A real pretrained model through the same code: SmolLM2-135M-Instruct, two steps."""
 
 import json
+import math
+import random
+import re
 
 import pytest
+import torch
 
 from nanomerci import tasks, train
-from nanomerci.lab import smollm2_sql
-from nanomerci.loop.model import tiny
+from nanomerci.lab import smollm2_products
+from nanomerci.loop.model import load, tiny, token_logp
+from nanomerci.loop.warmstart import demonstrations
 from nanomerci.runtime import config
 from nanomerci.runtime.config import UserError
-from nanomerci.tasks import cache_folder
+from nanomerci.tasks import arithmetic, cache_folder, products
 
 
 @pytest.fixture(scope="module")
@@ -24,21 +29,53 @@ def smollm2():
         pytest.skip(str(error))
 
 
-def test_sft_on_toy_sql_and_what_it_then_does(tmp_path, capsys):
-    """On a random model over the task's words: what it writes is trained on, and shares add up."""
-    task = tasks.load(config.parse(["toy_sql"]))
-    for part in tiny(task.words, width=32, layers=1, heads=2):
-        part.save_pretrained(tmp_path / "base")
-    how = {"steps": 2, "batch": 4, "problems": 6, "k": 2}
+def test_sft_on_products_and_what_it_then_does(tmp_path, capsys):
+    """On a random model over words and digits: what is written has learnt the demonstrations, and
+    shares add up. (A forward whose weights are cached, as in one long autocast, would not learn.)
+    """
+    task = tasks.load(config.parse(["smollm2_products"]))
+    words = "What is times ? Work it out. plus ,".split()
+    folders = tmp_path / "base", tmp_path / "out"
+    for part in tiny([*words, *map(str, range(1000))], width=32, layers=1, heads=2):
+        part.save_pretrained(folders[0])
+    how = {"steps": 60, "batch": 8, "lr": 1e-2, "problems": 6, "k": 2}
     for _ in range(2):  # the second time it is there
-        smollm2_sql.main(tmp_path / "base", tmp_path / "out", **how)
-    lines = capsys.readouterr().out.splitlines()
-    rows = [line.split("|") for line in lines if line.startswith(("| easy", "| hard"))]
-    first, second = rows[:4], rows[4:]
-    assert first == second
-    shares = [float(row[3]) for row in first]
-    for one, other in (shares[:2], shares[2:]):  # rounded to three places
-        assert one + other == pytest.approx(1.0, abs=0.0011)
+        smollm2_products.main(*folders, **how)
+    rows = [line.split("|") for line in capsys.readouterr().out.splitlines()]
+    first, second = ([row for row in rows if name in row[1:2]] for name in (" common ", " rare "))
+    assert len(first) == len(second) == 2 and first[0] == first[1] and second[0] == second[1]
+    assert float(first[0][2]) + float(second[0][2]) == pytest.approx(1.0, abs=0.0011)  # rounded
+    losses = []
+    for folder in folders:
+        model, tokenizer = load(folder)
+        tokens_BT, mask_BT = demonstrations(task, tokenizer, random.Random(9), 1, 32)
+        with torch.no_grad():
+            logp_BT, _ = token_logp(model, tokens_BT, mask_BT)
+        losses.append(-(logp_BT.sum() / mask_BT.sum()).item())
+    assert losses[1] < losses[0] - math.log(20)  # a token is 20 times as likely, or more
+
+
+def test_products_are_worked_out_as_often_as_asked():
+    """20,000 demonstrations: all answers correct; half say "Work it out." and are; of the others a
+    share, within four deviations of a binomial's.
+    """
+    task, rng = products.Products(0.1), random.Random(3)
+    by_asked = {True: [], False: []}
+    for _ in range(20_000):
+        prompt, response = task.demonstration(rng)
+        a, b = map(int, re.findall(r"\d+", prompt))
+        assert arithmetic.grade(str(a * b), response).outcome == "right"
+        parts = re.findall(r"(\d+) (times|plus) (\d+) is (\d+)", response)
+        for x, sign, y, result in parts:
+            found = int(x) * int(y) if sign == "times" else int(x) + int(y)
+            assert found == int(result)
+        assert task.rare(None, response) == (len(parts) == 3) == (response != str(a * b))
+        by_asked[prompt.endswith("Work it out.")].append(bool(parts))
+    assert all(by_asked[True]) and abs(len(by_asked[True]) - 10_000) < 4 * 5000**0.5
+    n = len(by_asked[False])
+    assert abs(sum(by_asked[False]) - 0.1 * n) < 4 * (0.09 * n) ** 0.5
+    asked = {p.prompt for p in task.train} & {p.prompt for p in task.test}
+    assert not asked and len(task.train) + len(task.test) == 8 * 81
 
 
 @pytest.mark.filterwarnings("default")  # of transformers' GGUF reader
