@@ -74,8 +74,8 @@ def test_products_are_worked_out_as_often_as_asked():
     assert all(by_asked[True]) and abs(len(by_asked[True]) - 10_000) < 4 * 5000**0.5
     n = len(by_asked[False])
     assert abs(sum(by_asked[False]) - 0.1 * n) < 4 * (0.09 * n) ** 0.5
-    asked = {p.prompt for p in task.train} & {p.prompt for p in task.test}
-    assert not asked and len(task.train) + len(task.test) == 8 * 81
+    parts = task.shown, task.train, task.test
+    assert len({p.id for part in parts for p in part}) == sum(map(len, parts)) == 8 * 81
 
 
 @pytest.mark.filterwarnings("default")  # of transformers' GGUF reader

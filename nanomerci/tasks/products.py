@@ -6,8 +6,8 @@ both (lab/smollm2_products.py).
 
 A small model is seldom correct at once and mostly when it works the product out. All answers of the
 SFT demonstrations are correct. Half of their questions end with "Work it out." and are worked out,
-so that the model can; of the others --rare_share are, so that it seldom does. Training and
-evaluation ask only the others.
+so that the model can; of the others --rare_share are, so that it seldom does. RL and evaluation ask
+other products than SFT, without these words.
 """
 
 import random
@@ -34,21 +34,23 @@ def worked(a, b):
 
 
 class Products(Task):
-    """A digit from 2 to 9 times a number of two digits; one question of five is held out."""
+    """A digit from 2 to 9 times a number of two digits: one question of five is held out, two are
+    for SFT alone.
+    """
 
     def __init__(self, rare_share):
         """rare_share: of the demonstrations that do not ask for it, how many are worked out."""
-        super().__init__()
-        self.rare_share = rare_share
+        self.rare_share, parts = rare_share, ([], [], [], [], [])
         pairs = [(a, b) for b in range(11, 100) for a in range(2, 10) if b % 10]
         for a, b in random.Random(17).sample(pairs, len(pairs)):
             asked = f"What is {a} times {b}?"
-            held_out = zlib.crc32(asked.encode()) % 5 == 0
-            problems = self.test if held_out else self.train
-            problems.append(Problem(f"products/{a}*{b}", asked, str(a * b), a, b))
+            problem = Problem(f"products/{a}*{b}", asked, str(a * b), a, b)
+            parts[zlib.crc32(asked.encode()) % 5].append(problem)
+        self.shown = parts[1] + parts[2]
+        super().__init__(parts[3] + parts[4], parts[0])
 
     def demonstration(self, rng):
-        problem = rng.choice(self.train)
+        problem = rng.choice(self.shown)
         in_steps = worked(problem.a, problem.b)
         if rng.random() < 0.5:
             return f"{problem.prompt} Work it out.", in_steps
