@@ -154,7 +154,9 @@ def grade(database, gold_sql, text, match="bird", partial=False, copies=0, secon
     query = answer(text)
     if query is None:
         return Grade(0.0, "unparsable")
-    for seed in (None, *(range(copies) if _copyable(database) else ())):
+    if copies and not _copyable(database):
+        copies = 0
+    for seed in (None, *range(copies)):
         try:
             gold = run(database, gold_sql, seconds=seconds, trusted=True, seed=seed)
         except Rejected as error:
