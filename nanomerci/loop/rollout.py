@@ -188,12 +188,14 @@ class Batch:
     def graded_PG(self):
         """What the grader gave, without any penalty."""
         rewards = [grade.reward for grade in self.grade_B]
-        return self.reward_PG.new_tensor(rewards).view_as(self.reward_PG)
+        graded_B = torch.tensor(rewards, dtype=self.reward_PG.dtype, device=self.reward_PG.device)
+        return graded_B.view_as(self.reward_PG)
 
     @property
     def correct_PG(self):
         correct = [grade.outcome == "right" for grade in self.grade_B]
-        return self.reward_PG.new_tensor(correct, dtype=torch.bool).view_as(self.reward_PG)
+        correct_B = torch.tensor(correct, dtype=torch.bool, device=self.reward_PG.device)
+        return correct_B.view_as(self.reward_PG)
 
     @property
     def kept_BT(self):

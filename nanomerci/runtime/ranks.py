@@ -11,6 +11,7 @@ see shard() and frozen().
 import copy
 import datetime
 import os
+from bisect import bisect
 from functools import wraps
 from types import MethodType
 
@@ -125,8 +126,9 @@ def count(items):
 
 def global_order(number_P):
     """Each group's place, int64, among those of all ranks, by its position in the stream."""
-    order_N = number_P.new_tensor(sorted(gather(number_P.tolist())))
-    return torch.searchsorted(order_N, number_P)
+    order = sorted(gather(number_P.tolist()))
+    place_P = [bisect(order, n) - 1 for n in number_P.tolist()]
+    return torch.tensor(place_P, dtype=torch.int64, device=number_P.device)
 
 
 def mini_batch(number_P, parts):
