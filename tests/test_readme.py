@@ -246,6 +246,7 @@ def test_the_readmes_table_is_the_recorded_one():
     [
         ("## The benchmark", "benchmark", 20),
         ("### At equal seconds", "benchmark_seconds", 6),
+        ("### Ablations", "benchmark_ablations", 6),
         ("## `toy_sql`", "toy_sql", 11),
         ("### Follow-up", "toy_sql_later", 4),
         ("## SmolLM2", "smollm2_arithmetic", 5),
@@ -271,7 +272,7 @@ def test_no_line_is_drawn_from_the_first_evaluation_to_the_last():
     assert "equal seconds" not in recorded("benchmark")[1].lower()
 
 
-TESTED = ["benchmark", "benchmark_seconds", "toy_sql", "benchmark_chatty"]  # in results.md's order
+TESTED = ["benchmark", "benchmark_seconds", "toy_sql", "benchmark_chatty", "benchmark_ablations"]
 
 
 @pytest.mark.parametrize("name", TESTED)

@@ -63,7 +63,7 @@ def command(a, sampler):
     place = newest(folder) / "model" if run else folder
     sampler = replace(sampler, max_new_tokens=max_length(a, sampler, problems, run))
     settings = {"eval": a.eval, "model": str(place), "k": K}
-    settings |= {"temperature": a.temperature, "top_p": a.top_p}
+    settings |= {"temperature": a.temperature, "top_p": a.top_p, "top_k": a.top_k}
     length = sampler.max_new_tokens
     settings |= {"max_new_tokens": length, "seed": a.seed, "problems": len(problems)}
     origin = place.parent.name if run else folder.name
