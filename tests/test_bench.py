@@ -77,6 +77,15 @@ def test_answers_of_the_sampler_bench_are_of_natural_lengths():
         assert len(lengths) == 256 and max(lengths) == 48 and 15 < sum(lengths) / 256 < 29
 
 
+@pytest.mark.slow  # it compiles
+@pytest.mark.filterwarnings("default")  # of torch.compile
+def test_compiled_generate_answers_at_natural_lengths():
+    model = sampler.build("tiny", torch.float32, torch.device("cpu"))
+    prompts, ends = sampler.work(model, 256, 8, 48)
+    lengths = sampler.compiled_generate(model, prompts, 8, 48, ends)
+    assert len(lengths) == 256 and max(lengths) == 48 and 15 < sum(lengths) / 256 < 29  # as above
+
+
 def test_fast_paths_need_none_of_the_packages_for_tasks_and_commands():
     heavy = ("datasets", "sqlglot", "math_verify", "tyro", "trl")
     modules = (

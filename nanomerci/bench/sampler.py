@@ -56,9 +56,9 @@ def ours(model, prompts, group, length, ends):
     return roll.length_B.tolist()
 
 
-def plain_sampling(length, ends):
+def plain_sampling(length, ends, **how):
     """The same distribution in transformers' words."""
-    how = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    how |= {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
     return GenerationConfig(max_new_tokens=length, eos_token_id=ends, pad_token_id=0, **how)
 
 
@@ -69,9 +69,9 @@ def repeated(prompts, group):
 def generate(model, prompts, group, length, ends, **how):
     rows = [torch.tensor(prompt, device=model.device) for prompt in repeated(prompts, group)]
     tokens = pad_sequence(rows, batch_first=True, padding_side="left")
-    how |= {"attention_mask": tokens.sign(), "generation_config": plain_sampling(length, ends)}
+    plain = plain_sampling(length, ends, **how)
     with torch.no_grad():
-        full = model.generate(tokens, **how)
+        full = model.generate(tokens, attention_mask=tokens.sign(), generation_config=plain)
     return (full[:, tokens.shape[1] :] != 0).sum(1).tolist()
 
 
