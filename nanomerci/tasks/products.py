@@ -11,7 +11,6 @@ other products than SFT, without these words.
 """
 
 import random
-import re
 import zlib
 from dataclasses import dataclass
 
@@ -64,7 +63,7 @@ class Products(Task):
 
     def rare(self, problem, text):
         """Whether a response works the product out, correctly or not (the experiments count it)."""
-        return re.search(r"times .* is .* plus .* is ", text) is not None
+        return " times " in text and " plus " in text
 
 
 def load(c):
