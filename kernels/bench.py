@@ -4,7 +4,7 @@
 Needs torch and triton, and nothing else of nanoMERCI; measures liger-kernel and cut-cross-entropy
 where they are installed. Rates are also given as per cent of two ceilings measured in the same run:
 a large bf16 matrix product and a large copy. `--toy` needs no GPU: the plain-torch twins against
-log_softmax and the network itself, at the size of the toy tasks.
+log_softmax and the network itself, at the size of the toy tasks and of SmolLM2's head.
 
 Axes: N tokens or states, V vocabulary, D hidden width, H units per network, C coins.
 """

@@ -4,7 +4,7 @@ import random
 import time
 from functools import cache
 from itertools import chain
-from statistics import median
+from statistics import mean, median
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -51,7 +51,8 @@ decoder = cache(decode.Decoder)  # kept from round to round, as a run keeps it
 
 def ours(model, prompts, group, length, ends):
     options = SampleOptions(decoder=decoder(model))
-    how = {"max_new_tokens": length, "eos_id": ends, "options": options}
+    seed = int(torch.randint(2**31, ()))  # a new draw in each round, as the others make
+    how = {"max_new_tokens": length, "eos_id": ends, "options": options, "seed": seed}
     roll = sample.generate(model, prompts, group, **how)
     return roll.length_B.tolist()
 
@@ -178,23 +179,24 @@ def run(o):
     print(
         f"sampler: {o.shape}, {o.dtype}, {device.type}, {torch.get_num_threads()} threads; "
         f"{o.rows} rows in groups of {o.group}, at most {o.length} new tokens\n"
-        f"{'peer':32s} {'tokens/s':>10s} {'tokens':>8s} {'seconds':>8s} {'ours is':>8s}"
+        f"{'peer':32s} {'tokens/s':>10s} {'seconds':>8s} {'ours is':>8s}"
     )
     peers = peers_that_run(model, given, o.compiled)
-    runs = {name: [] for name in peers}
+    seconds, tokens = {name: [] for name in peers}, []
     for _ in range(o.rounds):
         for name, function in peers.items():  # in turn, so that a busy machine slows all alike
-            runs[name].append(timed(model, function, *given))
-    speed = {name: median(tokens / s for s, tokens in timings) for name, timings in runs.items()}
-    for name, timings in runs.items():
-        tokens, times = timings[0][1], f"{speed['nanomerci'] / speed[name]:6.2f} x"
-        print(
-            f"{name:32s} {speed[name]:10,.0f} {tokens:8,d} {tokens / speed[name]:8.2f} {times:>8s}"
-        )
+            took, made = timed(model, function, *given)
+            seconds[name].append(took)
+            tokens.append(made)
+    for name, times in seconds.items():
+        took = median(times)
+        ratio = took / median(seconds["nanomerci"])
+        print(f"{name:32s} {mean(tokens) / took:10,.0f} {took:8.2f} {ratio:6.2f} x")
     print(
-        f"equal: weights, prompts, dtype, process, temperature 1, end tokens; median of {o.rounds} "
-        "rounds in turn. Not equal: the\nrandom numbers, so responses differ a little in length: "
-        "tokens are those generated, end tokens included, pads not."
+        f"equal: weights, prompts, dtype, process, temperature 1, end tokens; median seconds of "
+        f"{o.rounds} rounds in turn.\nNot equal: the random numbers. All draw responses from one "
+        f"distribution, so a round's tokens are the mean over\nall peers and rounds, "
+        f"{mean(tokens):,.0f} ({min(tokens):,} to {max(tokens):,}), end tokens included, pads not."
     )
     if device.type == "cpu" and decode.inference_copy(model) is not model:
         print(

@@ -3,7 +3,7 @@ of tasks/products.py.
 
     python -m nanomerci.lab.smollm2_products models/smollm2 models/smollm2_products
 
-Writes the model, and prints for questions of the `tune` split how often it works a product out and
+Writes the model, unless it is there, and prints for questions of the `tune` split how often it works a product out and
 how often that is correct. It is then trained by
     python train.py smollm2_products --model models/smollm2_products
 """
