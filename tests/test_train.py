@@ -15,6 +15,7 @@ from runs import TIMES, metrics, same_weights, weights
 
 from nanomerci import grpo, train
 from nanomerci.objectives import OBJECTIVES, Objective
+from nanomerci.runtime import checkpoint
 from nanomerci.runtime.config import UserError
 
 
@@ -93,6 +94,16 @@ def leaves(x, path=""):
     for key, value in x.items() if isinstance(x, dict) else enumerate(x):
         found |= leaves(value, f"{path}/{key}")
     return found
+
+
+def test_damaged_lines_are_dropped_and_no_others(tmp_path):
+    damaged = ['{"step": 1, "x', "", "null", "[1]", '{"x": 1}', '{"step": null}', "[" * 10**5]
+    whole = ['{"step": 0}', '{"step": 2}', '{"step": 3}']
+    path = tmp_path / "metrics.jsonl"
+    lines = "\n".join([whole[0], *damaged, whole[1], whole[2]])
+    path.write_bytes(lines.encode() + b"\n\xff\xfe\x00")
+    checkpoint.truncate(path, 2)
+    assert path.read_text().splitlines() == whole[:2]
 
 
 def test_lines_written_after_the_checkpoint_are_cut_on_resume(run):

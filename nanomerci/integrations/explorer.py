@@ -100,6 +100,8 @@ class Explorer:
         """
         o, adv, (rollout, at_BC) = self.options, batch["advantages"], right_padded(batch)
         texts = self.tokenizer.batch_decode(rollout.responses(), skip_special_tokens=True)
+        if len(rows) != len(texts):
+            raise UserError(f"rows: got {len(rows)}, expected one per response, {len(texts)}")
         visits = self.visit(rollout, rows, texts)
         spans_B = ()
         if o.noise:

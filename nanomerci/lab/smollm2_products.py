@@ -3,8 +3,8 @@ of tasks/products.py.
 
     python -m nanomerci.lab.smollm2_products models/smollm2 models/smollm2_products
 
-Writes the model, unless it is there, and prints for questions of the `tune` split how often it works a product out and
-how often that is correct. It is then trained by
+Writes the model, unless it is there, and prints for questions of the `tune` split how often it
+works a product out and how often that is correct. It is then trained by
     python train.py smollm2_products --model models/smollm2_products
 """
 
@@ -19,6 +19,7 @@ from nanomerci.loop.evaluate import evaluate
 from nanomerci.loop.model import load
 from nanomerci.loop.warmstart import sft
 from nanomerci.runtime import config
+from nanomerci.runtime.checkpoint import writable
 from nanomerci.runtime.config import run_command
 from nanomerci.sample import Sampler
 from nanomerci.tasks.graders.pool import Pool
@@ -68,6 +69,7 @@ def main(
     torch.set_num_threads(c.threads)
     task = tasks.load(c)
     if not out.exists():
+        writable(out, "OUT", "choose another")
         policy, tokenizer = load(model)
         sft(policy, tokenizer, task, seed, steps, batch, lr)
         policy.save_pretrained(out)

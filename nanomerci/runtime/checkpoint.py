@@ -15,11 +15,12 @@ rank's alone.
 """
 
 import json
+import math
 import os
 import shutil
 import tempfile
 import zlib
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -244,14 +245,19 @@ def sync(path):
     os.close(handle)
 
 
+def step_of(line):
+    """The step of a line of a log; infinity of a half or damaged one."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError, RecursionError, OverflowError):
+        return math.inf
+
+
 def truncate(path, step):
-    """Drop the lines a killed run wrote after the checkpoint it resumes from, and a half line."""
+    """Drop the lines a killed run wrote after the checkpoint it resumes from, and damaged ones."""
     if path.exists():
-        kept = []
-        with suppress(json.JSONDecodeError):  # a half line is the last
-            for line in path.read_text().splitlines():
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
+        lines = path.read_text(errors="replace").splitlines()
+        kept = [line + "\n" for line in lines if step_of(line) <= step]
         scratch = path.with_suffix(".partial")
         scratch.write_text("".join(kept))
         sync(scratch)
