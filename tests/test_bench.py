@@ -77,6 +77,14 @@ def test_answers_of_the_sampler_bench_are_of_natural_lengths():
         assert len(lengths) == 256 and max(lengths) == 48 and 15 < sum(lengths) / 256 < 29
 
 
+@pytest.mark.parametrize("option", ["--rows=0", "--rounds=-1", "--seconds=nan", "--compiled=maybe"])
+def test_a_number_out_of_range_is_refused(monkeypatch, capsys, option):
+    monkeypatch.setattr(sys, "argv", ["bench", "sampler", option])
+    with pytest.raises(SystemExit) as stop:
+        bench.main()
+    assert stop.value.code == 2 and option.split("=")[0] in capsys.readouterr().err
+
+
 @pytest.mark.slow  # it compiles
 @pytest.mark.filterwarnings("default")  # of torch.compile
 def test_compiled_generate_answers_at_natural_lengths():

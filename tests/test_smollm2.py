@@ -39,8 +39,9 @@ def test_sft_on_products_and_what_it_then_does(tmp_path, capsys):
     for part in tiny([*words, *map(str, range(1000))], width=32, layers=1, heads=2):
         part.save_pretrained(folders[0])
     how = {"steps": 60, "batch": 8, "lr": 1e-2, "problems": 6, "k": 2}
+    start = smollm2_products.Start(model=folders[0], out=folders[1], **how)
     for _ in range(2):  # the second time it is there
-        smollm2_products.main(*folders, **how)
+        smollm2_products.main(start)
     rows = [line.split("|") for line in capsys.readouterr().out.splitlines()]
     first, second = ([row for row in rows if name in row[1:2]] for name in (" common ", " rare "))
     assert len(first) == len(second) == 2 and first[0] == first[1] and second[0] == second[1]
@@ -53,6 +54,13 @@ def test_sft_on_products_and_what_it_then_does(tmp_path, capsys):
             logp_BT, _ = token_logp(model, tokens_BT, mask_BT)
         losses.append(-(logp_BT.sum() / mask_BT.sum()).item())
     assert losses[1] < losses[0] - math.log(20)  # a token is 20 times as likely, or more
+
+
+@pytest.mark.parametrize("wrong", [{"problems": 0}, {"k": -1}, {"lr": -1.0}, {"rare_share": 2.0}])
+def test_a_number_out_of_range_is_refused_before_sft(tmp_path, wrong):
+    start = smollm2_products.Start(model=tmp_path / "none", out=tmp_path / "out", **wrong)
+    with pytest.raises(UserError, match=f"-{next(iter(wrong))} .*: expected"):
+        smollm2_products.main(start)
 
 
 def test_products_are_worked_out_as_often_as_asked():

@@ -9,6 +9,7 @@ A benchmark is a module with run(options), which prints its table and says what 
 """
 
 import argparse
+from math import inf
 
 from nanomerci.bench import gpu, graders, sampler, step
 from nanomerci.runtime.config import run_command
@@ -31,6 +32,18 @@ OPTIONS = {  # option: (the default, or the choices and the default first; meani
 }
 
 
+def positive(kind):
+    """kind(word), refused where it is not above 0."""
+
+    def read(word):
+        value = kind(word)
+        if not 0 < value < inf:
+            raise argparse.ArgumentTypeError(f"{word}: expected a number above 0")
+        return value
+
+    return read
+
+
 def main():
     p = argparse.ArgumentParser(
         prog="python -m nanomerci.bench", description=__doc__.split("\n")[0]
@@ -40,7 +53,8 @@ def main():
     for name, (values, meaning) in OPTIONS.items():
         choices = values if isinstance(values, list) else None
         default = choices[0] if choices else values
-        how = {"type": type(default), "choices": choices, "default": default}
+        read = str if choices else positive(type(default))
+        how = {"type": read, "choices": choices, "default": default}
         p.add_argument(f"--{name}", help=f"{meaning} (default {default})", **how)
     o = p.parse_args()
     BENCHES[o.bench].run(o)

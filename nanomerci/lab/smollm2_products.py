@@ -8,6 +8,7 @@ works a product out and how often that is correct. It is then trained by
     python train.py smollm2_products --model models/smollm2_products
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -40,47 +41,51 @@ def rates(records, task):
     ]
 
 
-def main(
-    model: tyro.conf.Positional[Path],
-    out: tyro.conf.Positional[Path],
-    rare_share: float = 0.05,
-    steps: int = 160,
-    batch: int = 16,
-    lr: float = 5e-4,
-    seed: int = 0,
-    problems: int = 60,
-    k: int = 8,
-):
-    """SFT of a pretrained model on products, and what it then does.
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """SFT of a pretrained model on products, and what it then does"""
 
-    Args:
-        model: Hugging Face folder
-        out: folder to write
-        rare_share: of the demonstrations that do not ask for it, how many are worked out
-        steps: of SFT, in fp32
-        batch: demonstrations per step
-        lr: learning rate of SFT
-        seed: of the demonstrations
-        problems: of the tune split, to measure on
-        k: responses to each
-    """
-    words = ["smollm2_products", f"--model={model}", f"--rare_share={rare_share}", f"--seed={seed}"]
-    c = settle(config.parse([*words, "--eval_split=tune"]))
+    model: tyro.conf.Positional[Path]
+    """Hugging Face folder."""
+    out: tyro.conf.Positional[Path]
+    """Folder to write."""
+    rare_share: config.Share = 0.05
+    """Of the demonstrations that do not ask for it, how many are worked out."""
+    steps: config.Count = 160
+    """Steps of SFT, in fp32."""
+    batch: config.Count = 16
+    """Demonstrations per step."""
+    lr: config.Rate = 5e-4
+    """Learning rate of SFT."""
+    seed: config.Seed = 0
+    """Seed of the demonstrations."""
+    problems: config.Count = 60
+    """Questions of the tune split, to measure on."""
+    k: config.Count = 8
+    """Responses to each."""
+
+
+def main(o):
+    config.check_ranges(o)
+    share, seed = f"--rare_share={o.rare_share}", f"--seed={o.seed}"
+    c = settle(
+        config.parse(["smollm2_products", f"--model={o.model}", share, seed, "--eval_split=tune"])
+    )
     torch.set_num_threads(c.threads)
     task = tasks.load(c)
-    if not out.exists():
-        writable(out, "OUT", "choose another")
-        policy, tokenizer = load(model)
-        sft(policy, tokenizer, task, seed, steps, batch, lr)
-        policy.save_pretrained(out)
-        tokenizer.save_pretrained(out)
-    policy, tokenizer = load(out)
+    if not o.out.exists():
+        writable(o.out, "OUT", "choose another")
+        policy, tokenizer = load(o.model)
+        sft(policy, tokenizer, task, o.seed, o.steps, o.batch, o.lr)
+        policy.save_pretrained(o.out)
+        tokenizer.save_pretrained(o.out)
+    policy, tokenizer = load(o.out)
     sampler = Sampler(policy, tokenizer, c.max_new_tokens)
     with Pool(c.graders, c.grade_timeout) as pool:
-        how = {"K": k, "greedy": False, "run_seed": seed}
-        _, records = evaluate(sampler, task, task.test[:problems], pool, **how)
+        how = {"K": o.k, "greedy": False, "run_seed": o.seed}
+        _, records = evaluate(sampler, task, task.test[: o.problems], pool, **how)
     print("\n".join(stats.table(["strategy", "share", "accuracy"], rates(records, task))))
 
 
 if __name__ == "__main__":
-    run_command(lambda: tyro.cli(main, prog="python -m nanomerci.lab.smollm2_products"))
+    run_command(lambda: main(tyro.cli(Start, prog="python -m nanomerci.lab.smollm2_products")))

@@ -320,7 +320,7 @@ def check_ranges(options):
     for f in fields(options):
         value = getattr(options, f.name)
         for allowed in getattr(f.type, "__metadata__", ()):
-            if not allowed.test(value):
+            if isinstance(allowed, Allowed) and not allowed.test(value):
                 raise UserError(f"{dashed(f.name)} {value}: expected {allowed.words}")
 
 

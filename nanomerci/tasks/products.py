@@ -14,7 +14,7 @@ import random
 import zlib
 from dataclasses import dataclass
 
-from nanomerci.tasks import Task, arithmetic
+from nanomerci.tasks.arithmetic import Arithmetic
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def worked(a, b):
     return f"{parts}, {a * tens} plus {a * units} is {a * b}"
 
 
-class Products(Task):
+class Products(Arithmetic):
     """A digit from 2 to 9 times a number of two digits: one question of five is held out, two are
     for SFT alone.
     """
@@ -45,8 +45,7 @@ class Products(Task):
             asked = f"What is {a} times {b}?"
             problem = Problem(f"products/{a}*{b}", asked, str(a * b), a, b)
             parts[zlib.crc32(asked.encode()) % 5].append(problem)
-        self.shown = parts[1] + parts[2]
-        super().__init__(parts[3] + parts[4], parts[0])
+        self.test, self.shown, self.train = parts[0], parts[1] + parts[2], parts[3] + parts[4]
 
     def demonstration(self, rng):
         problem = rng.choice(self.shown)
@@ -54,12 +53,6 @@ class Products(Task):
         if rng.random() < 0.5:
             return f"{problem.prompt} Work it out.", in_steps
         return problem.prompt, in_steps if rng.random() < self.rare_share else problem.gold
-
-    def job(self, problem, text):
-        return arithmetic.grade, problem.gold, text
-
-    def answer(self, text):
-        return arithmetic.answer(text)
 
     def rare(self, problem, text):
         """Whether a response works the product out, correctly or not (the experiments count it)."""
