@@ -39,6 +39,7 @@ from nanomerci.loop.model import (
     autocast,
     distinct_rows,
     enable_gradient_checkpointing,
+    learn_attention_in_fp32,
     token_logp,
 )
 from nanomerci.loop.rollout import Batch, Rollout, SampleOptions
@@ -150,6 +151,8 @@ class Models:
     @classmethod
     def load(cls, c, folder, task, device):
         policy, initial, tokenizer = load_models(c, folder, task, device)
+        if device.type == "cpu" and c.dtype == "bfloat16":
+            learn_attention_in_fp32(policy)
         check_model(policy, c.model)
         dtype = getattr(torch, c.dtype)
         features = None

@@ -2,8 +2,14 @@
 changes.
 """
 
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, MistralConfig
 
 from nanomerci.loop import model as model_file
 from nanomerci.loop.model import StateReader, enable_gradient_checkpointing, token_logp
@@ -152,3 +158,60 @@ def test_each_prompt_is_forwarded_once_or_not_apart_at_all(small):
     assert tokens([(C, [4] * 20)] * 8) == 8 * (2 + 20 - 1)  # long responses: not worth it
     model.call = None  # what marks a sharded model
     assert tokens(SHAPES["one prompt"]) == 8 * (7 + 3 - 1)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_attention_that_is_learned_in_fp32_has_the_gradient_of_fp32(small, family):
+    """Of the same bf16 numbers, under autocast or not; without gradients nothing changes."""
+    model = small(family)
+    layer = model.model.layers[0].self_attn
+    torch.manual_seed(0)
+    heads, shared = model.config.num_attention_heads, model.config.num_key_value_heads
+    query = torch.randn(3, heads, 5, layer.head_dim, dtype=torch.bfloat16, requires_grad=True)
+    key, value = torch.randn(2, 3, shared, 7, layer.head_dim, dtype=torch.bfloat16)
+    for mask in (None, torch.zeros(3, 1, 5, 7).index_fill(3, torch.tensor([6]), -torch.inf)):
+        if mask is not None:
+            mask = mask.bfloat16()
+        with torch.no_grad():
+            plain = model_file.sdpa_attention_forward(layer, query, key, value, mask)[0]
+            assert model_file._attend(layer, query, key, value, mask)[0].equal(plain)
+        wide = [x.detach().float().requires_grad_() for x in (query, key, value)]
+        wide_mask = None if mask is None else mask.float()
+        exact = model_file.sdpa_attention_forward(layer, *wide, wide_mask)[0].bfloat16()
+        exact.sum().backward()
+        for autocast in (False, True):
+            query.grad = None
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                found = model_file._attend(layer, query, key, value, mask)[0]
+            found.sum().backward()
+            assert found.equal(exact) and query.grad.equal(wide[0].grad.bfloat16())
+
+
+def test_a_model_whose_attention_is_learned_in_fp32_is_the_same_model(small):
+    """Also where its layers see a window of the text, by a mask that transformers makes."""
+    tokens_BT = torch.arange(24).reshape(2, 12) % 20
+    shape = small("qwen2").config.to_dict()
+    windowed = MistralConfig(**shape | {"sliding_window": 4, "head_dim": 8, "layer_types": None})
+    for model in (small("llama"), AutoModelForCausalLM.from_config(windowed).eval()):
+        before = model(tokens_BT).logits
+        model_file.learn_attention_in_fp32(model)
+        assert model(tokens_BT).logits.equal(before)
+
+
+KEPT = """
+import nanomerci, torch
+
+def resident():  # bytes
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+
+torch.ones(1 << 20)
+before = resident()
+large = torch.ones(1 << 26)
+del large
+assert resident() - before > 0.9 * (1 << 28), resident() - before
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="asks glibc")
+def test_freed_memory_is_kept_for_the_next_tensor():
+    subprocess.run([sys.executable, "-c", KEPT], cwd=Path(__file__).parent.parent, check=True)

@@ -13,7 +13,9 @@ from nanomerci.loop import decode
 from nanomerci.loop.decode import (
     Decoder,
     DecodeStep,
+    PackedLinear,
     SlotKVCache,
+    bf16_arithmetic,
     inference_copy,
     max_slots,
 )
@@ -171,15 +173,28 @@ def test_a_decoder_gives_up_a_cache_that_there_is_no_room_for_now(small, monkeyp
         assert decoder.step.cache.slots == found
 
 
-def test_weights_that_were_cast_follow_the_model(small, monkeypatch):
+bf16_only = pytest.mark.skipif(not bf16_arithmetic(), reason="needs bf16 arithmetic")
+
+
+@pytest.mark.parametrize(
+    "weights, autocast, packed",
+    [
+        (torch.bfloat16, False, False),
+        pytest.param(torch.bfloat16, False, True, marks=bf16_only),
+        pytest.param(torch.float32, True, True, marks=bf16_only),
+    ],
+)
+def test_weights_that_were_cast_follow_the_model(small, monkeypatch, weights, autocast, packed):
     """Also those of a head that is tied to the embedding."""
-    monkeypatch.setattr(decode, "bf16_arithmetic", lambda: False)
-    model = small("qwen2").to(torch.bfloat16)
+    monkeypatch.setattr(decode, "bf16_arithmetic", lambda: packed)
+    model = small("qwen2").to(weights)
     model.lm_head.weight = model.model.embed_tokens.weight
     decoder = Decoder(model)
     for _ in range(2):
-        kept = generate(model, PROMPTS, 3, **HOW, options=SampleOptions(decoder=decoder))
-        assert kept.logp_BT.equal(generate(model, PROMPTS, 3, **HOW).logp_BT)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            kept = generate(model, PROMPTS, 3, **HOW, options=SampleOptions(decoder=decoder))
+            assert kept.logp_BT.equal(generate(model, PROMPTS, 3, **HOW).logp_BT)
+        assert isinstance(decoder.copy.lm_head, PackedLinear) == packed
         with torch.no_grad():
             for p in model.parameters():
                 p.mul_(1.5)
@@ -251,14 +266,49 @@ def test_on_a_gpu_widths_are_whole_spans_but_within_the_context(monkeypatch):
 
 def test_bf16_weights_are_widened_where_the_processor_cannot_multiply_them(small, monkeypatch):
     model = small("llama").to(torch.bfloat16)
-    monkeypatch.setattr(decode, "bf16_arithmetic", lambda: True)
-    assert inference_copy(model) is model
     monkeypatch.setattr(decode, "bf16_arithmetic", lambda: False)
     wide = inference_copy(model)
     assert {p.dtype for p in wide.parameters()} == {torch.float32}
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     roll = generate(model, PROMPTS, 4, max_new_tokens=12, eos_id=1, seed=3)
     assert (token_logp(wide, roll.tokens_BT, roll.mask_BT)[0] - roll.logp_BT).abs().max() < 2e-5
+
+
+@bf16_only
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("rows, inputs, outputs", [(1, 576, 1536), (7, 3, 5), (33, 129, 70)])
+def test_a_packed_layer_multiplies_as_bf16_does(rows, inputs, outputs, bias):
+    """Against the exact product of what was rounded to bf16: 8 bits remain of it."""
+    torch.manual_seed(0)
+    layer, x = torch.nn.Linear(inputs, outputs, bias), torch.randn(rows, 1, inputs)
+    layer.__class__ = PackedLinear
+    layer.pack()
+    rounded, weight = x.bfloat16().double(), layer.weight.bfloat16().double()
+    exact, terms = rounded @ weight.T, rounded.abs() @ weight.abs().T
+    if bias:
+        exact = exact + layer.bias.bfloat16().double()
+    found = layer(x)
+    assert found.dtype == torch.bfloat16 and found.shape == exact.shape
+    assert ((found - exact).abs() <= 2**-8 * exact.abs() + inputs * 2**-23 * terms + 1e-30).all()
+
+
+@bf16_only
+def test_only_what_bf16_multiplies_is_packed(small):
+    """Not in fp32, and no layer whose forward is its own; the weights stay the model's."""
+    model = small("llama")
+    assert inference_copy(model) is model
+
+    class Doubled(torch.nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    model.model.layers[0].mlp.up_proj.__class__ = Doubled
+    with torch.autocast("cpu", torch.bfloat16):
+        packed = inference_copy(model)
+    kinds = [type(m) for m in packed.modules() if isinstance(m, torch.nn.Linear)]
+    assert kinds.count(Doubled) == 1 and set(kinds) == {Doubled, PackedLinear}
+    assert {p.data_ptr() for p in packed.parameters()} == {p.data_ptr() for p in model.parameters()}
+    assert PackedLinear not in map(type, model.modules())
 
 
 @pytest.mark.gpu

@@ -50,6 +50,21 @@ def test_gamma_zero_is_plain_grpo_bit_for_bit(run):
     assert not same_weights(weights(plain, 4), weights(merci, 4))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_attention_is_learned_in_fp32_where_a_cpu_learns_in_bf16(run, monkeypatch, dtype):
+    """In every layer that has a gradient, and the run goes on as others do."""
+    computed, attention = set(), torch.nn.functional.scaled_dot_product_attention
+
+    def watched(query, *more, **options):
+        if query.requires_grad:
+            computed.add((query.dtype, torch.is_autocast_enabled("cpu")))
+        return attention(query, *more, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    run("one", dtype=dtype, steps=2)
+    assert computed == {(torch.float32, False)}
+
+
 def test_an_objective_that_reads_outcomes_is_given_them(run, monkeypatch):
     """Equal numbers for equal final answers, whatever the bonus counts: here answers are graded by
     themselves, so equal answers have equal rewards, and there are several.

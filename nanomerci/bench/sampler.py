@@ -198,7 +198,7 @@ def run(o):
         f"distribution, so a round's tokens are the mean over\nall peers and rounds, "
         f"{mean(tokens):,.0f} ({min(tokens):,} to {max(tokens):,}), end tokens included, pads not."
     )
-    if device.type == "cpu" and decode.inference_copy(model) is not model:
+    if decode.inference_copy(model).dtype != model.dtype:
         print(
             "Nor the arithmetic: this processor has none in bf16, and ours widens the weights to "
             "fp32 for the round."

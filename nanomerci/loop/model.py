@@ -15,6 +15,8 @@ from pathlib import Path
 import torch
 from torch.utils.checkpoint import checkpoint
 from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -22,6 +24,8 @@ from transformers import (
     LlamaModel,
     PreTrainedTokenizerFast,
 )
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as transformers_logging
 
@@ -111,6 +115,24 @@ def encode(tokenizer, prompt):
 def autocast(c, device):
     """The precision of forward and backward passes: --dtype."""
     return torch.autocast(device.type, torch.bfloat16, enabled=c.dtype == "bfloat16")
+
+
+def learn_attention_in_fp32(model):
+    """On a CPU PyTorch's backward pass of attention takes five times as long in bf16."""
+    AttentionInterface.register("learned_in_fp32", _attend)
+    AttentionMaskInterface.register("learned_in_fp32", sdpa_mask)
+    model.set_attn_implementation("learned_in_fp32")
+
+
+def _attend(module, query, key, value, attention_mask, **options):
+    if not torch.is_grad_enabled():
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    if attention_mask is not None and attention_mask.is_floating_point():
+        attention_mask = attention_mask.float()
+    with torch.autocast(query.device.type, enabled=False):
+        wide = query.float(), key.float(), value.float(), attention_mask
+        attended, weights = sdpa_attention_forward(module, *wide, **options)
+    return attended.to(query.dtype), weights
 
 
 def hidden_states(model, tokens_BT):
