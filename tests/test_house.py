@@ -104,7 +104,7 @@ def test_sizes():
     """What a reader walks is short, functions fit on a screen."""
     lines = {file: len(file.read_text().splitlines()) for file in sources()}
     assert sum(lines[ROOT / name] for name in READERS_PATH) <= 2300
-    assert sum(lines.values()) <= 14_350
+    assert sum(lines.values()) <= 14_400
     for file in sources():
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.FunctionDef):

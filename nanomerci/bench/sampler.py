@@ -188,6 +188,7 @@ def run(o):
             took, lengths[name] = timed(model, function, *given)
             seconds[name].append(took)
             tokens.append(sum(lengths[name]))
+    least, most = int(min(tokens)), int(max(tokens))
     for name, times in seconds.items():
         took = median(times)
         ratio = took / median(seconds["nanomerci"])
@@ -196,7 +197,7 @@ def run(o):
         f"equal: weights, prompts, dtype, process, temperature 1, end tokens; median seconds of "
         f"{o.rounds} rounds in turn.\nNot equal: the random numbers. All draw responses from one "
         f"distribution, so a round's tokens are the mean over\nall peers and rounds, "
-        f"{mean(tokens):,.0f} ({min(tokens):,} to {max(tokens):,}), end tokens included, pads not."
+        f"{mean(tokens):,.0f} ({least:,} to {most:,}), end tokens included, pads not."
     )
     if decode.inference_copy(model).dtype != model.dtype:
         print(
