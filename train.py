@@ -36,10 +36,10 @@ from nanomerci.loop.evaluate import evaluate
 from nanomerci.loop.metrics import sample_record, step_metrics
 from nanomerci.loop.model import (
     StateReader,
+    attend_in_fp32,
     autocast,
     distinct_rows,
     enable_gradient_checkpointing,
-    learn_attention_in_fp32,
     token_logp,
 )
 from nanomerci.loop.rollout import Batch, Rollout, SampleOptions
@@ -152,7 +152,8 @@ class Models:
     def load(cls, c, folder, task, device):
         policy, initial, tokenizer = load_models(c, folder, task, device)
         if device.type == "cpu" and c.dtype == "bfloat16":
-            learn_attention_in_fp32(policy)
+            for model in (policy, initial):
+                attend_in_fp32(model)
         check_model(policy, c.model)
         dtype = getattr(torch, c.dtype)
         features = None

@@ -16,10 +16,8 @@ a checkout the package's path includes their folder. Each has one name, nanomerc
 the bare `cfn` in a checkout is given the same module.
 """
 
-import ctypes
 import os
 import sys
-from contextlib import suppress
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import PathFinder
@@ -30,13 +28,6 @@ from pathlib import Path
 # everything takes several times as long. To be set before torch is imported; the number is chosen
 # by a table in docs/performance.md.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-
-# glibc returns a large block to the system when it is freed, and the next is filled with zeros page
-# by page. Kept, as its heap keeps small ones (M_MMAP_MAX, M_TRIM_THRESHOLD), a step of SmolLM2 on
-# a CPU takes 6 to 14 % less time. Elsewhere than in glibc there is no mallopt.
-with suppress(OSError, AttributeError):
-    for _parameter, _value in ((-4, 0), (-1, -1)):
-        ctypes.CDLL(None).mallopt(_parameter, _value)
 
 TOP_LEVEL = ("train", "sample", "cfn", "grpo", "dapo", "kernels")
 _root = Path(__file__).parent.parent

@@ -161,8 +161,10 @@ def test_each_prompt_is_forwarded_once_or_not_apart_at_all(small):
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
-def test_attention_that_is_learned_in_fp32_has_the_gradient_of_fp32(small, family):
-    """Of the same bf16 numbers, under autocast or not; without gradients nothing changes."""
+def test_attention_in_fp32_has_the_values_and_the_gradient_of_fp32(small, family):
+    """Of the same bf16 numbers, under autocast or not, with gradients or without; for a single
+    query nothing changes.
+    """
     model = small(family)
     layer = model.model.layers[0].self_attn
     torch.manual_seed(0)
@@ -172,9 +174,9 @@ def test_attention_that_is_learned_in_fp32_has_the_gradient_of_fp32(small, famil
     for mask in (None, torch.zeros(3, 1, 5, 7).index_fill(3, torch.tensor([6]), -torch.inf)):
         if mask is not None:
             mask = mask.bfloat16()
-        with torch.no_grad():
-            plain = model_file.sdpa_attention_forward(layer, query, key, value, mask)[0]
-            assert model_file._attend(layer, query, key, value, mask)[0].equal(plain)
+        one = query[:, :, :1], key, value, None if mask is None else mask[:, :, :1]
+        plain = model_file.sdpa_attention_forward(layer, *one)[0]
+        assert model_file._attend(layer, *one)[0].equal(plain)
         wide = [x.detach().float().requires_grad_() for x in (query, key, value)]
         wide_mask = None if mask is None else mask.float()
         exact = model_file.sdpa_attention_forward(layer, *wide, wide_mask)[0].bfloat16()
@@ -184,26 +186,30 @@ def test_attention_that_is_learned_in_fp32_has_the_gradient_of_fp32(small, famil
             with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
                 found = model_file._attend(layer, query, key, value, mask)[0]
             found.sum().backward()
+            with torch.no_grad():
+                assert model_file._attend(layer, query, key, value, mask)[0].equal(found)
             assert found.equal(exact) and query.grad.equal(wide[0].grad.bfloat16())
 
 
-def test_a_model_whose_attention_is_learned_in_fp32_is_the_same_model(small):
+def test_a_model_that_attends_in_fp32_is_the_same_model(small):
     """Also where its layers see a window of the text, by a mask that transformers makes."""
     tokens_BT = torch.arange(24).reshape(2, 12) % 20
     shape = small("qwen2").config.to_dict()
     windowed = MistralConfig(**shape | {"sliding_window": 4, "head_dim": 8, "layer_types": None})
     for model in (small("llama"), AutoModelForCausalLM.from_config(windowed).eval()):
         before = model(tokens_BT).logits
-        model_file.learn_attention_in_fp32(model)
+        model_file.attend_in_fp32(model)
         assert model(tokens_BT).logits.equal(before)
 
 
 KEPT = """
-import nanomerci, torch
+import torch
+from nanomerci.runtime import ranks
 
 def resident():  # bytes
     return int(open("/proc/self/statm").read().split()[1]) * 4096
 
+ranks.start("cpu")
 torch.ones(1 << 20)
 before = resident()
 large = torch.ones(1 << 26)

@@ -15,7 +15,7 @@ from runs import TIMES, metrics, same_weights, weights
 
 from nanomerci import grpo, train
 from nanomerci.objectives import OBJECTIVES, Objective
-from nanomerci.runtime import checkpoint
+from nanomerci.runtime import checkpoint, config
 from nanomerci.runtime.config import UserError
 
 
@@ -51,17 +51,21 @@ def test_gamma_zero_is_plain_grpo_bit_for_bit(run):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_attention_is_learned_in_fp32_where_a_cpu_learns_in_bf16(run, monkeypatch, dtype):
-    """In every layer that has a gradient, and the run goes on as others do."""
+def test_a_cpu_attends_in_fp32(run, monkeypatch, dtype):
+    """Wherever more than one token is forwarded: in the update, in what its ratio is taken to, and
+    in the frozen copy.
+    """
     computed, attention = set(), torch.nn.functional.scaled_dot_product_attention
 
     def watched(query, *more, **options):
-        if query.requires_grad:
+        if query.shape[2] > 1:
             computed.add((query.dtype, torch.is_autocast_enabled("cpu")))
         return attention(query, *more, **options)
 
+    monkeypatch.setattr(train, "check_model", lambda *_: None)  # in the dtype of the weights
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
-    run("one", dtype=dtype, steps=2)
+    first = run("one", dtype=dtype, steps=1, minibatches=2, old_logp="trainer", save_every=1)
+    train.main(config.parse([f"--resume={first}", "--steps=2"]))
     assert computed == {(torch.float32, False)}
 
 

@@ -139,7 +139,7 @@ def plan(c, config, n, width, fleet, card):
     D, L, V, R = config.hidden_size, config.num_hidden_layers, config.vocab_size, c.max_new_tokens
     sharded, frozen = c.shard == "fsdp" and fleet > 1, needs_reference(c)
     part = n / fleet if sharded else n
-    copied = sharded or size == 2 or on_cpu(c)  # gathered, cast or packed
+    copies = (sharded or size == 2) * (2 if on_cpu(c) and size == 2 else 1)  # there also packed
     ends = V * D * (1 if config.tie_word_embeddings else 2)  # embedding and head
     layer = (n - ends) / L
     counter, replay = 24 * c.cfn_hidden * (D + c.coins), 2 * D * c.cfn_replay / fleet
@@ -148,7 +148,7 @@ def plan(c, config, n, width, fleet, card):
         ("weights", 4 * part, "fp32 master weights"),
         ("optimiser", 8 * part, "AdamW's two moments, fp32"),
         ("frozen model", size * part * frozen, f"the initial policy, {c.dtype}"),
-        ("copy", size * n * copied, f"of all weights, {c.dtype}, to compute with"),
+        ("copy", size * n * copies, f"of all weights, {c.dtype}, to compute with"),
         ("counter", counter + replay, "network, prior, moments; this rank's part of the replay"),
     ]
     free = card / 4 if on_cpu(c) else (card - sum(size for _, size, _ in always)) / 2
