@@ -19,6 +19,7 @@ from transformers import (
 from nanomerci import sample
 from nanomerci.loop import cost, decode
 from nanomerci.loop.rollout import SampleOptions
+from nanomerci.runtime import ranks
 
 # random weights in the shapes of known models: speed does not ask what a model has learnt
 TINY = LlamaConfig, (128, 96, 288, 3, 4, 4, 8192, True)
@@ -172,7 +173,7 @@ def profile(model, given, shown=6):
 
 
 def run(o):
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = ranks.start("auto")  # as a run does
     model = build(o.shape, getattr(torch, o.dtype), device)
     prompts, ends = work(model, o.rows, o.group, o.length)
     given = prompts, o.group, o.length, ends
