@@ -182,6 +182,8 @@ class Run:
         self.task = tasks.load(c)
         models = Models.load(c, self.folder, self.task, self.device)
         self.models = models
+        if self.device.type == "cpu" and not ranks.is_sharded(models.policy):
+            ranks.keep_freed_memory()
         self.optimizer = torch.optim.AdamW(
             models.policy.parameters(),
             lr=c.lr,

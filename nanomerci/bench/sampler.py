@@ -173,7 +173,9 @@ def profile(model, given, shown=6):
 
 
 def run(o):
-    device = ranks.start("auto")  # as a run does
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        ranks.keep_freed_memory()  # as a run does
     model = build(o.shape, getattr(torch, o.dtype), device)
     prompts, ends = work(model, o.rows, o.group, o.length)
     given = prompts, o.group, o.length, ends

@@ -38,8 +38,6 @@ def start(device, rank_timeout=1800.0):
         raise UserError("--device cuda: torch finds no GPU on this machine; try --device cpu")
     if device == "auto":
         device = "cuda" if usable else "cpu"
-    if device == "cpu":
-        keep_freed_memory()
     if device == "cuda":
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
         torch.cuda.set_device(device)
@@ -56,7 +54,10 @@ def start(device, rank_timeout=1800.0):
 
 
 def keep_freed_memory():
-    """glibc returns a large block to the system when it is freed, and the next is filled with zeros
+    """For a run on a CPU, once its models are loaded. Not for a sharded one: gathering weights of
+    all sizes would leave holes, more than twice the memory in all.
+
+    glibc returns a large block to the system when it is freed, and the next is filled with zeros
     page by page. Kept as small ones are (M_MMAP_MAX, M_TRIM_THRESHOLD), a step of SmolLM2 takes
     6 to 14 % less time. Other C libraries have no mallopt.
     """
