@@ -139,7 +139,7 @@ def plan(c, config, n, width, fleet, card):
     D, L, V, R = config.hidden_size, config.num_hidden_layers, config.vocab_size, c.max_new_tokens
     sharded, frozen = c.shard == "fsdp" and fleet > 1, needs_reference(c)
     part = n / fleet if sharded else n
-    copies = (sharded or size == 2) * (2 if on_cpu(c) and size == 2 else 1)  # there also packed
+    copies = (sharded or size == 2) + (on_cpu(c) and size == 2)  # gathered or cast; packed
     ends = V * D * (1 if config.tie_word_embeddings else 2)  # embedding and head
     layer = (n - ends) / L
     counter, replay = 24 * c.cfn_hidden * (D + c.coins), 2 * D * c.cfn_replay / fleet

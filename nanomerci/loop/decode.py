@@ -211,28 +211,37 @@ def inference_copy(model):
     per call, and packed on a CPU. A processor without bf16 arithmetic multiplies fp32 six times as
     fast (measured: 64 against 10 GFLOP/s per core); there bf16 weights are widened.
     """
-    kind, in_bf16 = model.device.type, computed_in(model) == torch.bfloat16
+    kind, dtype = model.device.type, computed_in(model)
     autocast = torch.is_autocast_enabled(kind)
-    if kind == "cpu" and in_bf16 and not bf16_arithmetic():
-        return model if autocast else copy.deepcopy(model).float()
-    packed = kind == "cpu" and in_bf16
-    if packed and 2 * model.num_parameters() > memory(model.device) / 4:
-        say_once("weights are not packed to sample, as the copy would fill a quarter of memory")
-        return model
-    if not packed and not (kind == "cuda" and autocast and model.dtype == torch.float32):
+    if kind == "cpu" and dtype == torch.bfloat16:
+        if not bf16_arithmetic():
+            return model if autocast else copy.deepcopy(model).float()
+        if dtype.itemsize * model.num_parameters() > memory(model.device) / 4:
+            say_once("weights are not packed to sample, as the copy would fill a quarter of memory")
+            return model
+        prepare = pack
+    elif kind == "cuda" and autocast and model.dtype == torch.float32:
+        prepare = cast
+    else:
         return model
     tensors = *model.parameters(), *model.buffers(), *getattr(model, "shards", ())
     shared = copy.deepcopy(model, {id(x): x for x in tensors})  # new modules, the same tensors
-    for layer in shared.modules():
-        if packed and type(layer) is torch.nn.Linear:  # a subclass has a forward of its own
-            if autocast or layer.weight.dtype == torch.bfloat16:
-                layer.__class__ = PackedLinear
-                layer.pack()
-        elif isinstance(layer, torch.nn.Linear) and not packed:
-            for name, value in list(layer.named_parameters(recurse=False)):
-                cast = value.to(torch.get_autocast_dtype(kind))
-                setattr(layer, name, torch.nn.Parameter(cast, requires_grad=False))
+    for module in shared.modules():
+        if isinstance(module, torch.nn.Linear) and (autocast or module.weight.dtype == dtype):
+            prepare(module)
     return shared
+
+
+def pack(layer):
+    if type(layer) is torch.nn.Linear:  # a subclass has a forward of its own
+        layer.__class__ = PackedLinear
+        layer.pack()
+
+
+def cast(layer):
+    for name, value in list(layer.named_parameters(recurse=False)):
+        value = value.to(torch.get_autocast_dtype(layer.weight.device.type))
+        setattr(layer, name, torch.nn.Parameter(value, requires_grad=False))
 
 
 @torch.no_grad()
